@@ -1,0 +1,61 @@
+"""Every error agentpar raises, sorted by whose fault it is.
+
+AgentparError
+├── UsageError            the caller: a wrong argument, an unknown name
+│   ├── ConfigError       a YAML file, with file:line:column
+│   └── MissingPackage    an optional package is not installed (the message has the command)
+├── PlanError             the model: text that is no plan, a reference that leads nowhere
+└── BackendError          the world
+    ├── ModelServerError  the model server: unreachable, refused, broke off
+    ├── WeightsError      model weights: not found, wrong hash, not convertible
+    └── FetchError        a page or a search: refused address, too large, not text
+
+A caller's mistake raises at once. The model's mistakes and a tool's failures do not
+travel as exceptions: they become data (`PlanFault`, `Failed`) that the joiner reads.
+"""
+
+from __future__ import annotations
+
+
+class AgentparError(Exception):
+    """Base of every error raised on purpose by agentpar."""
+
+
+class UsageError(AgentparError):
+    """The caller's mistake: says what was wrong, where, and what to do."""
+
+
+class ConfigError(UsageError):
+    """A mistake in a configuration file; the message starts with ``file:line:column``."""
+
+
+class MissingPackage(UsageError, ImportError):
+    """An optional package is needed and absent."""
+
+    def __init__(self, package: str, *, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed: "
+            f"pip install 'agentpar[{extra}]'"
+        )
+        self.package = package
+        self.extra = extra
+
+
+class PlanError(AgentparError):
+    """The model's mistake, where it has to be raised (a reference that leads nowhere)."""
+
+
+class BackendError(AgentparError):
+    """The world's failure, once retries are spent."""
+
+
+class ModelServerError(BackendError):
+    """The model server could not be started or reached, refused, or broke off."""
+
+
+class WeightsError(BackendError):
+    """Model weights were not found, did not match their hash, or could not be converted."""
+
+
+class FetchError(BackendError):
+    """A page or a search could not be had: address refused, too large, not text, HTTP error."""

@@ -1,0 +1,219 @@
+"""Facts about a run, in the order they happened: the one spine of the house.
+
+The machine decides from these, and every reader (terminal, timeline, record, replay,
+your own ``async for event in run``) sees the same ones. ``at`` is seconds since the
+run began, stamped by the driver's clock; nothing else here tells the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from agentpar.plan import Outcome, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one or more model calls; ``cached_tokens`` of the prompt came from a prefix cache."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    calls: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.calls + other.calls,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """One ``[n]`` of an answer, checked by program against what the run has read.
+
+    ``n`` is the id of the task whose result is cited. ``passage`` is the text in that
+    result that carries the sentence, empty where none does; then ``supported`` is False
+    and ``problem`` says why.
+    """
+
+    n: int
+    sentence: str
+    source: str
+    title: str = ""
+    passage: str = ""
+    supported: bool = True
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    run_id: str
+    question: str
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlanStarted:
+    round: int
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlanText:
+    """The planner wrote ``text`` (a piece of a stream)."""
+
+    round: int
+    text: str
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPlanned:
+    round: int
+    task: Task
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFault:
+    """A line of the plan cannot be used. ``task_id`` is the line's number where it has one."""
+
+    round: int
+    message: str
+    line: str = ""
+    task_id: int | None = None
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlanEnded:
+    round: int
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFailed:
+    """The planner itself broke (the server went away, say); tasks planned so far stand."""
+
+    round: int
+    error: str
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalAsked:
+    """The call is ready but its tool is risky: it waits for `ApprovalGiven`."""
+
+    task_id: int
+    args: Mapping[str, Any] = field(default_factory=dict)
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalGiven:
+    task_id: int
+    allowed: bool
+    reason: str = ""
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStarted:
+    task_id: int
+    args: Mapping[str, Any] = field(default_factory=dict)
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDone:
+    task_id: int
+    outcome: Outcome
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class JoinStarted:
+    round: int
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class JoinText:
+    """The joiner wrote ``text`` (a piece of a stream)."""
+
+    round: int
+    text: str
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplanAsked:
+    round: int
+    why: str
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The joiner's answer. ``unsupported`` holds the sentences that no cited passage carries."""
+
+    round: int
+    text: str
+    citations: tuple[Citation, ...] = ()
+    unsupported: tuple[str, ...] = ()
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class JoinFailed:
+    round: int
+    error: str
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUsed:
+    """One model call ended. ``first_token`` and ``seconds`` count from its request."""
+
+    purpose: Literal["plan", "join"]
+    round: int
+    usage: Usage
+    first_token: float = 0.0
+    seconds: float = 0.0
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished:
+    """The last event of a run."""
+
+    status: Literal["answered", "failed", "cancelled"]
+    error: str = ""
+    at: float = 0.0
+
+
+Event = (
+    RunStarted
+    | PlanStarted
+    | PlanText
+    | TaskPlanned
+    | PlanFault
+    | PlanEnded
+    | PlanFailed
+    | ApprovalAsked
+    | ApprovalGiven
+    | TaskStarted
+    | TaskDone
+    | JoinStarted
+    | JoinText
+    | ReplanAsked
+    | Answered
+    | JoinFailed
+    | ModelUsed
+    | RunFinished
+)

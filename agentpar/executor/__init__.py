@@ -1,0 +1,1 @@
+"""The executor: a pure machine that decides, a driver that does."""

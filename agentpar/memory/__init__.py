@@ -1,0 +1,1 @@
+"""What a run has read, kept with its source."""

@@ -1,0 +1,1 @@
+"""A small web that ships: real pages, a real server, a real search index, on loopback."""

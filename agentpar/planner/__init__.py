@@ -1,0 +1,1 @@
+"""The planner: from a question to tasks, streamed; and from results to an answer."""

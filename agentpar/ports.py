@@ -1,0 +1,66 @@
+"""The doors between the rooms: what each room may expect of the others."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from agentpar.events import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """What a runtime is asked to write.
+
+    At most one of ``grammar`` (EBNF as xgrammar reads it) and ``json_schema`` is set, and
+    only for a runtime whose ``capabilities()`` include it. ``stop`` strings end the text
+    and are not part of it.
+    """
+
+    messages: tuple[Message, ...]
+    max_tokens: int = 512
+    temperature: float = 0.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    grammar: str | None = None
+    json_schema: Mapping[str, Any] | None = field(default=None)
+
+
+Capability = Literal["grammar", "json_schema"]
+
+
+@runtime_checkable
+class Runtime(Protocol):
+    """Turns a request into text, piece by piece."""
+
+    def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
+        """Yield text pieces as they are written, then one `Usage` as the last item.
+
+        Closing the generator early (``aclose``, cancellation) aborts the request on the
+        server. Raises `ModelServerError` once retries are spent; a request is never
+        retried after its first piece of text.
+        """
+        ...
+
+    async def capabilities(self) -> frozenset[Capability]:
+        """Which constraints on the output this runtime can enforce."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release connections and processes that this runtime owns."""
+        ...
+
+
+class Clock(Protocol):
+    """Monotonic seconds."""
+
+    def now(self) -> float: ...

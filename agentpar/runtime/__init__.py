@@ -1,0 +1,1 @@
+"""Runtimes: what turns a prompt into text."""

@@ -1,0 +1,1 @@
+"""Tools: things a plan can call."""

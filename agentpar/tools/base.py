@@ -1,0 +1,42 @@
+"""What a tool is: a name, a schema for its arguments, and something to call.
+
+Where a tool comes from (a Python function, LangChain, an MCP server) is the business
+of the files beside this one; what runs it, and when, is the executor's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Effect = Literal["read", "write"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tool:
+    """Something a plan can call.
+
+    ``parameters`` is a JSON Schema object with ``properties`` in calling order and
+    ``additionalProperties: false``. ``validate`` takes the arguments by name and returns
+    them converted, with defaults filled in; it raises `UsageError` naming the argument.
+    ``call`` takes what ``validate`` returned, as keywords. ``returns`` tells the planner
+    in one line what the value looks like, so that it can write ``$1.url``.
+    A tool whose ``effect`` is "write" never runs without approval.
+    """
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    call: Callable[..., Awaitable[Any]]
+    validate: Callable[[Mapping[str, Any]], dict[str, Any]]
+    effect: Effect = "read"
+    timeout: float | None = None
+    returns: str = ""
+    function: Callable[..., Any] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the decorated function directly, as if it had never been made a tool."""
+        if self.function is None:
+            raise TypeError(f"tool {self.name!r} was not made from a Python function")
+        return self.function(*args, **kwargs)
