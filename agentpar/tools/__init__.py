@@ -1,1 +1,6 @@
-"""Tools: things a plan can call."""
+"""Tools: what a plan can call, and the ways to make one."""
+
+from agentpar.tools.base import Effect, Tool
+from agentpar.tools.function import as_tool, to_data, tool, toolbox
+
+__all__ = ["Effect", "Tool", "as_tool", "to_data", "tool", "toolbox"]
