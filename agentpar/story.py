@@ -1,0 +1,304 @@
+"""A run told from its events: the one fold that every view reads.
+
+Pure: it reads no clock, draws nothing and knows no terminal, file or browser. All times
+are the events' own, in seconds since the run began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, assert_never
+
+from agentpar.events import (
+    Answered,
+    ApprovalAsked,
+    ApprovalGiven,
+    Event,
+    JoinFailed,
+    JoinStarted,
+    JoinText,
+    ModelUsed,
+    PlanEnded,
+    PlanFailed,
+    PlanFault,
+    PlanStarted,
+    PlanText,
+    ReplanAsked,
+    RunFinished,
+    RunStarted,
+    TaskDone,
+    TaskPlanned,
+    TaskStarted,
+    Usage,
+)
+from agentpar.plan import Failed, Ok, Outcome, Skipped, Task
+
+State = Literal["waiting", "asking", "running", "ok", "failed", "skipped", "stopped"]
+Status = Literal["running", "answered", "failed", "cancelled"]
+Span = tuple[float, float]
+
+UNPLANNED = "?"  # the tool of a task that has an outcome but was never planned (a faulty line)
+
+
+@dataclass(slots=True)
+class TaskStory:
+    """What is known of one task. Changed by `Story.add` only."""
+
+    task: Task
+    round: int
+    planned: float
+    filled: Mapping[str, Any] | None = None
+    started: float | None = None
+    ended: float | None = None
+    outcome: Outcome | None = None
+    asking: bool = False
+
+    def span(self, now: float) -> Span | None:
+        """From start to end, or to ``now`` while it runs; None for a task that never ran."""
+        if self.started is None:
+            return None
+        return self.started, now if self.ended is None else self.ended
+
+
+@dataclass(slots=True)
+class RoundStory:
+    """What is known of one round: a plan, then a join. Changed by `Story.add` only."""
+
+    number: int
+    plan_started: float | None = None
+    plan_first_text: float | None = None
+    plan_ended: float | None = None
+    plan_text: list[str] = field(default_factory=list)
+    plan_error: str = ""
+    join_started: float | None = None
+    join_first_text: float | None = None
+    join_ended: float | None = None
+    join_text: list[str] = field(default_factory=list)
+    join_error: str = ""
+    replan: str = ""
+
+    def plan_span(self, now: float) -> Span | None:
+        """The time the planner wrote, up to ``now`` while it still writes."""
+        return _span(self.plan_started, self.plan_ended, now)
+
+    def join_span(self, now: float) -> Span | None:
+        """The time the joiner wrote, up to ``now`` while it still writes."""
+        return _span(self.join_started, self.join_ended, now)
+
+    def writing(self) -> str:
+        """The line the planner is in the middle of."""
+        return "".join(self.plan_text).rpartition("\n")[2]
+
+
+class Story:
+    """Everything a view shows about a run. One door in: `add`."""
+
+    def __init__(self) -> None:
+        self.run_id = ""
+        self.question = ""
+        self.status: Status = "running"
+        self.error = ""
+        self.began = 0.0
+        self.now = 0.0
+        self.tasks: dict[int, TaskStory] = {}
+        self.rounds: dict[int, RoundStory] = {}
+        self.faults: list[PlanFault] = []
+        self.models: list[ModelUsed] = []
+        self.answer: Answered | None = None
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> Self:
+        """The story of a whole stream."""
+        story = cls()
+        for event in events:
+            story.add(event)
+        return story
+
+    def add(self, event: Event) -> None:
+        """Take in the next fact. Linear over a run; never raises, whatever the order."""
+        self.now = max(self.now, event.at)
+        match event:
+            case RunStarted(run_id, question, at):
+                self.run_id, self.question, self.began = run_id, question, at
+            case PlanStarted(number, at):
+                self._round(number).plan_started = at
+            case PlanText(number, text, at):
+                round_ = self._round(number)
+                round_.plan_text.append(text)
+                if round_.plan_first_text is None:
+                    round_.plan_first_text = at
+            case TaskPlanned(number, task, at):
+                self._round(number)
+                self.tasks[task.id] = TaskStory(task, number, at)
+            case PlanFault():
+                self.faults.append(event)
+            case PlanEnded(number, at):
+                self._round(number).plan_ended = at
+            case PlanFailed(number, error, at):
+                round_ = self._round(number)
+                round_.plan_ended, round_.plan_error = at, error
+            case ApprovalAsked(id, args, _):
+                task_ = self._task(id)
+                task_.filled, task_.asking = args, True
+            case ApprovalGiven(id):
+                self._task(id).asking = False
+            case TaskStarted(id, args, at):
+                task_ = self._task(id)
+                task_.filled, task_.started, task_.asking = args, at, False
+            case TaskDone(id, outcome, at):
+                task_ = self._task(id)
+                task_.outcome, task_.ended, task_.asking = outcome, at, False
+            case JoinStarted(number, at):
+                self._round(number).join_started = at
+            case JoinText(number, text, at):
+                round_ = self._round(number)
+                round_.join_text.append(text)
+                if round_.join_first_text is None:
+                    round_.join_first_text = at
+            case ReplanAsked(number, why, at):
+                round_ = self._round(number)
+                round_.join_ended, round_.replan = at, why
+            case Answered(number, at=at):
+                self._round(number).join_ended = at
+                self.answer = event
+            case JoinFailed(number, error, at):
+                round_ = self._round(number)
+                round_.join_ended, round_.join_error = at, error
+            case ModelUsed():
+                self.models.append(event)
+            case RunFinished(status, error, _):
+                self.status, self.error = status, error
+            case _:
+                assert_never(event)
+
+    def _round(self, number: int) -> RoundStory:
+        return self.rounds.setdefault(number, RoundStory(number))
+
+    def _task(self, id: int) -> TaskStory:
+        """The task, or a stand-in for one whose plan line could not be used."""
+        if id not in self.tasks:
+            number = max(self.rounds, default=1)
+            self.tasks[id] = TaskStory(Task(id, UNPLANNED), number, self.now)
+        return self.tasks[id]
+
+    def state(self, task: TaskStory) -> State:
+        """Where the task stands; ``stopped`` where the run ended before the task did."""
+        match task.outcome:
+            case Ok():
+                return "ok"
+            case Failed():
+                return "failed"
+            case Skipped():
+                return "skipped"
+        if self.status != "running":
+            return "stopped"
+        if task.asking:
+            return "asking"
+        return "waiting" if task.started is None else "running"
+
+    def outcomes(self) -> dict[int, Outcome]:
+        """How each settled task ended, by id."""
+        return {id: task.outcome for id, task in self.tasks.items() if task.outcome is not None}
+
+    def text(self) -> str:
+        """The answer, or as much of it as the joiner of the last round has written."""
+        if self.answer is not None:
+            return self.answer.text
+        last = self.rounds[max(self.rounds)] if self.rounds else RoundStory(1)
+        return "".join(last.join_text)
+
+    def usage(self) -> Usage:
+        """Tokens of all model calls together."""
+        return sum((model.usage for model in self.models), Usage())
+
+    def first_answer_text(self) -> float | None:
+        """When the first piece of the answer was there."""
+        if self.answer is None:
+            return None
+        return self._round(self.answer.round).join_first_text
+
+    def wall(self) -> float:
+        """Seconds from the run's first event to its last."""
+        return self.now - self.began
+
+    def tool_seconds(self) -> float:
+        """Seconds of all tool calls added up: what they would take one after another."""
+        return sum(end - start for start, end in self._tool_spans())
+
+    def tool_wall(self) -> float:
+        """Seconds in which at least one tool call ran."""
+        return _length(_union(self._tool_spans()))
+
+    def speedup(self) -> float:
+        """How many times faster than one call after another; 1.0 where no call took time."""
+        wall = self.tool_wall()
+        return self.tool_seconds() / wall if wall > 0 else 1.0
+
+    def overlap(self) -> float:
+        """Seconds in which tools ran while a planner was still writing."""
+        spans = (round_.plan_span(self.now) for round_ in self.rounds.values())
+        planning = _union(span for span in spans if span is not None)
+        return _length(_common(planning, _union(self._tool_spans())))
+
+    def critical_path(self) -> tuple[int, ...]:
+        """The chain of tasks that the answer waited for.
+
+        In each round: the task that ended last, before it the task it needed that ended
+        last, and so on. Rounds follow each other, so their chains do too.
+        """
+        path: list[int] = []
+        for number in sorted(self.rounds):
+            ran = {
+                id: task.ended
+                for id, task in self.tasks.items()
+                if task.round == number and task.started is not None and task.ended is not None
+            }
+            chain: list[int] = []
+            last = max(ran, key=lambda id: (ran[id], -id), default=None)
+            while last is not None:
+                chain.append(last)
+                # A task leaves `ran` once walked, so that a broken record cannot loop.
+                del ran[last]
+                needs = [need for need in self.tasks[last].task.needs if need in ran]
+                last = max(needs, key=lambda id: (ran[id], -id), default=None)
+            path.extend(reversed(chain))
+        return tuple(path)
+
+    def _tool_spans(self) -> list[Span]:
+        spans = (task.span(self.now) for task in self.tasks.values())
+        return [span for span in spans if span is not None]
+
+
+def _span(start: float | None, end: float | None, now: float) -> Span | None:
+    return None if start is None else (start, now if end is None else end)
+
+
+def _union(spans: Iterable[Span]) -> list[Span]:
+    """The time covered by any of ``spans``, as spans that do not touch, in order."""
+    merged: list[Span] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _common(left: list[Span], right: list[Span]) -> list[Span]:
+    """The time covered by both; each side as `_union` returns it."""
+    shared: list[Span] = []
+    i = j = 0
+    while i < len(left) and j < len(right):
+        start, end = max(left[i][0], right[j][0]), min(left[i][1], right[j][1])
+        if start < end:
+            shared.append((start, end))
+        if left[i][1] < right[j][1]:
+            i += 1
+        else:
+            j += 1
+    return shared
+
+
+def _length(spans: Iterable[Span]) -> float:
+    return sum(end - start for start, end in spans)

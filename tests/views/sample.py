@@ -1,0 +1,212 @@
+"""A realistic recorded run for the views: two rounds, a failed page, a skipped call."""
+
+from __future__ import annotations
+
+from agentpar.events import (
+    Answered,
+    Citation,
+    Event,
+    JoinStarted,
+    JoinText,
+    ModelUsed,
+    PlanEnded,
+    PlanFault,
+    PlanStarted,
+    PlanText,
+    ReplanAsked,
+    RunFinished,
+    RunStarted,
+    TaskDone,
+    TaskPlanned,
+    TaskStarted,
+    Usage,
+)
+from agentpar.plan import Failed, Ok, Outcome, Ref, Skipped, Task
+
+CHILE = (
+    "Chile is a country in western South America. "
+    "Chile had a population of 19,629,590 in 2023. Its capital is Santiago."
+)
+PERU = (
+    "Peru is a country in western South America. "
+    "The population of Peru is 34,352,719 people as of 2023. Its capital is Lima."
+)
+TASKS = {
+    1: Task.of(1, "web_search", "Find a page on each country.", query="Chile population"),
+    2: Task.of(2, "web_search", query="Peru population"),
+    3: Task.of(3, "web_fetch", url=Ref(1, (0, "url"))),
+    4: Task.of(4, "web_fetch", url=Ref(2, (0, "url"))),
+    5: Task.of(5, "calc", expression="a - b", a=Ref(4, ("population",)), b=Ref(3, ("population",))),
+    6: Task.of(6, "web_fetch", "The first page on Peru was gone.", url=Ref(2, (1, "url"))),
+    7: Task.of(7, "calc", expression="a - b", a=Ref(6, ("population",)), b=Ref(3, ("population",))),
+}
+SEARCHES = {
+    1: [{"title": "Chile", "url": "http://atlas.example/chile"}],
+    2: [
+        {"title": "Peru", "url": "http://atlas.example/peru"},
+        {"title": "Peru: people", "url": "http://almanac.example/peru"},
+    ],
+}
+PAGES = {
+    3: {"title": "Chile", "url": "http://atlas.example/chile", "text": CHILE,
+        "population": 19629590},
+    6: {"title": "Peru: people", "url": "http://almanac.example/peru", "text": PERU,
+        "population": 34352719},
+}  # fmt: skip
+ANSWER = (
+    "Peru has more people than Chile. Peru has 34,352,719 inhabitants [6], "
+    "Chile 19,629,590 [3], so Peru has 14,723,129 more [7]. "
+    "Most of them live on the coast."
+)
+
+
+def events() -> list[Event]:
+    """The run: a question, a plan whose fourth call fails, a second plan, a cited answer."""
+    return sorted([*_first_round(), *_second_round()], key=lambda event: event.at)
+
+
+def _first_round() -> list[Event]:
+    lines = (
+        ("Thought: Find a page on each country.\n", None, 0.3),
+        ('1. web_search(query="Chile population")\n', 1, 0.62),
+        ('2. web_search(query="Peru population")\n', 2, 0.95),
+        ("3. web_fetch(url=$1[0].url)\n", 3, 1.24),
+        ("4. web_fetch(url=$2[0].url)\n", 4, 1.5),
+        ("5. calc(expression=\"a - b\", a=$4.population, b=$3.population)\n", 5, 2.05),
+        ("6. serach(query=\"South America\")\n", None, 2.3),
+        ("join()", None, 2.45),
+    )  # fmt: skip
+    run: list[Event] = [
+        RunStarted("20261103-141502-k3f9", "Which has more people, Chile or Peru?", 0.0),
+        PlanStarted(1, 0.02),
+    ]
+    for text, task, at in lines:
+        run.append(PlanText(1, text, at))
+        if task is not None:
+            run.append(TaskPlanned(1, TASKS[task], at))
+    message = "tool 'serach' is not known; the agent has 'web_search', 'web_fetch', 'calc'"
+    return [
+        *run,
+        PlanFault(1, message, line='6. serach(query="South America")', at=2.3),
+        PlanEnded(1, 2.45),
+        ModelUsed("plan", 1, Usage(612, 118, 512, 1), first_token=0.28, seconds=2.43, at=2.45),
+        *_call(1, 0.62, 1.1, Ok(SEARCHES[1]), query="Chile population"),
+        *_call(2, 0.95, 1.61, Ok(SEARCHES[2]), query="Peru population"),
+        *_call(3, 1.24, 2.3, Ok(PAGES[3]), url="http://atlas.example/chile"),
+        *_call(
+            4, 1.61, 3.2, Failed("HTTP 404 for http://atlas.example/peru"),
+            url="http://atlas.example/peru",
+        ),
+        TaskDone(5, Skipped(4), 3.2),
+        JoinStarted(1, 3.21),
+        JoinText(1, "Replan: the page on Peru is gone, ", 3.6),
+        JoinText(1, "read the other one", 3.9),
+        ReplanAsked(1, "the page on Peru is gone, read the other one", 3.95),
+        ModelUsed("join", 1, Usage(840, 14, 0, 1), first_token=0.39, seconds=0.74, at=3.95),
+    ]  # fmt: skip
+
+
+def _second_round() -> list[Event]:
+    pieces = ANSWER.split(" ")
+    return [
+        PlanStarted(2, 3.96),
+        PlanText(2, "Thought: The first page on Peru was gone.\n", 4.2),
+        PlanText(2, "6. web_fetch(url=$2[1].url)\n", 4.5),
+        TaskPlanned(2, TASKS[6], 4.5),
+        PlanText(2, '7. calc(expression="a - b", a=$6.population, b=$3.population)\n', 5.0),
+        TaskPlanned(2, TASKS[7], 5.0),
+        PlanText(2, "join()", 5.2),
+        PlanEnded(2, 5.2),
+        ModelUsed("plan", 2, Usage(905, 52, 600, 1), first_token=0.24, seconds=1.24, at=5.2),
+        *_call(6, 4.5, 5.6, Ok(PAGES[6]), url="http://almanac.example/peru"),
+        *_call(7, 5.6, 5.61, Ok(14723129), expression="a - b", a=34352719, b=19629590),
+        JoinStarted(2, 5.62),
+        *(
+            JoinText(2, piece + " ", 6.0 + 1.6 * number / len(pieces))
+            for number, piece in enumerate(pieces)
+        ),
+        Answered(
+            2,
+            ANSWER,
+            citations=(
+                Citation(
+                    6, "Peru has 34,352,719 inhabitants [6]", "http://almanac.example/peru",
+                    "Peru: people", "The population of Peru is 34,352,719 people as of 2023.",
+                ),
+                Citation(
+                    3, "Chile 19,629,590 [3]", "http://atlas.example/chile", "Chile",
+                    "Chile had a population of 19,629,590 in 2023.",
+                ),
+                Citation(7, "so Peru has 14,723,129 more [7].", "calc", "", "14723129"),
+            ),
+            unsupported=("Most of them live on the coast.",),
+            at=7.65,
+        ),
+        ModelUsed("join", 2, Usage(1204, 61, 840, 1), first_token=0.38, seconds=2.0, at=7.65),
+        RunFinished("answered", at=7.66),
+    ]  # fmt: skip
+
+
+def _call(id: int, start: float, end: float, outcome: Outcome, **args: object) -> list[Event]:
+    return [TaskStarted(id, args, start), TaskDone(id, outcome, end)]
+
+
+HOSTILE = (
+    "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=1'>"
+    "<!--<script> [bold red]{{js}}{{answer}}[/] \x1b]0;pwned\x07\x1b[2J "
+    "\u202egnp.exe\u2066 \ud800 &lt;b&gt; javascript:alert(1) \x00 $1 `;` %% \"quote\" 'q' \\"
+)
+
+
+def hostile_events() -> list[Event]:
+    """A run in which every text that a model or a page can write is `HOSTILE`."""
+    task = Task.of(1, "web_fetch", HOSTILE, url=HOSTILE, deep={HOSTILE: [Ref(9), HOSTILE]})
+    return [
+        RunStarted(HOSTILE, HOSTILE, 0.0),
+        PlanStarted(1, 0.0),
+        PlanText(1, HOSTILE, 0.1),
+        TaskPlanned(1, task, 0.1),
+        TaskPlanned(1, Task.of(2, HOSTILE, url="x"), 0.2),
+        PlanFault(1, HOSTILE, line=HOSTILE, task_id=3, at=0.2),
+        PlanEnded(1, 0.3),
+        TaskStarted(1, {"url": HOSTILE}, 0.1),
+        TaskDone(1, Ok({"text": HOSTILE * 3, HOSTILE: HOSTILE}), 0.5),
+        TaskStarted(2, {"url": "x"}, 0.3),
+        TaskDone(2, Failed(HOSTILE), 0.6),
+        JoinStarted(1, 0.6),
+        JoinText(1, HOSTILE, 0.7),
+        Answered(
+            1,
+            f"Cited [1] {HOSTILE}",
+            citations=(
+                Citation(1, "Cited [1]", "javascript:alert(1)//" + HOSTILE, HOSTILE, HOSTILE),
+                Citation(2, HOSTILE, HOSTILE, HOSTILE, "", supported=False, problem=HOSTILE),
+            ),
+            unsupported=(HOSTILE,),
+            at=0.9,
+        ),
+        RunFinished("answered", HOSTILE, 1.0),
+    ]
+
+
+def big_events(count: int = 1000) -> list[Event]:
+    """A run of ``count`` tasks, every tenth needing the two before it."""
+    run: list[Event] = [RunStarted("big", "A thousand pages?", 0.0), PlanStarted(1, 0.0)]
+    for id in range(1, count + 1):
+        start = 0.01 * id
+        args = {"a": Ref(id - 1), "b": Ref(id - 2)} if id % 10 == 0 else {"query": f"page {id}"}
+        run.append(TaskPlanned(1, Task.of(id, "web_search", **args), start))
+        run.append(TaskStarted(id, {"query": f"page {id}"}, start + 0.3 * (id % 10 == 0)))
+        run.append(TaskDone(id, Ok({"text": f"page {id} " * 300}), start + 0.4 + 0.01 * (id % 37)))
+    end = 0.01 * count + 1
+    return sorted(
+        [
+            *run,
+            PlanEnded(1, 0.01 * count),
+            JoinStarted(1, end),
+            JoinText(1, "All ", end + 0.1),
+            Answered(1, "All read.", at=end + 1),
+            RunFinished("answered", at=end + 1),
+        ],
+        key=lambda event: event.at,
+    )
