@@ -27,6 +27,9 @@ from typing import Any, overload
 from agentpar.errors import UsageError
 from agentpar.tools.base import Effect, Tool
 
+if typing.TYPE_CHECKING:  # pydantic loads when the first tool is made
+    from pydantic import TypeAdapter
+
 Validate = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
@@ -115,7 +118,7 @@ def as_tool(thing: object) -> Tool:
     """``thing`` as a `Tool`: a tool as it is, a typed function, or a LangChain tool."""
     if isinstance(thing, Tool):
         return thing
-    if callable(getattr(thing, "ainvoke", None)) and hasattr(thing, "args_schema"):
+    if callable(getattr(thing, "ainvoke", None)) and hasattr(thing, "name"):
         from agentpar.tools.langchain import from_langchain
 
         return from_langchain(thing)
@@ -133,6 +136,11 @@ def toolbox(things: Iterable[object]) -> dict[str, Tool]:
             raise UsageError(f"two tools are named {made.name!r}: rename one with tool(name=…)")
         tools[made.name] = made
     return tools
+
+
+def plan_name(name: str) -> str:
+    """A foreign tool's name as a plan can write it: ``tavily-search`` is ``tavily_search``."""
+    return re.sub(r"\W|^(?=\d)", "_", name)
 
 
 def _checked_name(name: str) -> str:
@@ -199,14 +207,9 @@ def _compile(
     hints: Mapping[str, Any],
     texts: Mapping[str, str],
 ) -> tuple[dict[str, Any], Validate]:
-    """The JSON Schema of the arguments, and the function that checks and converts them.
-
-    pydantic sees a typed dict, not a model: its keys can be any name (``json``, ``_id``),
-    and its validator returns the very dict that the call needs.
-    """
-    from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
+    """The JSON Schema of the arguments, and the function that checks and converts them."""
+    from pydantic import Field, PydanticUserError
     from pydantic.json_schema import GenerateJsonSchema
-    from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
     class QuietSchema(GenerateJsonSchema):
         """A default that JSON cannot hold is left out of the schema, without a warning."""
@@ -218,34 +221,85 @@ def _compile(
 
     fields: dict[str, Any] = {}
     for key, parameter in parameters.items():
-        kind = hints[key]
-        if parameter.default is parameter.empty:
+        kind, default = hints[key], parameter.default
+        if default is parameter.empty:
             fields[key] = typing.Required[kind]
         else:
-            if parameter.default is None:
-                kind = kind | None if isinstance(kind, type) else typing.Optional[kind]  # noqa: UP045
-            fields[key] = typing.NotRequired[
-                typing.Annotated[kind, Field(default=parameter.default)]
-            ]
-    make: Any = TypedDict
-    arguments = make(name, fields)
-    arguments.__pydantic_config__ = ConfigDict(extra="forbid")
+            kind = kind if default is not None else typing.Union[kind, None]  # noqa: UP007
+            fields[key] = typing.NotRequired[typing.Annotated[kind, Field(default=default)]]
     try:
-        adapter = TypeAdapter(arguments)
+        adapter = _adapter(name, fields)
         schema = tidy(adapter.json_schema(schema_generator=QuietSchema))
     except PydanticUserError as error:
         raise UsageError(f"tool {name!r}: its types make no schema: {error.message}") from error
     for key, text in texts.items():
         schema["properties"][key].setdefault("description", text)
+    return schema, _checker(name, adapter, tuple(fields))
+
+
+def check_schema(name: str, schema: Mapping[str, Any]) -> Validate:
+    """A ``validate`` for a tool that brings its own JSON Schema (an object's).
+
+    It checks names, presence and types down to the items of lists; what lies deeper in
+    objects, and defaults, are left to the tool's owner, who has the real types.
+    """
+    required = schema.get("required", ())
+    fields = {
+        key: typing.Required[_type_of(item)]
+        if key in required
+        else typing.NotRequired[_type_of(item)]
+        for key, item in schema.get("properties", {}).items()
+    }
+    return _checker(name, _adapter(name, fields), tuple(fields))
+
+
+def _type_of(schema: Any) -> Any:
+    """The Python type that takes what a JSON Schema describes; `Any` where it says too little."""
+    match schema:
+        case {"enum": [*values]} if all(isinstance(v, str | int | None) for v in values):
+            return typing.Literal[tuple(values)]
+        case {"anyOf": [*branches]} | {"oneOf": [*branches]}:
+            return typing.Union[tuple(map(_type_of, branches))]  # noqa: UP007
+        case {"type": [*names]}:
+            return typing.Union[tuple(_type_of({**schema, "type": n}) for n in names)]  # noqa: UP007
+        case {"type": "array", **rest}:
+            return list[_type_of(rest.get("items"))]  # type: ignore[misc]
+        case {"type": "object"}:
+            return dict[str, Any]
+        case {"type": "number"}:
+            return int | float
+        case {"type": "string" | "integer" | "boolean" | "null" as word}:
+            return {"string": str, "integer": int, "boolean": bool, "null": None}[word]
+    return Any
+
+
+def _adapter(name: str, fields: Mapping[str, Any]) -> TypeAdapter[Any]:
+    """What pydantic makes of the arguments.
+
+    It sees a typed dict, not a model: the keys can then be any name (``json``, ``_id``),
+    and validating returns the very dict that the call needs.
+    """
+    from pydantic import ConfigDict, TypeAdapter
+    from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+
+    make: Any = TypedDict
+    arguments = make(name, fields)
+    arguments.__pydantic_config__ = ConfigDict(extra="forbid")
+    return TypeAdapter(arguments)
+
+
+def _checker(name: str, adapter: TypeAdapter[Any], known: tuple[str, ...]) -> Validate:
+    from pydantic import ValidationError
+
     check = adapter.validator.validate_python
 
     def validate(args: Mapping[str, Any]) -> dict[str, Any]:
         try:
             return check(args)  # type: ignore[no-any-return]
         except ValidationError as error:
-            raise UsageError(_complaint(name, error.errors(), args, tuple(parameters))) from None
+            raise UsageError(complaint(name, error.errors(), args, known)) from None
 
-    return schema, validate
+    return validate
 
 
 def tidy(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -306,8 +360,8 @@ def _refs(node: Any) -> Iterator[str]:
 # ── What was wrong with the arguments ────────────────────────────────────────────
 
 
-def _complaint(
-    name: str, errors: Sequence[Any], args: Mapping[str, Any], known: tuple[str, ...]
+def complaint(
+    name: str, errors: Iterable[Any], args: Mapping[str, Any], known: tuple[str, ...]
 ) -> str:
     """pydantic's errors as one line: which argument, what it must be, what it is."""
     found: dict[str, list[str]] = {}
