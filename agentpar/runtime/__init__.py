@@ -1,1 +1,31 @@
-"""Runtimes: what turns a prompt into text."""
+"""Runtimes: what turns a request into text. `open_runtime` picks one from a model address."""
+
+from __future__ import annotations
+
+from agentpar.errors import UsageError
+from agentpar.ports import Runtime
+
+__all__ = ["open_runtime"]
+
+
+def open_runtime(model: str, *, api_key: str | None = None) -> Runtime:
+    """The runtime for ``model``: ``http(s)://HOST:PORT/v1`` or ``vllm:PATH``.
+
+    ``api_key`` goes to the HTTP server as a bearer token and nowhere else. Opening loads
+    nothing and calls nobody; the first request does.
+
+    Raises `UsageError` for any other form of ``model``.
+    """
+    if model.startswith(("http://", "https://")):
+        from agentpar.runtime.client import OpenAIRuntime
+
+        return OpenAIRuntime(model, api_key=api_key)
+    if model.startswith("vllm:"):
+        from agentpar.runtime.engine import EngineRuntime
+
+        return EngineRuntime(model.removeprefix("vllm:"))
+    raise UsageError(
+        f"model {model!r} is neither the address of an OpenAI-compatible server "
+        "('http://localhost:8000/v1') nor a folder of weights for an engine in this process "
+        "('vllm:/path/to/folder')"
+    )
