@@ -78,8 +78,10 @@ _NAME = r"[^\W\d][\w.\-]*"
 _NUMBER = r"[ \t]*(?:[-*•][ \t]+)?(?P<id>[0-9]{1,9})[ \t]*[.):][ \t]*"
 _OPENING = re.compile(rf"(?:{_NUMBER}(?P<tool>{_NAME})|[ \t]*(?P<join>join))\(")
 _NUMBERED = re.compile(_NUMBER)
-_THOUGHT = re.compile(r"(?:[-*•][ \t]+)?thought[ \t]*(?:[0-9]+[ \t]*)?:(?P<thought>.*)", re.IGNORECASE)
 # These are held against stripped lines.
+_THOUGHT = re.compile(
+    r"(?:[-*•][ \t]+)?thought[ \t]*(?:[0-9]+[ \t]*)?:(?P<thought>.*)", re.IGNORECASE
+)
 _IGNORED = re.compile(r"(?:```[^`]*|#.*)?")
 _AFTER_CALL = re.compile(r"[.,;]?[ \t]*(?:#.*)?")
 _ENDING = re.compile(rf"(?:{_NUMBER})?(?:join|<END_OF_PLAN>)")
@@ -149,8 +151,7 @@ class PlanParser:
         if self._ended:
             self._held.clear()
             return []
-        self._held.insert(0, self._text[self._start :])
-        self._text = "".join(self._held)
+        self._text = self._text[self._start :] + "".join(self._held)
         self._held.clear()
         self._pos -= self._start
         self._fresh = max(self._fresh - self._start, -1)

@@ -1,0 +1,83 @@
+"""Holds a call against the tools and the plan so far, and makes it a task.
+
+The parser says what was written; this file says whether it can be meant: the tool exists,
+every argument has a name and a fitting type, every reference leads to an earlier task. The
+grammar rules the same mistakes out while the model writes, so both must agree.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from agentpar.errors import PlanError
+from agentpar.plan import Task, needs
+from agentpar.planner.parser import Call
+from agentpar.tools.base import Tool
+from agentpar.tools.schema import problem
+
+
+def bind(call: Call, tools: Mapping[str, Tool], known: Collection[int]) -> Task:
+    """The task that ``call`` means. ``known`` holds the ids planned before it.
+
+    Positional arguments take the names of the schema, in its order. Raises `PlanError`
+    that says what is wrong and, for a misspelled name, which one is near.
+    """
+    tool = tools.get(call.tool)
+    if tool is None:
+        raise PlanError(f"unknown tool {call.tool!r}{_instead(call.tool, tools)}")
+    if call.id in known:
+        raise PlanError(f"there is a task {call.id} already; number this one anew")
+    args = _named(call, tool) if call.args else call.kwargs
+    _check(args, tool)
+    needed = needs(args)
+    for id in needed:
+        if id not in known:
+            where = "itself" if id == call.id else f"task {id}, which is not planned before it"
+            raise PlanError(f"{call.tool}: ${id} refers to {where}")
+    return Task(call.id, call.tool, args, needed, call.thought)
+
+
+def _named(call: Call, tool: Tool) -> dict[str, Any]:
+    """The arguments by name, in the order of writing."""
+    names = list(tool.parameters.get("properties", ()))
+    if len(call.args) > len(names):
+        raise PlanError(
+            f"{tool.name} takes {len(names)} arguments ({', '.join(names)}), not {len(call.args)}"
+        )
+    args = dict(zip(names, call.args, strict=False))
+    for name, value in call.kwargs.items():
+        if name in args:
+            raise PlanError(f"{tool.name}: argument {name!r} is given by place and by name")
+        args[name] = value
+    return args
+
+
+def _check(args: Mapping[str, Any], tool: Tool) -> None:
+    schema = tool.parameters
+    properties = schema.get("properties", {})
+    others = schema.get("additionalProperties", False)
+    for name, value in args.items():
+        if name in properties:
+            found = problem(properties[name], value, schema)
+        elif others is False:
+            raise PlanError(f"{tool.name} has no argument {name!r}{_instead(name, properties)}")
+        else:
+            found = problem(others, value, schema)
+        if found is not None:
+            at = "" if found[0] in ".[" else " "
+            raise PlanError(f"{tool.name}: argument {name!r}{at}{found}")
+    missing = [name for name in schema.get("required", ()) if name not in args]
+    if missing:
+        raise PlanError(f"{tool.name} needs {' and '.join(map(repr, missing))}")
+
+
+def _instead(name: str, known: Iterable[str]) -> str:
+    """What to write instead: the nearest name, and all there are if they are few."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    if near:
+        return f": did you mean {near[0]!r}?"
+    listed = ", ".join(map(repr, names[:12])) + (", …" if len(names) > 12 else "")
+    return f"; there is {listed}" if names else "; there is none"
