@@ -190,7 +190,8 @@ def _parameters(
     for key, parameter in parameters.items():
         match parameter.kind:
             case parameter.VAR_POSITIONAL | parameter.VAR_KEYWORD:
-                raise UsageError(f"tool {name!r} takes {parameter}: name and type each argument")
+                stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**"
+                raise UsageError(f"tool {name!r} takes {stars}{key}: name and type each argument")
             case parameter.POSITIONAL_ONLY:
                 raise UsageError(
                     f"tool {name!r}: parameter {key!r} is positional-only, but a plan gives "
@@ -523,7 +524,7 @@ def _records(annotation: Any) -> Iterator[tuple[Any, tuple[str, ...]]]:
             yield annotation, tuple(fields)
         elif issubclass(annotation, tuple) and hasattr(annotation, "_fields"):
             yield annotation, annotation._fields
-        elif typing.is_typeddict(annotation):
+        elif hasattr(annotation, "__total__"):  # a typed dict, of typing or typing_extensions
             yield annotation, tuple(annotation.__annotations__)
 
 
