@@ -1,0 +1,464 @@
+"""A run as one HTML page that opens offline and can be sent to a colleague.
+
+It reads the story of a run and nothing else: no clock, no network, no files of the run.
+Everything in it that a model or a page wrote is escaped, the script reads it as data,
+and a content security policy lets no other script, style, image or request through.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from html import escape
+from importlib import resources
+from typing import Any
+
+from agentpar.drawing import svg
+from agentpar.events import Answered, Citation, Event
+from agentpar.plaintext import one_line, seconds, visible
+from agentpar.plan import Failed, Ok, Skipped
+from agentpar.planner.parser import format_call
+from agentpar.story import RoundStory, Span, Story, TaskStory
+
+_SHOWN = 4_000  # characters of a result or an argument; the record of the run has the rest
+_AROUND = 160  # characters of the page shown before and after a cited passage
+_DRAWN = 200  # tasks up to which the plan's graph is drawn
+_CITE = re.compile(r"\[(\d+(?:\s*,\s*\d+)*)\]")
+_SLOT = re.compile(r"\{\{(\w+)\}\}")
+
+_LEGEND = """<ul class="legend">
+<li><svg><rect class="plan-bar" width="20" height="10" rx="3"/><rect class="plan-tick" x="9" width="2" height="10"/></svg>planning, a tick per task</li>
+<li><svg><rect class="wait" y="4" width="9" height="2"/><rect class="bar" x="9" width="11" height="10" rx="3"/></svg>waiting, running</li>
+<li class="failed"><svg><rect class="bar" width="20" height="10" rx="3"/></svg>failed</li>
+<li class="skipped"><svg><rect class="bar" x="1" y="1" width="18" height="8" rx="3"/></svg>skipped</li>
+<li class="critical"><svg><rect class="bar" x="1" y="1" width="18" height="8" rx="3"/></svg>critical path</li>
+<li><svg><rect class="join-wait" width="7" height="10" rx="3"/><rect class="join-bar" x="7" width="13" height="10" rx="3"/></svg>joining</li>
+</ul>"""  # noqa: E501 - markup reads better unbroken
+
+
+def render_timeline(events: Iterable[Event]) -> str:
+    """The run as a self-contained HTML page, in light and dark.
+
+    Any prefix of a run, and any record of a run that broke off, gives a page.
+    Results and arguments are cut to 4,000 characters, and say so where they are.
+    """
+    story = Story.of(events)
+    css, js = _asset("timeline.css"), _asset("timeline.js")
+    slots = {
+        "css": css,
+        "css_hash": _hash(css),
+        "js": js,
+        "js_hash": _hash(js),
+        "title": escape(one_line(story.question, 80) or "agentpar run"),
+        "header": _header(story),
+        "answer": _answer(story),
+        "legend": _LEGEND,
+        "gantt": _gantt(story),
+        "faults": _faults(story),
+        "plan": _plan(story),
+        "data": _data(story),
+    }
+    # One pass over the template alone: what is filled in is never read for slots again.
+    return _SLOT.sub(lambda slot: slots[slot[1]], _asset("timeline.html"))
+
+
+@cache
+def _asset(name: str) -> str:
+    return resources.files("agentpar").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _safe(text: str) -> str:
+    return escape(visible(text))
+
+
+# --- head -------------------------------------------------------------------------------
+
+
+def _header(story: Story) -> str:
+    error = f'<p class="error">{_safe(story.error)}</p>' if story.error else ""
+    totals = "".join(
+        f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>"
+        for name, value, note in _totals(story)
+    )
+    return (
+        f'<header><div class="over"><span class="status {story.status}">{story.status}</span>'
+        f"<code>{_safe(story.run_id)}</code></div>"
+        f"<h1>{_safe(story.question)}</h1>{error}"
+        f'<dl class="totals">{totals}</dl></header>'
+    )
+
+
+def _totals(story: Story) -> Iterator[tuple[str, str, str]]:
+    yield "Wall time", seconds(story.wall()), "question to end"
+    first = story.first_answer_text()
+    if first is not None:
+        yield "First words", seconds(first - story.began), "of the answer"
+    if story.tool_wall() > 0:
+        work, wall = seconds(story.tool_seconds()), seconds(story.tool_wall())
+        yield "Tools in parallel", f"{story.speedup():.2f}×", f"{work} of calls in {wall}"
+        yield "Planning overlap", seconds(story.overlap()), "tools ran while planning"
+    usage = story.usage()
+    if usage.calls:
+        cached = f", {usage.cached_tokens:,} cached" if usage.cached_tokens else ""
+        note = f"{usage.prompt_tokens:,} read{cached}, {usage.completion_tokens:,} written"
+        yield "Tokens", f"{usage.prompt_tokens + usage.completion_tokens:,}", note
+    counts: dict[str, int] = {}
+    for task in story.tasks.values():
+        state = story.state(task)
+        counts[state] = counts.get(state, 0) + 1
+    if counts:
+        note = ", ".join(f"{count} {state}" for state, count in counts.items())
+        yield "Tasks", f"{len(story.tasks):,}", note
+
+
+# --- answer -----------------------------------------------------------------------------
+
+
+def _answer(story: Story) -> str:
+    answer = story.answer
+    if answer is None:
+        text = story.text()
+        if not text:
+            return ""
+        return (
+            '<section aria-labelledby="answer-title"><h2 id="answer-title">Unfinished answer'
+            f'</h2><p class="answer">{_safe(text)}</p></section>'
+        )
+    absent = [sentence for sentence in answer.unsupported if sentence not in answer.text]
+    note = ""
+    if answer.unsupported:
+        note = "Underlined: no passage that the run has read carries this."
+        if absent:
+            items = "".join(f"<li>{_safe(sentence)}</li>" for sentence in absent)
+            note = f"No passage that the run has read carries this:<ul>{items}</ul>"
+        note = f'<div class="unsupported-note">{note}</div>'
+    evidence = "".join(
+        _evidence(number, citation, story) for number, citation in enumerate(answer.citations, 1)
+    )
+    return (
+        '<section aria-labelledby="answer-title"><h2 id="answer-title">Answer</h2>'
+        f'<p class="answer">{_marked(answer)}</p>{note}'
+        + (f'<ol class="evidence" aria-label="Evidence">{evidence}</ol>' if evidence else "")
+        + "</section>"
+    )
+
+
+def _marked(answer: Answered) -> str:
+    """The answer with its citation marks as links and its unsupported sentences underlined."""
+    text = answer.text
+    doubtful = sorted(
+        (start, start + len(sentence))
+        for sentence in answer.unsupported
+        if sentence and (start := text.find(sentence)) >= 0
+    )
+    html, at = [], 0
+    for start, end in doubtful:
+        if start < at:  # a sentence inside one that is marked already
+            continue
+        html.append(_linked(text, at, start, answer))
+        html.append(
+            '<span class="unsupported" title="No passage that the run has read carries this">'
+            f"{_linked(text, start, end, answer)}</span>"
+        )
+        at = end
+    html.append(_linked(text, at, len(text), answer))
+    return "".join(html)
+
+
+def _linked(text: str, start: int, end: int, answer: Answered) -> str:
+    html, at = [], start
+    for mark in _CITE.finditer(text, start, end):
+        html.append(_safe(text[at : mark.start()]))
+        for n in map(int, mark[1].split(",")):
+            number = _cited(n, mark.start(), answer)
+            if number is None:
+                html.append(f'<a class="cite unchecked" href="#task-{n}">{n}</a>')
+            else:
+                checked = "" if answer.citations[number - 1].supported else " unchecked"
+                html.append(f'<a class="cite{checked}" href="#evidence-{number}">{n}</a>')
+        at = mark.end()
+    html.append(_safe(text[at:end]))
+    return "".join(html)
+
+
+def _cited(n: int, at: int, answer: Answered) -> int | None:
+    """Which citation, counted from 1, the mark ``[n]`` at ``at`` stands for."""
+    found = None
+    for number, citation in enumerate(answer.citations, 1):
+        if citation.n != n:
+            continue
+        start = answer.text.find(citation.sentence)
+        # The mark may stand inside its sentence or right behind it.
+        if 0 <= start <= at <= start + len(citation.sentence) + 2:
+            return number
+        found = found or number
+    return found
+
+
+def _evidence(number: int, citation: Citation, story: Story) -> str:
+    url = citation.source
+    link = _safe(url)
+    if re.match(r"https?://", url):
+        link = f'<a href="{link}" rel="noopener noreferrer" target="_blank">{link}</a>'
+    body = ""
+    if citation.passage:
+        before, after = _context(citation, story)
+        body = f"<blockquote>{before}<mark>{_safe(citation.passage)}</mark>{after}</blockquote>"
+    if not citation.supported:
+        body += f'<div class="problem">Not supported: {_safe(citation.problem)}</div>'
+    title = f"{_safe(citation.title)} " if citation.title else ""
+    return (
+        f'<li id="evidence-{number}"><a class="n" href="#task-{citation.n}" '
+        f'title="The call that read it">[{citation.n}]</a> {title}'
+        f'<span class="url">{link}</span>{body}</li>'
+    )
+
+
+def _context(citation: Citation, story: Story) -> tuple[str, str]:
+    """What stands before and after the passage in the result it was found in."""
+    task = story.tasks.get(citation.n)
+    if task is None or not isinstance(task.outcome, Ok):
+        return "", ""
+    for text in _texts(task.outcome.value):
+        start = text.find(citation.passage)
+        if start >= 0:
+            end = start + len(citation.passage)
+            before, after = text[max(0, start - _AROUND) : start], text[end : end + _AROUND]
+            return (
+                ("…" if start > _AROUND else "") + _safe(before),
+                _safe(after) + ("…" if end + _AROUND < len(text) else ""),
+            )
+    return "", ""
+
+
+def _texts(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case Mapping():
+            for item in value.values():
+                yield from _texts(item)
+        case list() | tuple():
+            for item in value:
+                yield from _texts(item)
+
+
+# --- lanes ------------------------------------------------------------------------------
+
+
+class _Scale:
+    """Seconds of the run to percent of the lanes' width."""
+
+    def __init__(self, story: Story) -> None:
+        self.began = story.began
+        self.length = max(story.wall(), 1e-3)
+
+    def x(self, at: float) -> float:
+        return round(max(0.0, min(100.0, (at - self.began) / self.length * 100)), 3)
+
+    def rect(self, name: str, span: Span, y: int, height: int, least: float = 0.0) -> str:
+        x = min(self.x(span[0]), 100 - least)
+        width = max(least, round(self.x(span[1]) - x, 3))
+        corner = ' rx="3"' if height > 4 else ""
+        return f'<rect class="{name}" x="{x}%" y="{y}" width="{width}%" height="{height}"{corner}/>'
+
+    def label(self, span: Span, text: str) -> str:
+        """Text behind the bar, or before it where the bar ends near the right edge."""
+        if self.x(span[1]) <= 88:
+            return f'<text x="{self.x(span[1])}%" dx="6" y="17">{text}</text>'
+        return f'<text x="{self.x(span[0])}%" dx="-6" y="17" text-anchor="end">{text}</text>'
+
+    def ticks(self) -> Iterator[tuple[float, str]]:
+        """At most eight round numbers of seconds, as percent and label."""
+        rough = self.length / 8
+        unit = 10.0 ** math.floor(math.log10(rough))
+        step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
+        digits = max(0, -math.floor(math.log10(step)))
+        for number in range(int(self.length / step) + 1):
+            yield self.x(self.began + number * step), f"{number * step:.{digits}f} s"
+
+
+def _gantt(story: Story) -> str:
+    scale = _Scale(story)
+    critical = set(story.critical_path())
+    tasks_of: dict[int, list[TaskStory]] = {}
+    for task in story.tasks.values():
+        tasks_of.setdefault(task.round, []).append(task)
+    parts = [_grid(story, scale)]
+    for number in sorted({*story.rounds, *tasks_of}):
+        round_ = story.rounds.get(number, RoundStory(number))
+        tasks = tasks_of.get(number, [])
+        parts.append(_planner_lane(round_, tasks, story, scale))
+        parts.extend(_task_row(task, story, scale, task.task.id in critical) for task in tasks)
+        parts.append(_joiner_lane(round_, story, scale))
+        if round_.replan:
+            parts.append(f'<div class="row why"><span>↻ {_safe(round_.replan)}</span></div>')
+    return "".join(parts)
+
+
+def _grid(story: Story, scale: _Scale) -> str:
+    ticks = list(scale.ticks())
+    bands = "".join(
+        scale.rect("band", span, 0, 1).replace('height="1"', 'height="100%"')
+        for round_ in story.rounds.values()
+        if (span := round_.plan_span(story.now))
+    )
+    lines = "".join(f'<line x1="{x}%" x2="{x}%" y1="0" y2="100%"/>' for x, _ in ticks)
+    labels = "".join(
+        f'<text x="{x}%" y="14" text-anchor="{"start" if x == 0 else "end" if x > 97 else "middle"}'
+        f'">{text}</text>'
+        for x, text in ticks
+    )
+    return (
+        f'<div class="grid" aria-hidden="true"><svg>{bands}{lines}</svg></div>'
+        f'<div class="row axis" aria-hidden="true"><span></span><svg>{labels}</svg></div>'
+    )
+
+
+def _planner_lane(round_: RoundStory, tasks: list[TaskStory], story: Story, scale: _Scale) -> str:
+    span = round_.plan_span(story.now)
+    if span is None:
+        return ""
+    ticks = "".join(
+        f'<rect class="plan-tick" x="{scale.x(task.planned)}%" y="6" width="2" height="14">'
+        f"<title>task {task.task.id}, {seconds(task.planned - story.began)}</title></rect>"
+        for task in tasks
+    )
+    bar = scale.rect("plan-bar", span, 6, 14, 0.25)
+    return _lane(f"Plan {round_.number}", bar + ticks, span, round_.plan_error, scale)
+
+
+def _joiner_lane(round_: RoundStory, story: Story, scale: _Scale) -> str:
+    span = round_.join_span(story.now)
+    if span is None:
+        return ""
+    first = round_.join_first_text
+    bars = scale.rect("join-wait", span, 6, 14, 0.25)
+    if first is not None:
+        bars += scale.rect("join-bar", (first, span[1]), 6, 14, 0.25)
+    return _lane(f"Join {round_.number}", bars, span, round_.join_error, scale)
+
+
+def _lane(name: str, bars: str, span: Span, error: str, scale: _Scale) -> str:
+    broken = " broken failed" if error else ""
+    note = f"{seconds(span[1] - span[0])}{' ✕' if error else ''}"
+    row = (
+        f'<div class="row lane{broken}"><span class="name">{name}</span>'
+        f"<svg>{bars}{scale.label(span, note)}</svg></div>"
+    )
+    return row + (f'<div class="row why"><span>✕ {_safe(error)}</span></div>' if error else "")
+
+
+def _task_row(task: TaskStory, story: Story, scale: _Scale, critical: bool) -> str:
+    state, id = story.state(task), task.task.id
+    span = task.span(story.now)
+    until = task.ended if task.ended is not None else story.now
+    if span is None:  # it never ran: skipped, or failed before its call
+        shown, note = (task.planned, until), str(state)
+    else:
+        shown, note = span, seconds(span[1] - span[0]) + ("" if state == "ok" else f" {state}")
+    wait = ""
+    if span is not None and span[0] > task.planned:
+        wait = scale.rect("wait", (task.planned, span[0]), 12, 2)
+    call = format_call(task.task.tool, task.task.args)
+    args = one_line(call[len(task.task.tool) + 1 : -1], 90)
+    return (
+        f'<div class="row task {state}{" critical" if critical else ""}" id="task-{id}" '
+        f'data-task="{id}"><button class="name" type="button" '
+        f'title="{escape(one_line(call, 400))}"><span class="id">{id}</span>'
+        f'<b>{escape(one_line(task.task.tool, 40))}</b><span class="args">{escape(args)}</span>'
+        f'</button><svg aria-hidden="true">{wait}{scale.rect("bar", shown, 7, 12, 0.3)}'
+        f"{scale.label(shown, note)}</svg></div>"
+    )
+
+
+# --- below the lanes --------------------------------------------------------------------
+
+
+def _faults(story: Story) -> str:
+    if not story.faults:
+        return ""
+    items = "".join(
+        f"<li>{_safe(fault.message)}<br><code>{_safe(fault.line)}</code></li>"
+        for fault in story.faults
+    )
+    return (
+        '<section aria-labelledby="faults-title"><h2 id="faults-title">Plan lines that could not '
+        f'be used</h2><ul class="faults">{items}</ul></section>'
+    )
+
+
+def _plan(story: Story) -> str:
+    if not story.tasks:
+        return ""
+    if len(story.tasks) > _DRAWN:
+        body = f"<p>{len(story.tasks):,} tasks: graphs are drawn up to {_DRAWN}.</p>"
+    else:
+        tasks = (task.task for task in story.tasks.values())
+        body = f'<div class="scroll">{svg(tasks, story.outcomes(), embedded=True)}</div>'
+    return f"<section><details open><summary>Plan</summary>{body}</details></section>"
+
+
+# --- details ----------------------------------------------------------------------------
+
+
+def _data(story: Story) -> str:
+    """What the side panel shows, as JSON that is inert inside a script element."""
+    users: dict[int, list[int]] = {}
+    for task in story.tasks.values():
+        for need in task.task.needs:
+            users.setdefault(need, []).append(task.task.id)
+    data = {id: _details(task, users.get(id, []), story) for id, task in story.tasks.items()}
+    return json.dumps(data, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _details(task: TaskStory, users: list[int], story: Story) -> dict[str, Any]:
+    result = error = ""
+    match task.outcome:
+        case Ok(value):
+            result = _pretty(value)
+        case Failed(text, kind):
+            error = _cut(f"{visible(text)} ({kind})")
+        case Skipped(because):
+            error = f"task {because}, which it needs, has no value"
+    times = [f"planned {seconds(task.planned - story.began)}"]
+    if task.started is not None:
+        times.append(f"started {seconds(task.started - story.began)}")
+    if task.ended is not None:
+        times.append(f"ended {seconds(task.ended - story.began)}")
+    return {
+        "tool": one_line(task.task.tool, 80),
+        "state": story.state(task),
+        "when": " · ".join(time.replace(" ", "\u00a0") for time in times),
+        "thought": _cut(visible(task.task.thought)),
+        "call": _cut(visible(format_call(task.task.tool, task.task.args))),
+        "filled": _pretty(task.filled) if task.filled and task.task.needs else "",
+        "result": result,
+        "error": error,
+        "needs": list(task.task.needs),
+        "users": users,
+    }
+
+
+def _pretty(value: Any) -> str:
+    text = (
+        value
+        if isinstance(value, str)
+        else json.dumps(value, ensure_ascii=False, indent=2, default=str)
+    )
+    return _cut(visible(text))
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _SHOWN:
+        return text
+    return f"{text[:_SHOWN]}\n… {len(text) - _SHOWN:,} characters more in the run's record"
