@@ -32,7 +32,7 @@ class McpServer:
     "write" and waits for approval. ``effect`` overrides that for all of them: it is the
     caller's word against a missing hint.
 
-    Start and stop may happen in different tasks. A connection that drops is opened again
+    Opening and closing may happen in different tasks. A connection that drops is opened again
     once per call; then a "read" call is sent again, while a "write" call, which may have
     happened, fails and says so.
 
@@ -71,7 +71,7 @@ class McpServer:
     def __str__(self) -> str:
         return f"MCP server {self._url or ' '.join(self._command)!r}"
 
-    async def start(self) -> list[Tool]:
+    async def open(self) -> list[Tool]:
         """Connect, and list the server's tools.
 
         Raises `BackendError` where the server cannot be started or reached, `UsageError`
@@ -79,7 +79,7 @@ class McpServer:
         """
         async with self._changing:
             if self._connection is not None:
-                raise UsageError(f"{self} is already started")
+                raise UsageError(f"{self} is already open")
             connection = await self._open()
             try:
                 tools = self._chosen(await connection.list_tools())
@@ -89,15 +89,15 @@ class McpServer:
             self._connection = connection
         return tools
 
-    async def stop(self) -> None:
-        """Close the connection and end the server's process; harmless when not started."""
+    async def close(self) -> None:
+        """Close the connection and end the server's process; harmless when it is not open."""
         async with self._changing:
             connection, self._connection = self._connection, None
             if connection is not None:
                 await connection.close()
 
     async def __aenter__(self) -> list[Tool]:
-        return await self.start()
+        return await self.open()
 
     async def __aexit__(
         self,
@@ -105,7 +105,7 @@ class McpServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.stop()
+        await self.close()
 
     async def _open(self) -> _Connection:
         connection = _Connection(self._url, self._command, self._headers, self._env, self._timeout)
@@ -169,7 +169,7 @@ class McpServer:
 
     def _current(self) -> _Connection:
         if self._connection is None:
-            raise UsageError(f"{self} is stopped: call its tools while it is open")
+            raise UsageError(f"{self} is closed: call its tools while it is open")
         return self._connection
 
     async def _reconnect(self, dropped: _Connection, why: _Dropped) -> None:
