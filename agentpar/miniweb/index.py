@@ -284,7 +284,7 @@ def _rank(score: float, asked: set[str], names: Sequence[str], weight: float) ->
         words = _words(name)
         if asked.issuperset(words):
             whole = max(whole, len(words))
-    return score * (1.0 + 0.5 * whole) * (1.0 + weight)
+    return score * (1.0 + 0.75 * whole) * (1.0 + weight)
 
 
 def _pack(text: str) -> bytes:

@@ -344,7 +344,7 @@ def airport_sheet(world: World, airport: Airport) -> Sheet:
         lists=((f"Other airports in {country.name}", tuple(_airport_link(a) for a in near)),),
         alias=f"{airport.city} airport" if airport.city else "",
         weight=(_renown(world, cities[0]) if cities else 0.0)
-        + (0.1 if "International" in airport.name else 0.0),
+        + (0.2 if "International" in airport.name else 0.0),
     )
 
 
@@ -533,7 +533,7 @@ body{margin:0;font:16px/1.6 system-ui,"DejaVu Sans",sans-serif;color:#222;backgr
 header{background:var(--site);color:#fff;padding:.7rem 1.5rem;display:flex;gap:1.4rem;
  flex-wrap:wrap;align-items:center}
 header a{color:#fff;text-decoration:none}header .here{font-weight:700;font-size:1.15rem}
-header form{margin-left:auto}
+nav{display:flex;gap:1.2rem}header form{margin-left:auto}
 input,button{font:inherit;padding:.25rem .6rem;border:1px solid #bbb;border-radius:4px}
 main{max-width:56rem;margin:1.5rem auto;background:#fff;padding:1rem 2rem 2rem;
  border:1px solid #ddd;border-radius:6px;overflow:hidden}
