@@ -6,6 +6,7 @@ AgentparError
 │   └── MissingPackage    an optional package is not installed (the message has the command)
 ├── PlanError             the model: text that is no plan, a reference that leads nowhere
 └── BackendError          the world
+    ├── RunFailed         a run ended without an answer (`answer` holds what it did find)
     ├── ModelServerError  the model server: unreachable, refused, broke off
     ├── WeightsError      model weights: not found, wrong hash, not convertible
     └── FetchError        a page or a search: refused address, too large, not text
@@ -47,6 +48,14 @@ class PlanError(AgentparError):
 
 class BackendError(AgentparError):
     """The world's failure, once retries are spent."""
+
+
+class RunFailed(BackendError):
+    """A run ended without an answer; ``answer`` holds its outcomes, usage and id."""
+
+    def __init__(self, message: str, answer: object) -> None:
+        super().__init__(message)
+        self.answer = answer
 
 
 class ModelServerError(BackendError):

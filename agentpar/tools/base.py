@@ -6,9 +6,9 @@ of the files beside this one; what runs it, and when, is the executor's.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 Effect = Literal["read", "write"]
 
@@ -22,7 +22,8 @@ class Tool:
     them converted, with defaults filled in; it raises `UsageError` naming the argument.
     ``call`` takes what ``validate`` returned, as keywords. ``returns`` tells the planner
     in one line what the value looks like, so that it can write ``$1.url``.
-    A tool whose ``effect`` is "write" never runs without approval.
+    A tool whose ``effect`` is "write" never runs without approval. ``close`` releases what
+    the tool holds (connections); a closed tool opens again at its next call.
     """
 
     name: str
@@ -34,9 +35,23 @@ class Tool:
     timeout: float | None = None
     returns: str = ""
     function: Callable[..., Any] | None = None
+    close: Callable[[], Awaitable[None]] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the decorated function directly, as if it had never been made a tool."""
         if self.function is None:
             raise TypeError(f"tool {self.name!r} was not made from a Python function")
         return self.function(*args, **kwargs)
+
+
+@runtime_checkable
+class ToolSource(Protocol):
+    """Where tools come from that exist only while something is open: an MCP server, say."""
+
+    async def start(self) -> Sequence[Tool]:
+        """Start, and return the tools. Called again after `stop`."""
+        ...
+
+    async def stop(self) -> None:
+        """Stop; leaves no process, thread or socket behind."""
+        ...

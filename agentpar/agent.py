@@ -1,0 +1,303 @@
+"""The agent: wires planner, executor, memory and runtime, and walks one question through them.
+
+The only place where the rooms meet. What happens when is the machine's decision, how it
+is done the driver's; here stands who is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from agentpar.answer import Answer
+from agentpar.errors import RunFailed, UsageError
+from agentpar.events import Event, RunStarted
+from agentpar.executor.driver import Approve, running
+from agentpar.executor.machine import Limits
+from agentpar.ids import new_run_id
+from agentpar.memory.evidence import check, sources
+from agentpar.planner.joiner import Joiner
+from agentpar.planner.planner import Planner
+from agentpar.planner.prompts import Example
+from agentpar.ports import Runtime
+from agentpar.runtime import open_runtime
+from agentpar.session import Session, Settings
+from agentpar.tools.base import Tool, ToolSource
+from agentpar.tools.function import toolbox
+
+if TYPE_CHECKING:  # langgraph costs two seconds of import
+    from langgraph.graph.state import CompiledStateGraph
+
+
+class Run:
+    """One run in progress: iterate it for events; `answer` is there when it has ended."""
+
+    def __init__(self, id: str, question: str) -> None:
+        self.id = id
+        self.question = question
+        self._events: deque[Event] = deque()
+        self._news = asyncio.Event()
+        self._answer: Answer | None = None
+        self._error: Exception | None = None
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Every event from the first on, as it happens, until the run ends."""
+        while True:
+            while self._events:
+                yield self._events.popleft()
+            if self._answer is not None or self._error is not None:
+                return
+            self._news.clear()
+            await self._news.wait()
+
+    async def wait(self) -> Answer:
+        """Let the run end; the answer, or the error, is `answer`'s."""
+        async for _ in self:
+            pass
+        return self.answer
+
+    @property
+    def answer(self) -> Answer:
+        """The answer. Raises `RunFailed` where the run ended without one."""
+        if self._error is not None:
+            raise self._error
+        if self._answer is None:
+            raise UsageError("the run has not ended: iterate it to the end, or await run.wait()")
+        if self._answer.status != "answered":
+            raise RunFailed(self._answer.error, self._answer)
+        return self._answer
+
+    def _heard(self, event: Event) -> None:
+        self._events.append(event)
+        self._news.set()
+
+    def _ended(self, answer: Answer | None = None, error: Exception | None = None) -> None:
+        self._answer, self._error = answer, error
+        self._news.set()
+
+
+class Agent:
+    """Answers questions with tools, in parallel.
+
+    ``tools``: typed functions, `Tool`, LangChain tools, or sources of tools (an MCP
+    server). ``model``: the URL of an OpenAI-compatible server
+    (``"http://localhost:8000/v1"``), ``"vllm:PATH"`` for an engine in this process, or the
+    name of weights that agentpar knows (a local vLLM is then found or started).
+    ``model_id`` picks one of several models that a server offers. Give ``runtime`` instead
+    to bring your own.
+
+    ``timeout`` (seconds) holds for tools without one of their own. ``approve`` is asked
+    before a tool whose effect is "write" runs; without it such calls fail. ``runs`` is a
+    folder that gets one folder with ``events.jsonl`` per run.
+
+    Use as ``async with Agent(…) as agent`` or call `aclose` to release connections.
+    """
+
+    def __init__(
+        self,
+        tools: Iterable[Any] = (),
+        *,
+        model: str | None = None,
+        runtime: Runtime | None = None,
+        model_id: str | None = None,
+        api_key: str | None = None,
+        name: str = "agent",
+        instructions: str = "",
+        examples: Sequence[Example] | None = None,
+        grammar: bool | None = None,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        max_tasks: int = 1000,
+        max_replans: int = 2,
+        concurrency: int = 64,
+        timeout: float | None = 60.0,
+        max_result_bytes: int = 2_000_000,
+        approve: Approve | None = None,
+        runs: str | Path | None = None,
+    ) -> None:
+        if (model is None) == (runtime is None):
+            raise UsageError(
+                "give the agent either model= (a server's URL, 'vllm:PATH', or a known name "
+                "such as 'qwen2.5-coder-1.5b') or runtime="
+            )
+        for label, number, least in (
+            ("max_tasks", max_tasks, 1),
+            ("max_replans", max_replans, 0),
+            ("concurrency", concurrency, 1),
+            ("max_result_bytes", max_result_bytes, 1),
+        ):
+            if number < least:
+                raise UsageError(f"{label} must be at least {least}, got {number!r}")
+        self.name = name
+        self._given = tuple(tools)
+        self._tools: dict[str, Tool] | None = None
+        toolbox(thing for thing in self._given if not isinstance(thing, ToolSource))
+        self._model = model
+        self._model_id = model_id
+        self._api_key = api_key
+        self._runtime = runtime
+        self._instructions = instructions
+        self._examples = examples
+        self._grammar = grammar
+        self._temperature = temperature
+        self._seed = seed
+        self._settings = Settings(
+            Limits(max_tasks, max_replans, concurrency), timeout, max_result_bytes, approve
+        )
+        self._runs = None if runs is None else Path(runs)
+        self._stack = AsyncExitStack()
+        self._opening = asyncio.Lock()  # protects the one-time opening from concurrent asks
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, **changes: Any) -> Self:
+        """The agent that a YAML file describes; ``changes`` replace what it says.
+
+        Raises `ConfigError` with file:line:column, the key and a suggestion.
+        """
+        from agentpar.config import load
+
+        return cls(**{**load(path).arguments(), **changes})
+
+    async def ask(self, question: str, *, run_id: str | None = None) -> Answer:
+        """Answer ``question``. Raises `RunFailed` where the run ends without an answer."""
+        run = self._new_run(question, run_id)
+        await self._drive(run)
+        return run.answer
+
+    def ask_sync(self, question: str, *, run_id: str | None = None) -> Answer:
+        """`ask` for callers without an event loop; connections are closed before it returns."""
+
+        async def ask() -> Answer:
+            async with self:
+                return await self.ask(question, run_id=run_id)
+
+        return asyncio.run(ask())
+
+    @asynccontextmanager
+    async def run(self, question: str, *, run_id: str | None = None) -> AsyncIterator[Run]:
+        """Answer ``question`` while you watch; leaving the block early cancels the run.
+
+        >>> async with agent.run("…") as run:
+        ...     async for event in run: ...
+        ... run.answer.text
+        """
+        run = self._new_run(question, run_id)
+        async with running(self._drive(run)):
+            yield run
+
+    def as_graph(self, checkpointer: Any = None) -> CompiledStateGraph:
+        """This agent as a compiled LangGraph graph: state in ``question``, out ``answer``.
+
+        The graph pauses (``interrupt``) before each call of a tool whose effect is
+        "write"; resume it with ``Command(resume={task_id: True})``. Needs the
+        ``langgraph`` extra.
+        """
+        from agentpar.langgraph import build_graph
+
+        return build_graph(self._session, self.aclose, name=self.name, checkpointer=checkpointer)
+
+    async def tools(self) -> Mapping[str, Tool]:
+        """The agent's tools by name; opens sources such as MCP servers where needed."""
+        await self._open()
+        assert self._tools is not None
+        return self._tools
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close connections, tool sources and an engine in this process; the agent opens
+        them again when it is next asked. A server that was started stays up for reuse."""
+        stack, self._stack = self._stack, AsyncExitStack()
+        self._tools = None
+        if self._model is not None:
+            self._runtime = None
+        await stack.aclose()
+
+    # Wiring
+
+    def _new_run(self, question: str, run_id: str | None) -> Run:
+        if not question.strip():
+            raise UsageError("the question is empty")
+        return Run(run_id or new_run_id(), question)
+
+    async def _open(self) -> None:
+        """Open what lives as long as the agent: runtime, tool sources, tools' connections."""
+        async with self._opening:
+            if self._tools is not None:
+                return
+            if self._runtime is None:
+                assert self._model is not None
+                self._runtime = await self._open_model(self._model)
+                self._stack.push_async_callback(self._runtime.aclose)
+            things: list[Any] = []
+            for thing in self._given:
+                if isinstance(thing, ToolSource):
+                    self._stack.push_async_callback(thing.stop)
+                    things += await thing.start()
+                else:
+                    things.append(thing)
+            tools = toolbox(things)
+            for tool in tools.values():
+                if tool.close is not None:
+                    self._stack.push_async_callback(tool.close)
+            self._tools = tools
+
+    async def _open_model(self, model: str) -> Runtime:
+        """A runtime for ``model``; the name of known weights means a vLLM on this machine."""
+        if not model.startswith(("http://", "https://", "vllm:")):
+            from agentpar.runtime.server import ensure
+
+            model = (await ensure(model)).base_url
+        return open_runtime(model, model_id=self._model_id, api_key=self._api_key)
+
+    async def _session(self, run_id: str, **options: Any) -> Session:
+        """The wiring of one run; ``options`` are `Session`'s keywords."""
+        await self._open()
+        assert self._tools is not None
+        assert self._runtime is not None
+        planner = Planner(
+            self._runtime,
+            self._tools,
+            examples=self._examples,
+            instructions=self._instructions,
+            grammar=self._grammar,
+            temperature=self._temperature,
+            seed=self._seed,
+        )
+        joiner = Joiner(
+            self._runtime,
+            lambda text, tasks, outcomes: check(text, sources(tasks, outcomes)),
+            instructions=self._instructions,
+            temperature=self._temperature,
+            seed=self._seed,
+        )
+        settings = self._settings
+        if self._runs is not None:
+            settings = replace(settings, record=self._runs / run_id / "events.jsonl")
+        return Session(run_id, planner, joiner, self._tools, settings, **options)
+
+    async def _drive(self, run: Run) -> None:
+        """One whole run; what came of it, an error included, is then in ``run``."""
+        try:
+            session = await self._session(run.id, observers=[run._heard])
+            try:
+                await session.run(RunStarted(run.id, run.question))
+            finally:
+                run._ended(session.answer())
+        except Exception as error:
+            run._ended(error=error)

@@ -1,0 +1,113 @@
+"""How a run ended, as a value: a fold over the machine and the events of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from agentpar.events import Answered, Citation, Event, ModelUsed, PlanFault, RunFinished, Usage
+from agentpar.executor.machine import Machine
+from agentpar.plan import Ok, Outcome, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a run ended.
+
+    ``text`` is all that the joiner wrote, with its ``[n]`` marks; `conclusion` is what
+    stands behind the last ``Answer:``. ``n`` of a citation is the id of the task whose
+    result is cited, also the key into ``outcomes`` and ``tasks``. ``unsupported`` holds
+    the sentences that nothing the run has read carries. ``seconds`` is wall time.
+    """
+
+    run_id: str
+    question: str
+    text: str = ""
+    citations: tuple[Citation, ...] = ()
+    unsupported: tuple[str, ...] = ()
+    tasks: Mapping[int, Task] = field(default_factory=dict)
+    outcomes: Mapping[int, Outcome] = field(default_factory=dict)
+    faults: tuple[PlanFault, ...] = ()
+    usage: Usage = field(default_factory=Usage)
+    rounds: int = 0
+    seconds: float = 0.0
+    status: Literal["answered", "failed", "cancelled"] = "answered"
+    error: str = ""
+
+    @property
+    def conclusion(self) -> str:
+        """The answer without the facts before it."""
+        return self.text.rpartition("Answer:")[2].strip()
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-like data, for ``--json`` and for passing on."""
+        return {
+            "run_id": self.run_id,
+            "question": self.question,
+            "status": self.status,
+            "error": self.error,
+            "text": self.text,
+            "conclusion": self.conclusion,
+            "citations": [
+                {
+                    "n": c.n,
+                    "source": c.source,
+                    "title": c.title,
+                    "sentence": c.sentence,
+                    "passage": c.passage,
+                    "supported": c.supported,
+                    "problem": c.problem,
+                }
+                for c in self.citations
+            ],
+            "unsupported": list(self.unsupported),
+            "tasks": {
+                str(id): {"tool": task.tool, "ok": isinstance(self.outcomes.get(id), Ok)}
+                for id, task in self.tasks.items()
+            },
+            "faults": [fault.message for fault in self.faults],
+            "usage": {
+                "prompt_tokens": self.usage.prompt_tokens,
+                "completion_tokens": self.usage.completion_tokens,
+                "cached_tokens": self.usage.cached_tokens,
+                "calls": self.usage.calls,
+            },
+            "rounds": self.rounds,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def answer_of(run_id: str, machine: Machine, events: Iterable[Event]) -> Answer:
+    """The answer of a run that has ended, or what there is of it where it broke off."""
+    text = error = ""
+    citations: tuple[Citation, ...] = ()
+    unsupported: tuple[str, ...] = ()
+    status: Literal["answered", "failed", "cancelled"] = "cancelled"
+    usage = Usage()
+    at = 0.0
+    for event in events:
+        at = event.at
+        match event:
+            case Answered():
+                text, citations = event.text, event.citations
+                unsupported = event.unsupported
+            case ModelUsed():
+                usage += event.usage
+            case RunFinished():
+                status, error = event.status, event.error
+    return Answer(
+        run_id=run_id,
+        question=machine.question,
+        text=text,
+        citations=citations,
+        unsupported=unsupported,
+        tasks=dict(sorted(machine.tasks.items())),
+        outcomes=dict(sorted(machine.outcomes.items())),
+        faults=tuple(machine.faults),
+        usage=usage,
+        rounds=machine.round,
+        seconds=at,
+        status=status,
+        error=error,
+    )

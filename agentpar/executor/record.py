@@ -1,0 +1,246 @@
+"""The record of a run: every event and every command as a JSON line, and the proof by replay.
+
+A record starts with a header line (format, limits, risky tools), so that it can be
+replayed by itself. Reading one back feeds the events to a fresh machine and compares
+what it wants with what was recorded: equal facts must give equal commands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO, get_args
+
+from agentpar.errors import UsageError
+from agentpar.events import Citation, Event, Usage
+from agentpar.executor.machine import Ask, Command, Execute, Limits, Machine, Settle
+from agentpar.plan import Failed, Ok, Ref, Skipped, Task
+
+FORMAT = 1
+
+_EVENTS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
+_OUTCOMES: dict[str, type] = {"ok": Ok, "failed": Failed, "skipped": Skipped}
+_OUTCOME_NAMES = {kind: name for name, kind in _OUTCOMES.items()}
+
+
+def encode(event: Event) -> dict[str, Any]:
+    """``event`` as JSON-like data; `decode` gives back an equal event."""
+    data: dict[str, Any] = {"event": type(event).__name__}
+    for field in dataclasses.fields(event):
+        data[field.name] = _encode(getattr(event, field.name))
+    return data
+
+
+def _encode(value: Any) -> Any:
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case Ref(task, path):
+            return {"$ref": [task, *path]}
+        case Task():
+            return {
+                "id": value.id,
+                "tool": value.tool,
+                "args": _encode(value.args),
+                "needs": list(value.needs),
+                "thought": value.thought,
+            }
+        case Ok() | Failed() | Skipped():
+            data = {name: _encode(getattr(value, name)) for name in _names(type(value))}
+            return {"outcome": _OUTCOME_NAMES[type(value)], **data}
+        case Usage() | Citation():
+            return {name: getattr(value, name) for name in _names(type(value))}
+        case Mapping():
+            data = {str(key): _encode(item) for key, item in value.items()}
+            # A tool's own "$ref" key must not come back as a reference.
+            return {"$literal": data} if "$ref" in data or "$literal" in data else data
+        case list() | tuple():
+            return [_encode(item) for item in value]
+        case _:
+            raise TypeError(f"{type(value).__name__} cannot be recorded: {value!r:.80}")
+
+
+def decode(data: Mapping[str, Any]) -> Event:
+    """The event that `encode` turned into ``data``; `UsageError` where it is none of ours."""
+    kind = _EVENTS.get(str(data.get("event")))
+    if kind is None:
+        raise UsageError(f"unknown event {data.get('event')!r}: written by another version?")
+    try:
+        fields = {n: _decode_field(n, value) for n, value in data.items() if n != "event"}
+        event: Event = kind(**fields)
+    except (TypeError, KeyError, ValueError) as error:
+        raise UsageError(f"event {data.get('event')!r} cannot be read: {error}") from None
+    return event
+
+
+def _decode_field(name: str, value: Any) -> Any:
+    match name:
+        case "task":
+            args = _decode(value["args"])
+            return Task(value["id"], value["tool"], args, tuple(value["needs"]), value["thought"])
+        case "outcome":
+            kind = _OUTCOMES[value["outcome"]]
+            return kind(**{key: _decode(item) for key, item in value.items() if key != "outcome"})
+        case "usage":
+            return Usage(**value)
+        case "citations":
+            return tuple(Citation(**item) for item in value)
+        case "unsupported":
+            return tuple(value)
+        case _:
+            return _decode(value)
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict):
+        if "$ref" in value:
+            task, *path = value["$ref"]
+            return Ref(task, tuple(path))
+        if "$literal" in value:
+            value = value["$literal"]
+        return {key: _decode(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    return value
+
+
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+def encode_command(command: Command) -> dict[str, Any]:
+    """``command`` as JSON-like data; a call's arguments stand as a SHA-256, as the
+    `TaskStarted` event beside it has them in full."""
+    name = type(command).__name__
+    match command:
+        case Execute(task, args) | Ask(task, args):
+            text = json.dumps(_encode(args), sort_keys=True, ensure_ascii=False)
+            inputs = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+            return {"command": name, "task_id": task.id, "tool": task.tool, "inputs": inputs}
+        case Settle(task_id, outcome):
+            return {"command": name, "task_id": task_id, "outcome": _encode(outcome)}
+        case _:
+            return {"command": name, **dataclasses.asdict(command)}
+
+
+class RecordWriter:
+    """Appends a run to a JSONL file as it happens; every line is written whole.
+
+    Use as a context manager. Raises `OSError` where the file cannot be written.
+    """
+
+    def __init__(self, path: Path, machine: Machine) -> None:
+        self.path = path
+        self._machine = machine
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> RecordWriter:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("w", encoding="utf-8", errors="surrogatepass", buffering=1)
+        limits = dataclasses.asdict(self._machine.limits)
+        self._write({"record": FORMAT, "limits": limits, "risky": sorted(self._machine.risky)})
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def event(self, event: Event) -> None:
+        self._write(encode(event))
+
+    def command(self, command: Command) -> None:
+        self._write(encode_command(command))
+
+    def _write(self, data: Mapping[str, Any]) -> None:
+        if self._file is None:
+            return
+        self._file.write(json.dumps(data, ensure_ascii=False) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record read back: the machine's settings, the events, the commands as recorded."""
+
+    limits: Limits
+    risky: frozenset[str]
+    lines: tuple[Event | dict[str, Any], ...]
+
+    @property
+    def events(self) -> Iterator[Event]:
+        return (line for line in self.lines if not isinstance(line, dict))
+
+
+def read_record(path: Path) -> Record:
+    """Read ``events.jsonl``. A torn last line (the process was killed while writing it) is
+    left out; any other damage raises `UsageError` with the line's number."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="surrogatepass")
+    except FileNotFoundError:
+        raise UsageError(f"there is no record at {str(path)!r}") from None
+    rows = text.split("\n")
+    header: Mapping[str, Any] = {}
+    lines: list[Event | dict[str, Any]] = []
+    for number, row in enumerate(rows, start=1):
+        if not row.strip():
+            continue
+        try:
+            data = json.loads(row)
+        except json.JSONDecodeError as error:
+            if number == len(rows):
+                break
+            raise UsageError(f"{path}:{number}: not a JSON line: {error}") from None
+        if number == 1:
+            if not isinstance(data, dict) or data.get("record") != FORMAT:
+                raise UsageError(f"{path}:1: not a run record of format {FORMAT}")
+            header = data
+        elif "command" in data:
+            lines.append(data)
+        else:
+            try:
+                lines.append(decode(data))
+            except UsageError as error:
+                raise UsageError(f"{path}:{number}: {error}") from None
+    if not header:
+        raise UsageError(f"{path}: the record is empty")
+    return Record(Limits(**header["limits"]), frozenset(header["risky"]), tuple(lines))
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What a replay found; ``difference`` is empty when every command came out equal."""
+
+    events: int
+    commands: int
+    difference: str = ""
+
+
+def replay(record: Record) -> Replay:
+    """Decide the whole run again from its events and compare every command."""
+    machine = Machine(record.limits, record.risky)
+    wanted: list[dict[str, Any]] = []
+    events = commands = 0
+    for line in record.lines:
+        if isinstance(line, dict):
+            commands += 1
+            if not wanted:
+                return Replay(events, commands, f"recorded {line}, but nothing was wanted")
+            again = json.loads(json.dumps(wanted.pop(0)))
+            if again != line:
+                return Replay(events, commands, f"recorded {line}, now wanted {again}")
+        else:
+            events += 1
+            wanted += [encode_command(command) for command in machine.handle(line)]
+    if wanted:
+        return Replay(events, commands, f"{len(wanted)} commands were never recorded: {wanted[0]}")
+    return Replay(events, commands)

@@ -1,0 +1,151 @@
+"""An agent as a compiled LangGraph graph.
+
+LangGraph's supersteps wait for the slowest sibling, so our scheduler runs whole inside one
+node, ``work``. It leaves that node where a checkpoint is worth having: before another round
+of planning, and before a risky call, which ``approve`` turns into an ``interrupt``. The
+state is the run's own record, so coming back means telling a fresh machine what has
+happened already; no finished call runs again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, TypedDict
+
+from agentpar.errors import MissingPackage, UsageError
+from agentpar.events import ApprovalGiven, RunStarted
+from agentpar.executor.machine import Ask, Command, Plan
+from agentpar.executor.record import decode, encode
+from agentpar.ids import new_run_id
+from agentpar.session import Session
+
+OpenSession = Callable[..., Awaitable[Session]]
+
+
+class GraphState(TypedDict, total=False):
+    """What LangGraph checkpoints. Give ``question``; read ``answer`` and ``text``.
+
+    ``events`` is the record so far, one JSON object an event; ``pending`` lists the calls
+    that wait for approval: task_id, tool, args.
+    """
+
+    question: str
+    run_id: str
+    events: Annotated[list[dict[str, Any]], operator.add]
+    pending: list[dict[str, Any]]
+    text: str
+    answer: dict[str, Any]
+
+
+def build_graph(
+    open_session: OpenSession,
+    close: Callable[[], Awaitable[None]],
+    *,
+    name: str,
+    checkpointer: Any = None,
+) -> Any:
+    """Compile the graph. ``open_session(run_id, history=…, hold=…)`` gives the wiring.
+
+    Works with ``invoke`` (and the sync savers) as with ``ainvoke`` (and the async ones).
+    Raises `MissingPackage` without langgraph.
+    """
+    try:
+        from langchain_core.runnables import RunnableLambda
+        from langgraph.graph import END, START, StateGraph
+        from langgraph.types import interrupt
+    except ImportError:
+        raise MissingPackage("langgraph", extra="langgraph", purpose="as_graph()") from None
+
+    async def work(state: GraphState) -> GraphState:
+        return await _work(open_session, state)
+
+    def work_sync(state: GraphState) -> GraphState:
+        async def alone() -> GraphState:
+            try:
+                return await work(state)
+            finally:
+                await close()  # connections belong to this loop, which ends here
+
+        # In a thread of its own: the caller's thread may have a running loop.
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(asyncio.run, alone()).result()
+
+    def approve(state: GraphState) -> GraphState:
+        verdicts = interrupt({"approve": state["pending"]})
+        at = state["events"][-1]["at"]
+        given = [_approval(call, verdicts, at) for call in state["pending"]]
+        return {"events": [encode(event) for event in given], "pending": []}
+
+    def after_work(state: GraphState) -> str:
+        if state.get("pending"):
+            return "approve"
+        return END if "answer" in state else "work"
+
+    graph = StateGraph(GraphState)
+    graph.add_node("work", RunnableLambda(work_sync, afunc=work, name="work"))
+    graph.add_node("approve", approve)
+    graph.add_edge(START, "work")
+    graph.add_conditional_edges("work", after_work, ["approve", "work", END])
+    graph.add_edge("approve", "work")
+    return graph.compile(checkpointer=checkpointer, name=name)
+
+
+async def _work(open_session: OpenSession, state: GraphState) -> GraphState:
+    """Run until the answer, or until a command that deserves a checkpoint."""
+    history = [decode(event) for event in state.get("events", [])]
+    run_id = state.get("run_id") or new_run_id()
+    session = await open_session(run_id, history=history, hold=_Boundary())
+    if history:
+        await session.run()
+    else:
+        question = state.get("question", "")
+        if not question.strip():
+            raise UsageError("the graph's state needs a 'question': graph.invoke({'question': …})")
+        await session.run(RunStarted(run_id, question))
+    update: GraphState = {
+        "run_id": run_id,
+        "events": [encode(event) for event in session.events[len(history) :]],
+        "pending": [
+            {"task_id": ask.task.id, "tool": ask.task.tool, "args": dict(ask.args)}
+            for ask in session.held
+            if isinstance(ask, Ask)
+        ],
+    }
+    if session.machine.finished is not None:
+        answer = session.answer()
+        update["answer"] = answer.as_dict()
+        update["text"] = answer.text
+    return update
+
+
+class _Boundary:
+    """Holds risky calls, and every plan but the first one that this part of the run sees."""
+
+    def __init__(self) -> None:
+        self._acted = False
+
+    def __call__(self, command: Command) -> bool:
+        match command:
+            case Ask():
+                return True
+            case Plan():
+                hold, self._acted = self._acted, True
+                return hold
+            case _:
+                self._acted = True
+                return False
+
+
+def _approval(call: Mapping[str, Any], verdicts: Any, at: float) -> ApprovalGiven:
+    """The caller's verdict on one call: ``True`` or ``False`` for all, or by task id."""
+    id = call["task_id"]
+    verdict = verdicts
+    if isinstance(verdicts, Mapping):
+        verdict = verdicts.get(id, verdicts.get(str(id), False))
+    if verdict is True:
+        return ApprovalGiven(id, allowed=True, at=at)
+    reason = verdict if isinstance(verdict, str) else "refused by the user"
+    return ApprovalGiven(id, allowed=False, reason=reason, at=at)

@@ -1,0 +1,150 @@
+"""The joiner: streams an answer out of the model, or asks for another plan.
+
+Its plain text is the answer; only a first line ``Replan: why`` is an instruction to us.
+What tools returned reaches the model as text to read and can never add a call: asking for
+another plan is all that the model can do with it, and the number of plans is bounded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from agentpar.errors import ModelServerError
+from agentpar.events import (
+    Answered,
+    Citation,
+    Event,
+    JoinStarted,
+    JoinText,
+    ModelUsed,
+    PlanFault,
+    ReplanAsked,
+    Usage,
+)
+from agentpar.plan import Outcome, Task
+from agentpar.planner.prompts import join_messages
+from agentpar.ports import Clock, ModelRequest, Runtime
+
+
+class Checked(Protocol):
+    """What a citation check found."""
+
+    @property
+    def citations(self) -> tuple[Citation, ...]: ...
+
+    @property
+    def unsupported(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class JoinRequest:
+    """What to answer from. A ``final`` request may not ask for another plan."""
+
+    question: str
+    round: int = 1
+    final: bool = True
+    tasks: Mapping[int, Task] = field(default_factory=dict)
+    outcomes: Mapping[int, Outcome] = field(default_factory=dict)
+    faults: Sequence[PlanFault] = ()
+
+
+class Joiner:
+    """Asks ``runtime`` for the answer and has ``check`` hold it against what was read."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        check: Callable[[str, Mapping[int, Task], Mapping[int, Outcome]], Checked],
+        *,
+        instructions: str = "",
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ) -> None:
+        self._runtime = runtime
+        self._check = check
+        self._instructions = instructions
+        self._max_tokens = max_tokens
+        self._temperature = temperature
+        self._seed = seed
+
+    async def join(self, request: JoinRequest, emit: Callable[[Event], None], clock: Clock) -> None:
+        """Stream one answer and emit `JoinStarted`, `JoinText`, …, `Answered` or `ReplanAsked`.
+
+        Raises what the runtime raises, and `ModelServerError` where the model wrote nothing.
+        """
+        emit(JoinStarted(request.round, clock.now()))
+        messages = join_messages(
+            request.question,
+            request.tasks,
+            request.outcomes,
+            request.faults,
+            final=request.final,
+            instructions=self._instructions,
+        )
+        asked = ModelRequest(
+            messages, max_tokens=self._max_tokens, temperature=self._temperature, seed=self._seed
+        )
+        started = clock.now()
+        first_token = 0.0
+        usage = Usage(calls=1)
+        text = ""
+        shown = 0  # characters passed on; the first line waits until it is known not to be Replan
+        async with aclosing(self._runtime.stream(asked)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Usage):
+                    usage = piece
+                    continue
+                first_token = first_token or clock.now() - started
+                text += piece
+                if shown or not may_replan(text):
+                    emit(JoinText(request.round, text[shown:], clock.now()))
+                    shown = len(text)
+        seconds = clock.now() - started
+        emit(ModelUsed("join", request.round, usage, first_token, seconds, clock.now()))
+        why = replan_reason(text)
+        if why is not None and not request.final:
+            emit(ReplanAsked(request.round, why, clock.now()))
+            return
+        answer = answer_text(text) if why is None else f"No answer was found: {why}"
+        if not answer:
+            raise ModelServerError("the model wrote an empty answer")
+        if shown == 0:
+            emit(JoinText(request.round, answer, clock.now()))
+        checked = self._check(answer, request.tasks, request.outcomes)
+        emit(Answered(request.round, answer, checked.citations, checked.unsupported, clock.now()))
+
+
+_REPLAN = re.compile(r"\s*[*_`]*replan[*_`]*\s*:\s*(?P<why>[^\n]*)", re.IGNORECASE)
+
+
+def may_replan(text: str) -> bool:
+    """Whether ``text``, the beginning of an answer, may still turn out to be ``Replan: …``."""
+    start = text.lstrip(" \t\r\n*_`").lower()
+    return start.startswith("replan") or "replan".startswith(start)
+
+
+def replan_reason(text: str) -> str | None:
+    """What is missing, where ``text`` begins with ``Replan:``; otherwise None."""
+    match = _REPLAN.match(text)
+    return match.group("why").strip() if match else None
+
+
+_FINISH = re.compile(
+    r"(?:^|\n)\s*(?:\d+\.\s*)?(?:Action:\s*)?Finish\((?P<text>.*)\)[^)]*$", re.DOTALL
+)
+
+
+def answer_text(text: str) -> str:
+    """The answer in what the joiner wrote: all of it, or what stands in ``Finish(…)``.
+
+    Up to the last bracket, so that ``Finish(Mission: Impossible (film))`` stays whole.
+    """
+    text = text.strip()
+    if match := _FINISH.search(text):
+        return match.group("text").strip()
+    return text

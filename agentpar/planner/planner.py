@@ -1,0 +1,207 @@
+"""The planner: streams a plan out of the model, and each task leaves at its closing bracket.
+
+It must never run a task or wait for one: what it reads becomes events, at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from agentpar.errors import PlanError, UsageError
+from agentpar.events import (
+    Event,
+    ModelUsed,
+    PlanEnded,
+    PlanFault,
+    PlanStarted,
+    PlanText,
+    TaskPlanned,
+    Usage,
+)
+from agentpar.plan import Ok, Outcome, Task
+from agentpar.planner.binding import bind
+from agentpar.planner.grammar import plan_grammar
+from agentpar.planner.parser import BadLine, Call, Item, Join, PlanParser
+from agentpar.planner.prompts import EXAMPLES, Example, plan_messages
+from agentpar.ports import Clock, ModelRequest, Runtime
+from agentpar.tools.base import Tool
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What to plan: the question, where to start counting, and what is known already."""
+
+    question: str
+    round: int = 1
+    first_id: int = 1
+    why: str = ""
+    tasks: Mapping[int, Task] = field(default_factory=dict)
+    outcomes: Mapping[int, Outcome] = field(default_factory=dict)
+
+
+class Planner:
+    """Asks ``runtime`` for a plan over ``tools``.
+
+    ``grammar`` None uses constrained decoding where the runtime has it, True insists,
+    False never does. ``max_lines`` bounds a constrained plan. ``examples`` None takes the
+    built-in ones that these tools can run.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        tools: Mapping[str, Tool],
+        *,
+        examples: Sequence[Example] | None = None,
+        instructions: str = "",
+        grammar: bool | None = None,
+        max_lines: int = 24,
+        max_tokens: int = 768,
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ) -> None:
+        self._runtime = runtime
+        self._tools = tools
+        self._examples = usable_examples(tools) if examples is None else tuple(examples)
+        self._instructions = instructions
+        self._grammar = grammar
+        self._max_lines = max_lines
+        self._max_tokens = max_tokens
+        self._temperature = temperature
+        self._seed = seed
+
+    async def plan(self, request: PlanRequest, emit: Callable[[Event], None], clock: Clock) -> None:
+        """Stream one plan and emit `PlanStarted`, `TaskPlanned`, `PlanFault`, …, `PlanEnded`.
+
+        Raises what the runtime raises; tasks emitted before that stand.
+        """
+        emit(PlanStarted(request.round, clock.now()))
+        reading = _Reading(request, self._tools, emit, clock)
+        started = clock.now()
+        first_token = 0.0
+        usage = Usage(calls=1)
+        async with aclosing(self._runtime.stream(await self._request(request))) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Usage):
+                    usage = piece
+                    continue
+                first_token = first_token or clock.now() - started
+                emit(PlanText(request.round, piece, clock.now()))
+                if reading.feed(piece):
+                    break  # join() is written; closing the stream stops the model
+        reading.close()
+        seconds = clock.now() - started
+        emit(ModelUsed("plan", request.round, usage, first_token, seconds, clock.now()))
+        emit(PlanEnded(request.round, clock.now()))
+
+    async def _request(self, request: PlanRequest) -> ModelRequest:
+        grammar = None
+        if self._grammar is not False:
+            able = "grammar" in await self._runtime.capabilities()
+            if self._grammar and not able:
+                raise UsageError(
+                    "grammar=True, but this model server cannot decode under a grammar: "
+                    "use vLLM, or leave grammar out"
+                )
+            if able:
+                known = [id for id, outcome in request.outcomes.items() if isinstance(outcome, Ok)]
+                grammar = plan_grammar(
+                    self._tools,
+                    first_id=request.first_id,
+                    known=known,
+                    max_tasks=self._max_lines,
+                )
+        messages = plan_messages(
+            request.question,
+            self._tools.values(),
+            first_id=request.first_id,
+            examples=self._examples,
+            instructions=self._instructions,
+            why=request.why,
+            tasks=request.tasks,
+            outcomes=request.outcomes,
+        )
+        return ModelRequest(
+            messages,
+            max_tokens=self._max_tokens,
+            temperature=self._temperature,
+            seed=self._seed,
+            grammar=grammar,
+            # Under a grammar the text ends by itself; without one, models like to write on.
+            stop=() if grammar else ("\njoin()", "<END_OF_PLAN>"),
+        )
+
+
+class _Reading:
+    """One plan being read: text in, tasks and faults out."""
+
+    def __init__(
+        self,
+        request: PlanRequest,
+        tools: Mapping[str, Tool],
+        emit: Callable[[Event], None],
+        clock: Clock,
+    ) -> None:
+        self._round = request.round
+        self._tools = tools
+        self._known = set(request.tasks) | set(request.outcomes)
+        self._emit = emit
+        self._clock = clock
+        self._parser = PlanParser()
+
+    def feed(self, text: str) -> bool:
+        """Read a piece; True once join() is written."""
+        return self._take(self._parser.feed(text))
+
+    def close(self) -> None:
+        self._take(self._parser.close())
+
+    def _take(self, items: Sequence[Item]) -> bool:
+        for item in items:
+            match item:
+                case Call():
+                    try:
+                        task = bind(item, self._tools, self._known)
+                    except PlanError as error:
+                        self._fault(str(error), item.line, item.id)
+                    else:
+                        self._known.add(task.id)
+                        self._emit(TaskPlanned(self._round, task, self._clock.now()))
+                case BadLine():
+                    self._fault(item.message, item.text, item.id)
+                case Join():
+                    return True
+        return False
+
+    def _fault(self, message: str, line: str, id: int | None) -> None:
+        # A duplicate number must not settle the task that had it first.
+        own = None if id in self._known else id
+        if own is not None:
+            self._known.add(own)
+        self._emit(PlanFault(self._round, message, line, own, self._clock.now()))
+
+
+def usable_examples(tools: Mapping[str, Tool]) -> tuple[Example, ...]:
+    """The built-in examples whose every line these tools can run."""
+    return tuple(example for example in EXAMPLES if not plan_problems(example.plan, tools))
+
+
+def plan_problems(plan: str, tools: Mapping[str, Tool]) -> list[str]:
+    """What keeps ``plan`` from running with ``tools``: one message per unusable line."""
+    problems: list[str] = []
+    known: set[int] = set()
+    parser = PlanParser()
+    for item in [*parser.feed(plan), *parser.close()]:
+        match item:
+            case Call():
+                try:
+                    known.add(bind(item, tools, known).id)
+                except PlanError as error:
+                    problems.append(str(error))
+            case BadLine():
+                problems.append(f"{item.message}: {item.text!r}")
+            case Join():
+                break
+    return problems

@@ -1,0 +1,227 @@
+"""What the planner and the joiner say to the model: pure text.
+
+Small models copy what they see, so each prompt shows complete examples rather than rules,
+and whatever is the same in every run stands first: a server that caches prefixes then
+reads it once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agentpar.errors import PlanError
+from agentpar.events import PlanFault
+from agentpar.plan import Failed, Ok, Outcome, Ref, Skipped, Task, resolve
+from agentpar.planner.parser import format_call
+from agentpar.ports import Message
+from agentpar.tools.base import Tool
+
+PAGE_CHARS = 900
+"""Characters of a page that the joiner is shown."""
+VALUE_CHARS = 400
+"""Characters of any other result that the joiner is shown."""
+USED_CHARS = 120
+"""Characters of a result that only fed other calls (search hits, once a page was fetched)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question and the plan that a good planner writes for it."""
+
+    question: str
+    plan: str
+
+
+EXAMPLES = (
+    Example(
+        "Which is longer, the Nile or the Danube?",
+        '1. web_search(query="Nile length")\n'
+        '2. web_search(query="Danube length")\n'
+        '3. web_fetch(url=$1[0].url, find="length")\n'
+        '4. web_fetch(url=$2[0].url, find="length")\n'
+        "5. calc(expression=\"'Nile' if a > b else 'Danube'\", a=$3.value, b=$4.value)\n"
+        "join()",
+    ),
+    Example(
+        "How high is the largest mountain of Tanzania?",
+        '1. web_search(query="Tanzania largest mountain")\n'
+        '2. web_fetch(url=$1[0].url, find="largest mountain")\n'
+        "3. web_search(query=$2.value)\n"
+        '4. web_fetch(url=$3[0].url, find="height")\n'
+        "join()",
+    ),
+)
+
+_PLANNER = """\
+You plan tool calls. Calls that do not need each other's results run in parallel.
+Write one call per line, numbered from {first_id}, and end with join():
+{first_id}. tool(argument="value")
+$1 is the result of call 1; $1.name and $1[0] are parts of it. Use them only unquoted, as \
+arguments of later calls.
+
+Tools:
+{tools}"""
+
+_JOINER = """\
+You answer a question from the numbered results of tool calls.
+First write each fact that you use as one short sentence ending with the number of its \
+result, like [3]. Then write a last line that starts with "Answer:".
+Use only the results. If they do not hold the answer, write: Answer: not found"""
+
+_REPLAN = """\
+If a result is missing that other calls could find, write instead only one line: \
+Replan: what is missing"""
+
+_JOIN_EXAMPLE = (
+    Message(
+        "user",
+        "Question: Which is longer, the Nile or the Danube?\n\nResults:\n"
+        '[3] web_fetch(find="length")\nNile\nLength | 6,650 km\n'
+        '[4] web_fetch(find="length")\nDanube\nLength | 2,850 km\n'
+        "[5] calc(expression=\"'Nile' if a > b else 'Danube'\", a=6650, b=2850)\nNile",
+    ),
+    Message(
+        "assistant",
+        "The Nile is 6,650 km long [3]. The Danube is 2,850 km long [4].\nAnswer: the Nile [5]",
+    ),
+)
+
+
+def plan_messages(
+    question: str,
+    tools: Iterable[Tool],
+    *,
+    first_id: int = 1,
+    examples: Sequence[Example] = (),
+    instructions: str = "",
+    why: str = "",
+    tasks: Mapping[int, Task] | None = None,
+    outcomes: Mapping[int, Outcome] | None = None,
+) -> tuple[Message, ...]:
+    """The planner's prompt. In a later round, ``tasks`` and ``outcomes`` tell what is known."""
+    system = _PLANNER.format(
+        first_id=first_id, tools="\n".join(describe_tool(tool) for tool in tools)
+    )
+    if instructions:
+        system += f"\n\n{instructions}"
+    messages = [Message("system", system)]
+    for example in examples:
+        messages.append(Message("user", f"Question: {example.question}"))
+        messages.append(Message("assistant", example.plan))
+    asked = f"Question: {question}"
+    if tasks:
+        asked += f"\n\nDone already, usable as $1, $2, …:\n{observations(tasks, outcomes or {})}"
+    if why:
+        asked += f"\n\nStill missing: {why}\nPlan only the calls that find it, from {first_id} on."
+    messages.append(Message("user", asked))
+    return tuple(messages)
+
+
+def describe_tool(tool: Tool) -> str:
+    """``web_search(query: string) -> list of {title, url, snippet}: Search the web.``"""
+    required = set(tool.parameters.get("required", ()))
+    parameters = ", ".join(
+        f"{name}{'' if name in required else '?'}: {_type_name(schema)}"
+        for name, schema in tool.parameters.get("properties", {}).items()
+    )
+    returns = f" -> {tool.returns}" if tool.returns else ""
+    lines = [f"{tool.name}({parameters}){returns}: {tool.description}"]
+    for name, schema in tool.parameters.get("properties", {}).items():
+        if text := schema.get("description"):
+            lines.append(f"  {name}: {text}")
+    return "\n".join(lines)
+
+
+def _type_name(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return " | ".join(json.dumps(option, ensure_ascii=False) for option in schema["enum"])
+    if options := schema.get("anyOf") or schema.get("oneOf"):
+        names = (_type_name(option) for option in options if option.get("type") != "null")
+        return " | ".join(dict.fromkeys(names))
+    return str(schema.get("type", "any"))
+
+
+def join_messages(
+    question: str,
+    tasks: Mapping[int, Task],
+    outcomes: Mapping[int, Outcome],
+    faults: Sequence[PlanFault] = (),
+    *,
+    final: bool = True,
+    instructions: str = "",
+) -> tuple[Message, ...]:
+    """The joiner's prompt: the same whatever the order in which tasks ended."""
+    system = _JOINER if final else f"{_JOINER}\n{_REPLAN}"
+    if instructions:
+        system += f"\n\n{instructions}"
+    results = observations(tasks, outcomes, faults) or "(no tool was called)"
+    asked = Message("user", f"Question: {question}\n\nResults:\n{results}")
+    return (Message("system", system), *_JOIN_EXAMPLE, asked)
+
+
+def observations(
+    tasks: Mapping[int, Task],
+    outcomes: Mapping[int, Outcome],
+    faults: Sequence[PlanFault] = (),
+) -> str:
+    """Every task and plan fault with how it ended, by number."""
+    used = {
+        need
+        for id, task in tasks.items()
+        if isinstance(outcomes.get(id), Ok)
+        for need in task.needs
+    }
+    blocks = {id: _observation(tasks[id], outcomes, id in used) for id in tasks}
+    loose: list[str] = []
+    for fault in faults:
+        text = f"not usable: {fault.message}" + (
+            f" (line {fault.line!r:.160})" if fault.line else ""
+        )
+        if fault.task_id is None or fault.task_id in blocks:
+            loose.append(f"A line of the plan was {text}")
+        else:
+            blocks[fault.task_id] = f"[{fault.task_id}] {text}"
+    return "\n".join([*(blocks[id] for id in sorted(blocks)), *loose])
+
+
+def _observation(task: Task, outcomes: Mapping[int, Outcome], used: bool) -> str:
+    call = format_call(task.tool, {k: _shown(v, outcomes) for k, v in task.args.items()})
+    match outcomes.get(task.id):
+        case Ok(value):
+            return f"[{task.id}] {call}\n{_brief(value, used)}"
+        case Failed(error):
+            return f"[{task.id}] {call}\nfailed: {_cut(error, VALUE_CHARS)}"
+        case Skipped(because):
+            return f"[{task.id}] {call}\nskipped, because [{because}] has no value"
+        case _:
+            return f"[{task.id}] {call}\nnot finished"
+
+
+def _shown(arg: Any, outcomes: Mapping[int, Outcome]) -> Any:
+    """A reference as the short value it had, so that the joiner sees ``a=6650``."""
+    if isinstance(arg, Ref) and isinstance(outcomes.get(arg.task), Ok):
+        try:
+            value = resolve(arg, outcomes)
+        except PlanError:  # the task itself has failed with this very message
+            return arg
+        if isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= 60):
+            return value
+    return arg
+
+
+def _brief(value: Any, used: bool) -> str:
+    if isinstance(value, Mapping) and isinstance(value.get("text"), str):
+        title = value.get("title")
+        text = _cut(value["text"], PAGE_CHARS)
+        return f"{title}\n{text}" if title else text
+    if isinstance(value, str):
+        return _cut(value, PAGE_CHARS)
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return _cut(text, USED_CHARS if used else VALUE_CHARS)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[:limit].rstrip()} …"
