@@ -71,7 +71,7 @@ class McpServer:
     def __str__(self) -> str:
         return f"MCP server {self._url or ' '.join(self._command)!r}"
 
-    async def open(self) -> list[Tool]:
+    async def start(self) -> list[Tool]:
         """Connect, and list the server's tools.
 
         Raises `BackendError` where the server cannot be started or reached, `UsageError`
@@ -89,7 +89,7 @@ class McpServer:
             self._connection = connection
         return tools
 
-    async def close(self) -> None:
+    async def stop(self) -> None:
         """Close the connection and end the server's process; harmless when it is not open."""
         async with self._changing:
             connection, self._connection = self._connection, None
@@ -97,7 +97,7 @@ class McpServer:
                 await connection.close()
 
     async def __aenter__(self) -> list[Tool]:
-        return await self.open()
+        return await self.start()
 
     async def __aexit__(
         self,
@@ -105,7 +105,7 @@ class McpServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.close()
+        await self.stop()
 
     async def _open(self) -> _Connection:
         connection = _Connection(self._url, self._command, self._headers, self._env, self._timeout)

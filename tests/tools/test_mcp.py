@@ -91,7 +91,7 @@ async def test_the_caller_chooses_tools_and_vouches_for_them(url: str) -> None:
             ("find_city", "read"),
         }
     with pytest.raises(UsageError, match="no tool 'serach'; it has 'add', 'find-city'"):
-        await McpServer(url=url, allowed_tools=["serach"]).open()
+        await McpServer(url=url, allowed_tools=["serach"]).start()
 
 
 async def test_many_calls_run_at_once_and_a_cancelled_one_hurts_no_other(url: str) -> None:
@@ -117,7 +117,7 @@ async def test_a_call_that_takes_too_long_says_so(url: str) -> None:
 async def test_stdio_opens_in_one_task_and_closes_in_another_leaving_no_process() -> None:
     """A server's death is survived once for reads, told for writes, and leaves nothing."""
     server = McpServer(command=COMMAND)
-    box = toolbox(await asyncio.create_task(server.open()))
+    box = toolbox(await asyncio.create_task(server.start()))
     first = await use(box["pid"])
     assert alive(first)
 
@@ -131,8 +131,8 @@ async def test_stdio_opens_in_one_task_and_closes_in_another_leaving_no_process(
         await use(box["die_reading"])
     third = await use(box["pid"])
 
-    await asyncio.create_task(server.close())
-    await server.close()
+    await asyncio.create_task(server.stop())
+    await server.stop()
     assert not alive(third)
     with pytest.raises(UsageError, match="is closed"):
         await use(box["add"], a=1)
@@ -172,7 +172,7 @@ async def test_cancelling_a_block_leaves_no_process() -> None:
 async def test_a_server_that_cannot_start_says_why(code: str, message: str) -> None:
     """With the last thing it wrote."""
     with pytest.raises(BackendError, match=message):
-        await McpServer(command=[sys.executable, "-c", code], timeout=1).open()
+        await McpServer(command=[sys.executable, "-c", code], timeout=1).start()
 
 
 async def test_a_server_that_is_not_there_says_where() -> None:
@@ -180,9 +180,9 @@ async def test_a_server_that_is_not_there_says_where() -> None:
     with pytest.raises(
         BackendError, match=r"http://127\.0\.0\.1:9/mcp.*could not be opened.*ConnectError"
     ):
-        await McpServer(url="http://127.0.0.1:9/mcp", timeout=5).open()
+        await McpServer(url="http://127.0.0.1:9/mcp", timeout=5).start()
     with pytest.raises(BackendError, match="no-such-program"):
-        await McpServer(command=["no-such-program"]).open()
+        await McpServer(command=["no-such-program"]).start()
 
 
 @pytest.mark.parametrize(
