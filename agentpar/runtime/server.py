@@ -80,8 +80,7 @@ async def ensure(
     report = progress or _silent
     engine = launch.engine()
     folder = await _resolve(model, report)
-    if model not in models.KNOWN and Path(model).expanduser() == folder:
-        model = str(folder.absolute())  # the same folder from wherever it is named
+    model = _served_name(model, folder)
     async with _turn(report):
         handle = _same(running(), model, port, tuple(extra_args))
         if handle is None:
@@ -130,6 +129,12 @@ def healthy(handle: ServerHandle) -> bool:
             return bool(response.status == 200)
     except OSError:
         return False
+
+
+def _served_name(model: str, folder: Path) -> str:
+    """``model``, or where it is a path, the same one from wherever it is named."""
+    is_path = model not in models.KNOWN and Path(model).expanduser() == folder
+    return str(folder.absolute()) if is_path else model
 
 
 def _silent(step: str, done: float, total: float) -> None:

@@ -1,0 +1,131 @@
+"""A real HTTP server on the loopback address that answers, or fails to, as a test says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+Answer = Callable[["Connection"], Awaitable[None]]
+
+
+@dataclass
+class Connection:
+    """One request as the server saw it, and the way to answer it byte by byte."""
+
+    path: str
+    headers: dict[str, str]
+    body: Any
+    writer: asyncio.StreamWriter
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def send(self, data: bytes | str) -> None:
+        self.writer.write(data.encode() if isinstance(data, str) else data)
+        await self.writer.drain()
+
+    async def head(
+        self, status: str = "200 OK", kind: str = "text/event-stream", *more: str
+    ) -> None:
+        lines = [f"HTTP/1.1 {status}", f"content-type: {kind}", "connection: close", *more]
+        await self.send("\r\n".join(lines) + "\r\n\r\n")
+
+    async def chunk(self, text: str | None, **more: Any) -> None:
+        choices = [] if text is None else [{"delta": {"content": text}, "finish_reason": None}]
+        await self.send(f"data: {json.dumps({'choices': choices, **more}, ensure_ascii=False)}\n\n")
+
+    async def end(self, **usage: Any) -> None:
+        await self.chunk(None, usage=usage or None)
+        await self.send("data: [DONE]\n\n")
+
+
+class Wire:
+    """The server: ``answers`` are used up in order, the last one stays."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self.requests: list[Connection] = []
+        self.asked = asyncio.Event()
+        self.is_vllm = False
+        self.most_at_once = 0
+        self._open = 0
+        self.url = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            first, *lines = head.strip().split("\r\n")
+            headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in lines)}
+            length = int(headers.get("content-length", 0))
+            body = json.loads(await reader.readexactly(length)) if length else None
+            request = Connection(first.split()[1], headers, body, writer)
+            watch = asyncio.create_task(self._watch(reader, request))
+            self._open += 1
+            self.most_at_once = max(self.most_at_once, self._open)
+            try:
+                await self._answer(request)
+            finally:
+                self._open -= 1
+                watch.cancel()
+        writer.close()
+
+    async def _watch(self, reader: asyncio.StreamReader, request: Connection) -> None:
+        with contextlib.suppress(ConnectionError):
+            await reader.read()  # ends when the client hangs up
+        request.gone.set()
+
+    async def _answer(self, request: Connection) -> None:
+        match request.path:
+            case "/v1/models":
+                await request.head(kind="application/json")
+                await request.send(json.dumps({"data": [{"id": "m", "object": "model"}]}))
+            case "/version" if self.is_vllm:
+                await request.head(kind="application/json")
+                await request.send('{"version": "0.32.0"}')
+            case "/v1/chat/completions":
+                self.requests.append(request)
+                self.asked.set()
+                answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+                await answer(request)
+            case _:
+                await request.head("404 Not Found", "text/plain")
+
+
+@pytest.fixture
+async def wire() -> AsyncIterator[Wire]:
+    wire = Wire()
+    server = await asyncio.start_server(wire.serve, "127.0.0.1", 0)
+    wire.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    try:
+        yield wire
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def wire_thread() -> Iterator[str]:
+    """The address of a server with one good answer, in a thread, for tests with own loops."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def hello(request: Connection) -> None:
+        await request.head()
+        await request.chunk("Hello")
+        await request.end()
+
+    wire = Wire()
+    wire.answers = [hello]
+    server = asyncio.run_coroutine_threadsafe(
+        asyncio.start_server(wire.serve, "127.0.0.1", 0), loop
+    ).result(5)
+    yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    loop.call_soon_threadsafe(server.close)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(5)
+    loop.close()
