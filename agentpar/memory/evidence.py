@@ -40,7 +40,8 @@ class Checked:
 def sources(tasks: Mapping[int, Task], outcomes: Mapping[int, Outcome]) -> dict[int, Source]:
     """A source for every task that has a value, by task id.
 
-    A value with a ``url`` (a fetched page) is cited by it; any other by its tool call.
+    A value with a ``url`` (a fetched page) is cited by it; any other by its tool call,
+    whose arguments then count as read too.
     """
     found: dict[int, Source] = {}
     for id, task in tasks.items():
@@ -49,8 +50,10 @@ def sources(tasks: Mapping[int, Task], outcomes: Mapping[int, Outcome]) -> dict[
             continue
         value = outcome.value
         page: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
-        origin = str(page.get("url") or f"{task.tool} (task {id})")
-        found[id] = Source(id, origin, str(page.get("title") or task.tool), as_text(value))
+        given = ", ".join(str(arg) for arg in task.args.values())
+        call = f"{task.tool}({given})"
+        origin, title = str(page.get("url") or call), str(page.get("title") or call)
+        found[id] = Source(id, origin, title, as_text(value))
     return found
 
 
@@ -97,7 +100,7 @@ def check(text: str, known: Mapping[int, Source]) -> Checked:
     """
     citations: list[Citation] = []
     unsupported: list[str] = []
-    everything = "\n".join(source.text for source in known.values())
+    everything = "\n".join(_readable(source) for source in known.values())
     for sentence in split_sentences(text):
         marks = _marks(sentence)
         bare = _unmarked(sentence)

@@ -129,8 +129,8 @@ class Planner:
             temperature=self._temperature,
             seed=self._seed,
             grammar=grammar,
-            # Under a grammar the text ends by itself; without one, models like to write on.
-            stop=() if grammar else ("\njoin()", "<END_OF_PLAN>"),
+            # The server stops at join(): models like to write on, and it still counts tokens.
+            stop=("\njoin()", "<END_OF_PLAN>"),
         )
 
 
