@@ -38,7 +38,8 @@ class Passage:
 def excerpt(passages: Sequence[Passage], find: str, title: str, max_chars: int) -> str:
     """The passages that best fit ``find``, in page order, a line each, at most ``max_chars``.
 
-    Without ``find``, or where no passage holds any of its words, the beginning of the page.
+    Without ``find`` the beginning of the page; a third as much of it where no passage holds
+    any of the words.
     """
     scores = _scores(passages, find, title)
     best = max(scores, default=0.0)
@@ -52,7 +53,7 @@ def excerpt(passages: Sequence[Passage], find: str, title: str, max_chars: int) 
     )
     chosen: list[int] = []
     lines: dict[int, str] = {}
-    room = max_chars
+    room = max_chars // 3 if best <= 0 and words(find) else max_chars
     for index in order:
         text = passages[index].text
         if text in lines.values():
