@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import queue
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -57,22 +58,31 @@ class Wire:
         self.url = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            first, *lines = head.strip().split("\r\n")
-            headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in lines)}
-            length = int(headers.get("content-length", 0))
-            body = json.loads(await reader.readexactly(length)) if length else None
-            request = Connection(first.split()[1], headers, body, writer)
-            watch = asyncio.create_task(self._watch(reader, request))
-            self._open += 1
-            self.most_at_once = max(self.most_at_once, self._open)
-            try:
-                await self._answer(request)
-            finally:
-                self._open -= 1
-                watch.cancel()
-        writer.close()
+        """Read one request, answer it, hang up."""
+        try:
+            await self._serve(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the client left, as some tests have it do
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        first, *lines = head.strip().split("\r\n")
+        headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in lines)}
+        length = int(headers.get("content-length", 0))
+        body = json.loads(await reader.readexactly(length)) if length else None
+        request = Connection(first.split()[1], headers, body, writer)
+        watch = asyncio.create_task(self._watch(reader, request))
+        self._open += 1
+        self.most_at_once = max(self.most_at_once, self._open)
+        try:
+            await self._answer(request)
+        finally:
+            self._open -= 1
+            watch.cancel()
 
     async def _watch(self, reader: asyncio.StreamReader, request: Connection) -> None:
         with contextlib.suppress(ConnectionError):
@@ -96,36 +106,53 @@ class Wire:
                 await request.head("404 Not Found", "text/plain")
 
 
-@pytest.fixture
-async def wire() -> AsyncIterator[Wire]:
-    wire = Wire()
-    server = await asyncio.start_server(wire.serve, "127.0.0.1", 0)
+@contextlib.asynccontextmanager
+async def serving(wire: Wire) -> AsyncIterator[Wire]:
+    """Have ``wire`` listen, and at the end wait until its last connection is closed."""
+    handlers: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        handlers.add(task)
+        await wire.serve(reader, writer)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
     wire.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     try:
         yield wire
     finally:
         server.close()
+        await asyncio.wait_for(asyncio.gather(*handlers), 5)
+
+
+@pytest.fixture
+async def wire() -> AsyncIterator[Wire]:
+    async with serving(Wire()) as wire:
+        yield wire
 
 
 @pytest.fixture
 def wire_thread() -> Iterator[str]:
     """The address of a server with one good answer, in a thread, for tests with own loops."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
 
     async def hello(request: Connection) -> None:
         await request.head()
         await request.chunk("Hello")
         await request.end()
 
-    wire = Wire()
-    wire.answers = [hello]
-    server = asyncio.run_coroutine_threadsafe(
-        asyncio.start_server(wire.serve, "127.0.0.1", 0), loop
-    ).result(5)
-    yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-    loop.call_soon_threadsafe(server.close)
-    loop.call_soon_threadsafe(loop.stop)
+    async def main() -> None:
+        wire = Wire()
+        wire.answers = [hello]
+        end = asyncio.Event()
+        async with serving(wire):
+            started.put((wire.url, asyncio.get_running_loop(), end))
+            await end.wait()
+
+    started: queue.Queue[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
+    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread.start()
+    url, loop, end = started.get(timeout=5)
+    yield url
+    loop.call_soon_threadsafe(end.set)
     thread.join(5)
-    loop.close()
