@@ -36,7 +36,6 @@ class Tool:
     returns: str = ""
     function: Callable[..., Any] | None = None
     close: Callable[[], Awaitable[None]] | None = None
-    close: Callable[[], Awaitable[None]] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the decorated function directly, as if it had never been made a tool."""
