@@ -21,7 +21,7 @@ from unicodedata import east_asian_width
 from agentpar.errors import UsageError
 from agentpar.plaintext import one_line
 from agentpar.plan import Failed, Ok, Outcome, Skipped, Task, to_graph
-from agentpar.planner.parser import format_call
+from agentpar.story import arguments, call
 
 # name: (fill, border, text), in light and in dark. Failed and skipped also differ by
 # border and mark, so that the picture reads without colour.
@@ -58,9 +58,9 @@ def mermaid(tasks: Iterable[Task], outcomes: Mapping[int, Outcome] | None = None
     kinds: dict[str, list[str]] = {}
     lines = ["flowchart LR"]
     for task in tasks:
-        arguments = one_line(_arguments(task), 60)
+        given = one_line(arguments(task), 60)
         label = _mermaid_text(f"{task.id} · {one_line(task.tool, 40)}")
-        label += f"<br/>{_mermaid_text(arguments)}" if arguments else ""
+        label += f"<br/>{_mermaid_text(given)}" if given else ""
         lines.append(f'  t{task.id}["{label}"]')
         kinds.setdefault(_kind(task.id, outcomes), []).append(f"t{task.id}")
     missing = dict.fromkeys(need for task in tasks for need in task.needs if need not in known)
@@ -178,11 +178,6 @@ def _kind(
         case Skipped():
             return "skipped"
     return "plain"
-
-
-def _arguments(task: Task) -> str:
-    """The call's text without the tool's name and the outer parentheses."""
-    return format_call(task.tool, task.args)[len(task.tool) + 1 : -1]
 
 
 def _mermaid_text(text: str) -> str:
@@ -352,15 +347,15 @@ def _svg_node(id: int, task: Task | None, x: float, y: float, kind: str) -> str:
     fill, border, text = _LIGHT[kind]
     dash = ' stroke-dasharray="5 4"' if kind in ("skipped", "missing") else ""
     if task is None:
-        name, arguments, call = "not in the plan", "", f"task {id} is referred to and absent"
+        name, given, title = "not in the plan", "", f"task {id} is referred to and absent"
     else:
-        name, arguments = one_line(task.tool, 22), _fit(one_line(_arguments(task), 80))
-        call = one_line(format_call(task.tool, task.args), 600)
-    first_line = 19 if arguments else 28
+        name, given = one_line(task.tool, 22), _fit(one_line(arguments(task), 80))
+        title = one_line(call(task), 600)
+    first_line = 19 if given else 28
     mark = _MARKS.get(kind, "")
     return (
         f'<g class="node {kind}" data-task="{id}" transform="translate({x:.0f} {y:.1f})">'
-        f"<title>{id} · {escape(call)}</title>"
+        f"<title>{id} · {escape(title)}</title>"
         f'<rect width="{_NODE_WIDTH}" height="{_NODE_HEIGHT}" rx="9" fill="{fill}" '
         f'stroke="{border}" stroke-width="1.4"{dash}/>'
         f'<text x="12" y="{first_line}" font-family="{_SANS}" font-size="13" font-weight="600" '
@@ -368,7 +363,7 @@ def _svg_node(id: int, task: Task | None, x: float, y: float, kind: str) -> str:
         f'<text x="{_NODE_WIDTH - 12}" y="{first_line}" text-anchor="end" font-family="{_SANS}" '
         f'font-size="12" font-weight="700" fill="{border}" class="mark">{mark}</text>'
         f'<text x="12" y="36" font-family="{_MONO}" font-size="11" fill="{text}" '
-        f'opacity="0.75" xml:space="preserve">{escape(arguments)}</text></g>'
+        f'opacity="0.75" xml:space="preserve">{escape(given)}</text></g>'
     )
 
 

@@ -33,6 +33,7 @@ from agentpar.events import (
     Usage,
 )
 from agentpar.plan import Failed, Ok, Outcome, Skipped, Task
+from agentpar.planner.parser import format_call
 
 State = Literal["waiting", "asking", "running", "ok", "failed", "skipped", "stopped"]
 Status = Literal["running", "answered", "failed", "cancelled"]
@@ -268,6 +269,19 @@ class Story:
     def _tool_spans(self) -> list[Span]:
         spans = (task.span(self.now) for task in self.tasks.values())
         return [span for span in spans if span is not None]
+
+
+def arguments(task: Task) -> str:
+    """The arguments as the plan writes them, on one line: ``query="paris", limit=$1.n``."""
+    try:
+        return format_call(task.tool, task.args)[len(task.tool) + 1 : -1]
+    except ValueError:  # a task made in Python can hold what no plan can: an object, a NaN
+        return ", ".join(f"{name}={value!r}" for name, value in task.args.items())
+
+
+def call(task: Task) -> str:
+    """The whole call as the plan writes it: ``search(query="paris", limit=$1.n)``."""
+    return f"{task.tool}({arguments(task)})"
 
 
 def _span(start: float | None, end: float | None, now: float) -> Span | None:

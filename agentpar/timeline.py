@@ -22,8 +22,7 @@ from agentpar.drawing import svg
 from agentpar.events import Answered, Citation, Event
 from agentpar.plaintext import one_line, seconds, visible
 from agentpar.plan import Failed, Ok, Skipped
-from agentpar.planner.parser import format_call
-from agentpar.story import RoundStory, Span, Story, TaskStory
+from agentpar.story import RoundStory, Span, Story, TaskStory, arguments, call
 
 _SHOWN = 4_000  # characters of a result or an argument; the record of the run has the rest
 _AROUND = 160  # characters of the page shown before and after a cited passage
@@ -369,12 +368,11 @@ def _task_row(task: TaskStory, story: Story, scale: _Scale, critical: bool) -> s
     wait = ""
     if span is not None and span[0] > task.planned:
         wait = scale.rect("wait", (task.planned, span[0]), 12, 2)
-    call = format_call(task.task.tool, task.task.args)
-    args = one_line(call[len(task.task.tool) + 1 : -1], 90)
+    args = one_line(arguments(task.task), 90)
     return (
         f'<div class="row task {state}{" critical" if critical else ""}" id="task-{id}" '
         f'data-task="{id}"><button class="name" type="button" '
-        f'title="{escape(one_line(call, 400))}"><span class="id">{id}</span>'
+        f'title="{escape(one_line(call(task.task), 400))}"><span class="id">{id}</span>'
         f'<b>{escape(one_line(task.task.tool, 40))}</b><span class="args">{escape(args)}</span>'
         f'</button><svg aria-hidden="true">{wait}{scale.rect("bar", shown, 7, 12, 0.3)}'
         f"{scale.label(shown, note)}</svg></div>"
@@ -440,7 +438,7 @@ def _details(task: TaskStory, users: list[int], story: Story) -> dict[str, Any]:
         "state": story.state(task),
         "when": " · ".join(time.replace(" ", "\u00a0") for time in times),
         "thought": _cut(visible(task.task.thought)),
-        "call": _cut(visible(format_call(task.task.tool, task.task.args))),
+        "call": _cut(visible(call(task.task))),
         "filled": _pretty(task.filled) if task.filled and task.task.needs else "",
         "result": result,
         "error": error,

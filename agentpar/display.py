@@ -1,0 +1,469 @@
+"""A run in the terminal: live while it goes on, a record in the scrollback when it ends.
+
+It shows the story of a run and decides nothing. Texts of models, tools and pages are
+untrusted: they go in as plain text, with control characters made visible, never as markup.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+
+from agentpar.events import (
+    Answered,
+    ApprovalAsked,
+    ApprovalGiven,
+    Event,
+    JoinFailed,
+    JoinStarted,
+    PlanEnded,
+    PlanFailed,
+    PlanFault,
+    PlanStarted,
+    ReplanAsked,
+    RunFinished,
+    RunStarted,
+    TaskDone,
+    TaskPlanned,
+    TaskStarted,
+)
+from agentpar.plaintext import one_line, seconds, visible
+from agentpar.plan import Failed, Ok, Skipped
+from agentpar.story import State, Story, TaskStory, arguments, call
+
+if TYPE_CHECKING:  # rich loads when something is shown, not when this file is read
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+ProgressCallback = Callable[[str, float, float | None], None]
+"""``(step, done, total)``: what is waited for, how much of it is there, out of how much.
+
+``total`` is None where nobody knows; the unit is the caller's, the bar shows the share.
+"""
+
+_STYLES: dict[State, str] = {
+    "waiting": "dim",
+    "asking": "yellow",
+    "running": "cyan",
+    "ok": "green",
+    "failed": "bold red",
+    "skipped": "yellow dim",
+    "stopped": "dim",
+}
+_ICONS: dict[State, str] = {
+    "waiting": "·", "asking": "?", "running": "▸", "ok": "✓", "failed": "✗", "skipped": "–",
+    "stopped": "■",
+}  # fmt: skip
+_ASCII_ICONS: dict[State, str] = {
+    "waiting": ".", "asking": "?", "running": ">", "ok": "+", "failed": "x", "skipped": "-",
+    "stopped": "#",
+}  # fmt: skip
+_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+_REFRESH = 8  # frames a second
+_BAR_FROM = 64  # columns of terminal from which the time bars fit
+_RECORDED = 60  # tasks listed when the run is over; failed ones always are
+
+
+class TerminalDisplay:
+    """Shows one run: ``with display: async for event in run: display.handle(event)``.
+
+    On a terminal the view is live; elsewhere (a pipe, CI, ``NO_COLOR``, a dumb terminal)
+    each event is a line. ``quiet`` shows the answer and its sources alone. ``folder``,
+    once set, is named in the last line.
+    """
+
+    def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
+        from rich.console import Console
+
+        self.folder: Path | None = None
+        self._console = console or Console(highlight=False)
+        self._quiet = quiet
+        self._story = Story()
+        self._live: Live | None = None
+        # Keeps a frame, drawn by rich's refresh thread, from reading a half-told story.
+        self._lock = threading.Lock()
+        self._last_event = time.monotonic()
+
+    @property
+    def live(self) -> bool:
+        """Whether the view moves; False where it is a line per event, or quiet."""
+        plain = not self._console.is_terminal or self._console.is_dumb_terminal
+        return not (plain or self._quiet or os.environ.get("NO_COLOR"))
+
+    def __enter__(self) -> Self:
+        if self.live:
+            from rich.live import Live
+
+            self._live = Live(
+                console=self._console,
+                get_renderable=self._frame,
+                refresh_per_second=_REFRESH,
+                transient=True,
+            )
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+            for part in self._record():
+                self._console.print(part)
+        self._print_end()
+
+    def handle(self, event: Event) -> None:
+        """Take in the next fact and show it."""
+        with self._lock:
+            self._story.add(event)
+            self._last_event = time.monotonic()
+        if self._live is None and not self._quiet and (line := _event_line(event, self._story)):
+            self._print_plain(line)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Take the live view away while something else uses the terminal, a question, say."""
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+        try:
+            yield
+        finally:
+            if live is not None:
+                live.start(refresh=True)
+                self._live = live
+
+    # --- live -------------------------------------------------------------------------
+
+    def _frame(self) -> RenderableType:
+        from rich.console import Group
+
+        with self._lock:
+            # Between events the run's clock goes on; events carry no news of that.
+            now = self._story.now
+            if self._story.status == "running" and self._story.run_id:
+                now += time.monotonic() - self._last_event
+            return Group(*self._view(now, rows=max(3, self._console.height - 12), final=False))
+
+    def _record(self) -> Iterator[RenderableType]:
+        yield from self._view(self._story.now, rows=_RECORDED, final=True)
+
+    def _view(self, now: float, rows: int, final: bool) -> Iterator[RenderableType]:
+        story = self._story
+        if story.question:
+            yield self._text(("bold", one_line(story.question, 300)))
+        if story.tasks:
+            yield self._tasks(now, rows)
+        for fault in story.faults[-5:] if not final else story.faults:
+            yield self._text(("red", "plan: "), ("", one_line(fault.message, 300)))
+        for round_ in story.rounds.values():
+            for error in filter(None, (round_.plan_error, round_.join_error)):
+                yield self._text(("bold red", f"round {round_.number}: {one_line(error, 500)}"))
+            if round_.replan:
+                yield self._text(("yellow", f"replan: {one_line(round_.replan, 300)}"))
+        if final or not story.rounds:
+            return
+        last = story.rounds[max(story.rounds)]
+        spin = _SPINNER[int(now * _REFRESH) % len(_SPINNER)] if self._unicode() else "*"
+        if last.plan_started is not None and last.plan_ended is None:
+            writing = one_line(last.writing(), 300)
+            line = self._text(("magenta", f"{spin} planning "), ("dim", writing))
+            line.truncate(self._console.width, overflow=self._cut)
+            yield line
+        if last.join_started is not None and last.join_ended is None:
+            # The end of it, in at most six lines: the view must not outgrow the screen.
+            text = visible("".join(last.join_text))[-6 * self._console.width :]
+            yield self._text(("cyan", f"{spin} joining "), ("", text))
+
+    def _tasks(self, now: float, rows: int) -> Table:
+        from rich.table import Table
+        from rich.text import Text
+
+        story = self._story
+        shown, hidden = _chosen(story, rows)
+        width = self._console.width
+        bars = min(44, width // 3) if width >= _BAR_FROM else 0
+        table = Table.grid(padding=(0, 1, 0, 0))
+        table.add_column(no_wrap=True)
+        table.add_column(justify="right", style="dim", no_wrap=True)
+        table.add_column(ratio=1, no_wrap=True, overflow=self._cut)
+        table.add_column(justify="right", no_wrap=True)
+        if bars:
+            table.add_column(no_wrap=True, width=bars)
+        table.expand = True
+        if hidden:
+            table.add_row("", "", self._text(("dim", hidden)))
+        for task in shown:
+            state = story.state(task)
+            span = task.span(now)
+            note = seconds(span[1] - span[0]) if span else "" if state == "waiting" else state
+            if isinstance(task.outcome, Skipped):
+                note = f"needs {task.outcome.because}"
+            row: list[RenderableType] = [
+                Text(self._icon(state), style=_STYLES[state]),
+                str(task.task.id),
+                self._call(task, state),
+                Text(note, style=_STYLES[state]),
+            ]
+            if bars:
+                row.append(self._bar(task, state, now, bars))
+            table.add_row(*row)
+        return table
+
+    def _call(self, task: TaskStory, state: State) -> Text:
+        name, rest = one_line(task.task.tool, 80), f"({one_line(arguments(task.task), 300)})"
+        if isinstance(task.outcome, Failed):
+            error = f" {one_line(task.outcome.error, 200)} "
+            line = self._text(("bold", name), ("red", error), ("dim", rest))
+        else:
+            line = self._text(("dim" if state == "waiting" else "bold", name), ("", rest))
+        line.overflow = self._cut
+        return line
+
+    def _bar(self, task: TaskStory, state: State, now: float, width: int) -> Text:
+        """The task on the run's time axis: waiting thin, running thick."""
+        from rich.text import Text
+
+        length = max(now - self._story.began, 1e-3)
+
+        def column(at: float) -> int:
+            return max(0, min(width, round((at - self._story.began) / length * width)))
+
+        thin, thick = ("┈", "━") if self._unicode() else (".", "=")
+        planned = column(task.planned)
+        started, ended = (column(at) for at in task.span(now) or (task.planned, task.planned))
+        if task.started is None:
+            until = column(now if task.ended is None else task.ended)
+            return Text(" " * planned + thin * (until - planned), style="dim")
+        started = min(started, width - 1)
+        bar = Text(" " * planned + thin * (started - planned), style="dim")
+        return bar.append(thick * max(1, ended - started), style=_STYLES[state])
+
+    # --- plain ------------------------------------------------------------------------
+
+    def _print_plain(self, line: str) -> None:
+        self._console.print(self._text(("", line)), soft_wrap=True)
+
+    # --- the end ----------------------------------------------------------------------
+
+    def _print_end(self) -> None:
+        story = self._story
+        wide = {"soft_wrap": True} if not self._console.is_terminal else {}
+        if not self._quiet:
+            self._console.print()
+        text = story.text()
+        if text:
+            self._console.print(self._answer(text), **wide)  # type: ignore[arg-type]
+        if story.answer is not None and story.answer.citations:
+            self._console.print()
+            for citation in story.answer.citations:
+                line = [("bold cyan", f"[{citation.n}] ")]
+                if citation.title:
+                    line.append(("", one_line(citation.title, 200) + " "))
+                line.append(("blue", one_line(citation.source, 500)))
+                if citation.passage:
+                    line.append(("dim", f' — "{one_line(citation.passage, 400)}"'))
+                if not citation.supported:
+                    problem = one_line(citation.problem, 300) or "no passage carries it"
+                    line.append(("yellow", f" (not supported: {problem})"))
+                self._console.print(self._text(*line), **wide)  # type: ignore[arg-type]
+        if story.status != "answered" and story.run_id:
+            what = story.status if story.status != "running" else "stopped"
+            reason = f": {one_line(story.error, 1000)}" if story.error else ""
+            reason += "" if story.answer else " (no finished answer)"
+            self._console.print(self._text(("bold red", what + reason)), **wide)  # type: ignore[arg-type]
+        if not self._quiet and story.run_id:
+            self._console.print()
+            self._console.print(self._text(("dim", self._summary())), **wide)  # type: ignore[arg-type]
+
+    def _answer(self, text: str) -> Text:
+        """The answer; sentences that no passage carries are underlined and marked ``(?)``."""
+        doubtful = self._story.answer.unsupported if self._story.answer else ()
+        parts: list[tuple[str, str]] = []
+        at = 0
+        found = ((text.find(sentence), sentence) for sentence in doubtful if sentence)
+        for start, sentence in sorted(found):
+            if start < at:  # not in the text as written, or inside one that is marked
+                continue
+            parts += [("", text[at:start]), ("yellow underline", sentence), ("yellow", " (?)")]
+            at = start + len(sentence)
+        parts.append(("", text[at:]))
+        if doubtful:
+            parts.append(("yellow", "\n(?) no passage that the run has read carries this"))
+        return self._text(*((style, visible(part)) for style, part in parts))
+
+    def _summary(self) -> str:
+        story, usage = self._story, self._story.usage()
+        parts = [seconds(story.wall())]
+        if story.tool_wall() > 0:
+            calls, wall = seconds(story.tool_seconds()), seconds(story.tool_wall())
+            faster = f"{story.speedup():.2f}× faster than one after another"
+            parts.append(f"tools: {calls} of calls in {wall}, {faster}")
+        if usage.calls:
+            parts.append(
+                f"tokens: {usage.prompt_tokens:,} read, {usage.completion_tokens:,} written"
+            )
+        if self.folder is not None:
+            parts.append(str(self.folder))
+        return " · ".join(parts)
+
+    # --- text -------------------------------------------------------------------------
+
+    def _unicode(self) -> bool:
+        return self._console.encoding.lower().startswith("utf")
+
+    @property
+    def _cut(self) -> Literal["ellipsis", "crop"]:
+        """How rich ends what does not fit: its ellipsis is a character of its own."""
+        return "ellipsis" if self._unicode() else "crop"
+
+    def _icon(self, state: State) -> str:
+        return (_ICONS if self._unicode() else _ASCII_ICONS)[state]
+
+    def _text(self, *parts: tuple[str, str]) -> Text:
+        """Styled text in which nothing is markup and everything can be written."""
+        from rich.text import Text
+
+        text = Text(overflow="fold")
+        for style, part in parts:
+            text.append(_writable(part, self._console), style=style)
+        return text
+
+
+def _writable(text: str, console: Console) -> str:
+    """``text`` with ``?`` for what the console's encoding lacks, where rich would raise."""
+    return text.encode(console.encoding, "replace").decode(console.encoding)
+
+
+def _chosen(story: Story, rows: int) -> tuple[list[TaskStory], str]:
+    """The tasks that fit, in plan order, and a line that counts the others by state.
+
+    What runs and what failed comes first, then the newest.
+    """
+    tasks = list(story.tasks.values())
+    if len(tasks) <= rows:
+        return tasks, ""
+    rank = {"running": 0, "asking": 0, "failed": 1}
+    order = sorted(tasks, key=lambda task: (rank.get(story.state(task), 2), -task.task.id))
+    kept = {task.task.id for task in order[: rows - 1]}
+    counts: dict[str, int] = {}
+    for task in tasks:
+        if task.task.id not in kept:
+            counts[story.state(task)] = counts.get(story.state(task), 0) + 1
+    others = ", ".join(f"{count} {state}" for state, count in counts.items())
+    return [task for task in tasks if task.task.id in kept], f"and {others}"
+
+
+def _event_line(event: Event, story: Story) -> str:
+    """What the plain view says of an event; empty for pieces of a stream."""
+    match event:
+        case RunStarted(run_id, question):
+            what = f"run {one_line(run_id, 80)}: {one_line(question, 500)}"
+        case PlanStarted(number):
+            what = f"round {number}: planning"
+        case TaskPlanned(_, task):
+            what = f"planned {task.id}. {one_line(call(task), 300)}"
+        case PlanFault(_, message):
+            what = f"plan fault: {one_line(message, 500)}"
+        case PlanEnded(number):
+            what = f"round {number}: plan complete"
+        case PlanFailed(number, error):
+            what = f"round {number}: planning failed: {one_line(error, 500)}"
+        case ApprovalAsked(id):
+            what = f"asking {id}: needs approval"
+        case ApprovalGiven(id, allowed, reason):
+            what = f"{'allowed' if allowed else 'denied'} {id} {one_line(reason, 300)}".rstrip()
+        case TaskStarted(id):
+            what = f"started {id}"
+        case TaskDone(id, outcome):
+            what = _outcome_line(story.tasks[id], outcome)
+        case JoinStarted(number):
+            what = f"round {number}: joining"
+        case ReplanAsked(number, why):
+            what = f"round {number}: replan: {one_line(why, 500)}"
+        case Answered(number):
+            what = f"round {number}: answered"
+        case JoinFailed(number, error):
+            what = f"round {number}: joining failed: {one_line(error, 500)}"
+        case RunFinished(status):
+            what = f"run {status}"
+        case _:
+            return ""
+    return f"{event.at - story.began:8.2f} s  {what}"
+
+
+def _outcome_line(task: TaskStory, outcome: Ok | Failed | Skipped) -> str:
+    id = task.task.id
+    took = f" in {seconds(task.ended - task.started)}" if task.started and task.ended else ""
+    match outcome:
+        case Ok(value):
+            text = value if isinstance(value, str) else repr(value)
+            return f"ok {id}{took}: {one_line(text, 120)}"
+        case Failed(error, kind):
+            return f"failed {id}{took} ({kind}): {one_line(error, 500)}"
+        case Skipped(because):
+            return f"skipped {id}: task {because} has no value"
+
+
+@contextmanager
+def progress_bar(description: str, console: Console | None = None) -> Iterator[ProgressCallback]:
+    """A bar for a long wait (weights, a server's start) that says what it waits for.
+
+    Yields ``(step, done, total) -> None``, callable from any thread. Where the output is
+    no terminal, a line is written for each new step and each further tenth.
+    """
+    from rich.console import Console
+
+    console = console or Console(highlight=False, stderr=True)
+    if not console.is_terminal or console.is_dumb_terminal or os.environ.get("NO_COLOR"):
+        yield _progress_lines(description, console)
+        return
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.text import Text
+
+    class StepColumn(TextColumn):
+        """The step as plain text: `TextColumn` reads square brackets as markup."""
+
+        def render(self, task: object) -> Text:
+            return Text(getattr(task, "description", ""), overflow="ellipsis", no_wrap=True)
+
+    columns = (StepColumn(""), BarColumn(None), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, expand=True, transient=True) as progress:
+        bar = progress.add_task(_writable(one_line(description, 60), console), total=None)
+
+        def report(step: str, done: float, total: float | None) -> None:
+            text = one_line(f"{description}: {step}" if step else description, 60)
+            text = _writable(text, console)
+            progress.update(bar, description=text, completed=done, total=total)
+
+        yield report
+
+
+def _progress_lines(description: str, console: Console) -> ProgressCallback:
+    from rich.text import Text
+
+    last: tuple[str, int] = ("", -1)
+
+    def report(step: str, done: float, total: float | None) -> None:
+        nonlocal last
+        tenths = int(10 * done / total) if total else 0
+        if (step, tenths) == last:
+            return
+        last = (step, tenths)
+        share = f" {10 * tenths} %" if total else ""
+        line = one_line(f"{description}: {step}" if step else description, 200)
+        console.print(Text(_writable(line, console) + share), soft_wrap=True)
+
+    return report

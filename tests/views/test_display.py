@@ -1,0 +1,219 @@
+"""A run in the terminal."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+from collections.abc import Sequence
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+from sample import big_events, events, hostile_events
+
+from agentpar.display import TerminalDisplay, progress_bar
+from agentpar.events import Event, PlanStarted, RunFinished, RunStarted, TaskPlanned, TaskStarted
+from agentpar.plan import Task
+
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@pytest.fixture(autouse=True)
+def colourful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of a test run must not choose the view."""
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+def console(terminal: bool, width: int = 100, encoding: str = "utf-8") -> Console:
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+    return Console(file=file, force_terminal=terminal, width=width, height=30, highlight=False)
+
+
+def written(console: Console) -> str:
+    """What reached the terminal, byte for byte."""
+    assert isinstance(console.file, io.TextIOWrapper)
+    console.file.flush()
+    raw = console.file.buffer
+    assert isinstance(raw, io.BytesIO)
+    return raw.getvalue().decode(console.file.encoding)
+
+
+def shown(run: Sequence[Event], console: Console, quiet: bool = False) -> str:
+    with TerminalDisplay(console, quiet) as display:
+        for event in run:
+            display.handle(event)
+    return written(console)
+
+
+def record(output: str) -> str:
+    """What stays in the scrollback, without styles: all that follows the last live frame."""
+    return ESCAPES.sub("", output.rsplit("\x1b[2K", 1)[-1])
+
+
+def test_outside_a_terminal_each_event_is_a_line() -> None:
+    """A pipe gets no escape sequences, one line per fact, then answer, sources, summary."""
+    text = shown(events(), console(terminal=False))
+    assert "\x1b" not in text
+    lines = text.splitlines()
+    assert '    0.62 s  planned 1. web_search(query="Chile population")' in lines
+    assert "    3.20 s  failed 4 in 1.59 s (tool): HTTP 404 for http://atlas.example/peru" in lines
+    assert "    3.20 s  skipped 5: task 4 has no value" in lines
+    assert (
+        "[6] Peru: people http://almanac.example/peru — "
+        '"The population of Peru is 34,352,719 people as of 2023."'
+    ) in lines
+    assert "Most of them live on the coast. (?)" in text
+    assert "1.33× faster than one after another" in lines[-1]
+
+
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_no_color_and_dumb_terminals_get_lines(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """Nothing moves where nothing can be moved."""
+    monkeypatch.setenv(name, value)
+    text = shown(events(), console(terminal=True))
+    assert "started 1" in text
+    assert "\x1b[2K" not in text
+    assert "\x1b[?25l" not in text
+
+
+def test_a_terminal_keeps_the_record_when_the_run_is_over() -> None:
+    """Tasks with states and bars, faults, the answer and its sources stay in the scrollback."""
+    text = record(shown(events(), console(terminal=True)))
+    rows = {line[:3]: line for line in text.splitlines()}
+    assert re.search(r"web_search\(query=\"Chile population\"\) +0\.48 s +━+", rows["✓ 1"])
+    assert "HTTP 404" in rows["✗ 4"]
+    assert "needs 4" in rows["– 5"]
+    assert "replan: the page on Peru is gone" in text
+    assert text.count("Peru has more people than Chile.") == 1
+
+
+def test_the_live_view_shows_the_line_being_written() -> None:
+    """The planner's unfinished line is on screen before its task exists."""
+    screen = console(terminal=True)
+    with TerminalDisplay(screen) as display:
+        for event in events()[:4]:
+            display.handle(event)
+        screen.print(display._frame())
+    assert "planning" in ESCAPES.sub("", written(screen))
+
+
+@pytest.mark.parametrize("width", [12, 40, 63, 64, 200])
+@pytest.mark.parametrize("run", [events(), hostile_events(), big_events(100)])
+def test_no_line_is_wider_than_the_terminal(width: int, run: list[Event]) -> None:
+    """Narrow terminals lose the bars, then the ends of calls; nothing breaks."""
+    text = ESCAPES.sub("", shown(run, console(terminal=True, width=width)))
+    assert max(cell_len(line) for line in text.split("\n")) <= width
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_escape_sequences_and_markup_of_a_page_are_shown_not_obeyed(terminal: bool) -> None:
+    """The only escapes that reach the terminal are the display's own."""
+    text = shown(hostile_events(), console(terminal, width=200))
+    assert not re.search(r"\x1b\]|\x07|\x1b\[2J|\x00|\u202e", text)
+    plain = ESCAPES.sub("", text)
+    assert "\x1b" not in plain
+    assert "[bold red]" in plain
+    assert "␛]0;pwned" in plain
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_without_unicode_gets_ascii(terminal: bool) -> None:
+    """What cannot be written is replaced, never raised."""
+    text = shown(hostile_events(), console(terminal, encoding="ascii"))
+    assert text.isascii()
+    assert shown(events(), console(terminal, encoding="ascii")).isascii()
+    screen = console(terminal, encoding="ascii")
+    with progress_bar("Gewichte für \x1b das Modell", screen) as report:
+        report("größer " * 20, 1, 2)
+    assert written(screen).isascii()
+
+
+def test_quiet_is_the_answer_and_its_sources() -> None:
+    """No progress, no summary."""
+    text = shown(events(), console(terminal=True), quiet=True)
+    assert ESCAPES.sub("", text).startswith("Peru has more people than Chile.")
+    assert "[3] Chile" in ESCAPES.sub("", text)
+    assert "faster" not in text
+
+
+def test_a_large_run_counts_what_it_does_not_list() -> None:
+    """A thousand tasks do not flood the scrollback, and none goes unmentioned."""
+    text = record(shown(big_events(1000), console(terminal=True)))
+    assert len(text.splitlines()) < 100
+    assert "and 941 ok" in text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_an_interrupt_leaves_the_terminal_whole(terminal: bool) -> None:
+    """Ctrl-C ends the live view: cursor back, no thread left, the tasks as they stood."""
+    screen = console(terminal)
+    run = [
+        RunStarted("r", "q"),
+        PlanStarted(1),
+        TaskPlanned(1, Task.of(1, "a"), 0.1),
+        TaskStarted(1, {}, 0.2),
+    ]
+    before = set(threading.enumerate())
+
+    def interrupted() -> None:
+        with TerminalDisplay(screen) as display:
+            for event in run:
+                display.handle(event)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(2)  # rich's refresher sees the stop at its next tick
+    assert set(threading.enumerate()) <= before
+    text = written(screen)
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h")
+    assert "stopped (no finished answer)" in ESCAPES.sub("", text)
+
+
+def test_a_failed_run_says_why() -> None:
+    """The run's error stands at the end, also when quiet."""
+    run = [RunStarted("r", "q"), RunFinished("failed", "the server went away", 1.0)]
+    for quiet in (True, False):
+        text = shown(run, console(terminal=False), quiet)
+        assert "failed: the server went away (no finished answer)" in text
+
+
+def test_a_pause_takes_the_live_view_away_and_brings_it_back() -> None:
+    """A question to the user has the terminal to itself."""
+    screen = console(terminal=True)
+    with TerminalDisplay(screen) as display:
+        for event in events()[:10]:
+            display.handle(event)
+        with display.paused():
+            before = written(screen)
+            screen.print("Allow? [y/n]", markup=False)
+            assert ESCAPES.sub("", written(screen)[len(before) :]) == "Allow? [y/n]\n"
+        for event in events()[10:]:
+            display.handle(event)
+    assert written(screen).count("\x1b[?25l") == 2
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_progress_bar_says_what_it_waits_for(terminal: bool) -> None:
+    """Description and step are on screen as plain text; an unknown total is fine."""
+    screen = console(terminal)
+    with progress_bar("Starting vLLM", screen) as report:
+        report("reading [bold]weights\x1b[2J", 1, 4)
+        report("reading [bold]weights\x1b[2J", 2, 4)
+        report("compiling", 0, None)
+    text = written(screen)
+    assert "\x1b[2J" not in text
+    if not terminal:
+        assert text.splitlines() == [
+            "Starting vLLM: reading [bold]weights␛[2J 20 %",
+            "Starting vLLM: reading [bold]weights␛[2J 50 %",
+            "Starting vLLM: compiling",
+        ]
+    else:
+        assert "Starting vLLM: compiling" in ESCAPES.sub("", text)

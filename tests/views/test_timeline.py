@@ -1,0 +1,189 @@
+"""A run as one HTML page."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from sample import big_events, events, hostile_events
+
+from agentpar.events import PlanStarted, RunStarted, TaskDone, TaskPlanned, TaskStarted
+from agentpar.plan import Ok, Task
+from agentpar.timeline import render_timeline
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+class Page(HTMLParser):
+    """The page's elements, read as a browser would."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def classes(self, name: str) -> list[dict[str, str | None]]:
+        return [at for _, at in self.elements if name in (at.get("class") or "").split()]
+
+    def ids(self) -> set[str]:
+        return {at["id"] or "" for _, at in self.elements if "id" in at}
+
+
+def data(html: str) -> dict[str, dict[str, object]]:
+    """What the page's script reads."""
+    found = re.search(r'<script type="application/json" id="tasks">(.*?)</script>', html, re.DOTALL)
+    assert found
+    return json.loads(found[1])  # type: ignore[no-any-return]
+
+
+def test_every_task_has_its_row_and_its_details() -> None:
+    """State, critical path, filled arguments, results and errors are on the page."""
+    html = render_timeline(events())
+    rows = {at["data-task"]: (at["class"] or "").split()[2:] for at in Page(html).classes("task")}
+    assert rows == {
+        "1": ["ok"], "2": ["ok", "critical"], "3": ["ok"], "4": ["failed", "critical"],
+        "5": ["skipped"], "6": ["ok", "critical"], "7": ["ok", "critical"],
+    }  # fmt: skip
+    tasks = data(html)
+    assert tasks["4"]["error"] == "HTTP 404 for http://atlas.example/peru (tool)"
+    assert tasks["7"]["result"] == "14723129"
+    assert '"a": 34352719' in str(tasks["7"]["filled"])
+    assert tasks["2"]["users"] == [4, 6]
+
+
+def test_citation_marks_lead_to_their_passages() -> None:
+    """Each [n] is a link to evidence on the page, where the passage stands in its context."""
+    html = render_timeline(events())
+    page = Page(html)
+    targets = [(at["href"] or "").removeprefix("#") for at in page.classes("cite")]
+    assert targets == ["evidence-1", "evidence-2", "evidence-3"]
+    assert set(targets) <= page.ids()
+    passage = "<mark>The population of Peru is 34,352,719 people as of 2023.</mark> Its capital"
+    assert passage in html
+    assert re.search(r'class="unsupported"[^>]*>Most of them live on the coast\.<', html)
+
+
+def test_both_rounds_faults_and_totals_are_shown() -> None:
+    """A replan is a second plan lane with its reason before it."""
+    html = render_timeline(events())
+    for text in ("Plan 1", "Join 1", "Plan 2", "Join 2", "↻ the page on Peru is gone"):
+        assert text in html
+    assert "tool &#x27;serach&#x27; is not known" in html
+    assert "4.90 s of calls in 3.69 s" in html
+    assert "3,561 read, 1,952 cached, 245 written" in html
+
+
+def test_the_page_asks_nothing_of_the_network() -> None:
+    """No element loads anything; links are http(s) or inside the page."""
+    for html in (render_timeline(events()), render_timeline(hostile_events())):
+        for tag, at in Page(html).elements:
+            assert tag not in {"link", "img", "iframe", "object", "embed", "base", "form"}
+            assert not {"src", "srcset", "style"} & set(at)
+            assert not any(name.startswith("on") for name in at)
+            assert re.match(r"#|https?://", at.get("href") or "#")
+        assert "default-src 'none'" in html
+        assert "unsafe" not in html.split("<title>")[0]
+
+
+def test_hostile_text_adds_no_element() -> None:
+    """Two scripts, ours; nothing of a page's text is read as markup or as a slot."""
+    html = render_timeline(hostile_events())
+    page = Page(html)
+    assert [at.get("type") for tag, at in page.elements if tag == "script"] == [
+        "application/json",
+        None,
+    ]
+    assert "{{js}}{{answer}}" in html
+    html.encode()  # no lone surrogates: it can be written to a file
+    assert not set("\x1b\x07\x00\u202e") & set(html)
+    assert str(data(html)["1"]["thought"]).startswith("</script><script>")
+
+
+@pytest.mark.parametrize("length", range(0, len(events()), 5))
+def test_a_run_that_broke_off_still_gives_a_page(length: int) -> None:
+    """Any prefix of a record renders."""
+    assert "</html>" in render_timeline(events()[:length])
+
+
+def test_long_results_are_cut_and_say_so() -> None:
+    """The page holds the first 4,000 characters and the count of the others."""
+    run = [
+        RunStarted("r", "q"),
+        PlanStarted(1),
+        TaskPlanned(1, Task.of(1, "web_fetch", url="x")),
+        TaskStarted(1, {"url": "x"}, 0.1),
+        TaskDone(1, Ok("z" * 10_000), 0.2),
+    ]
+    result = str(data(render_timeline(run))["1"]["result"])
+    assert result.startswith("z" * 4000 + "\n")
+    assert "6,000 characters more" in result
+
+
+def test_a_thousand_tasks_render_within_two_seconds() -> None:
+    """Large runs stay readable: every task has its row."""
+    run = big_events(1000)
+    began = time.perf_counter()
+    html = render_timeline(run)
+    assert time.perf_counter() - began < 2
+    assert html.count('class="row task') == 1000
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Callable[[str, str], str]:
+    """Open a page from disk in a real browser; gives the DOM after its script has run."""
+
+    def open_page(html: str, fragment: str) -> str:
+        assert CHROMIUM
+        file = tmp_path / "timeline.html"
+        file.write_text(html, encoding="utf-8")
+        command = [CHROMIUM, "--headless", "--disable-gpu", "--no-first-run", "--dump-dom"]
+        command += [f"--user-data-dir={tmp_path}/profile", "--proxy-server=127.0.0.1:9"]
+        if os.geteuid() == 0:
+            command.append("--no-sandbox")
+        done = subprocess.run(
+            [*command, f"{file.as_uri()}{fragment}"], capture_output=True, timeout=60, check=True
+        )
+        return done.stdout.decode()
+
+    return open_page
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_a_browser_runs_the_page_offline(browse: Callable[[str, str], str]) -> None:
+    """With every connection refused the script runs and shows the task that the link names."""
+    dom = browse(render_timeline(events()), "#task-4")
+    assert 'data-ready="yes"' in dom
+    details = dom.split('id="details"')[1].split("</aside>")[0]
+    assert "HTTP 404 for http://atlas.example/peru" in details
+    assert "2 web_search" in details
+    arrows = dom.split('id="arrows"')[1].split("</svg>")[0]
+    assert arrows.count("<path") == 2  # from task 2, to task 5
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_hostile_text_is_inert_in_a_browser(browse: Callable[[str, str], str]) -> None:
+    """Nothing of it runs, and the policy would stop it even if our escaping had a hole."""
+    tell = "document.documentElement.dataset.pwned='yes'"
+    hostile = render_timeline(hostile_events()).replace("window.pwned=1", tell)
+    dom = browse(hostile, "#task-1")
+    assert 'data-ready="yes"' in dom
+    assert "data-pwned" not in dom
+    assert "<img" not in dom
+    assert "&lt;/script&gt;" in dom.split('id="details"')[1]
+    injected = f'<main><script>{tell}</script><img src=x onerror="{tell}">'
+    holed = render_timeline(events()).replace("<main>", injected, 1)
+    assert "data-pwned" not in browse(holed, "")
+    assert "data-pwned" in browse(holed.replace("Content-Security-Policy", "x-nothing"), "")
