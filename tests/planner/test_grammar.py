@@ -1,0 +1,309 @@
+"""The grammar: what it lets a model write parses and binds, and the known mistakes it refuses."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from typing import Any
+
+import httpx
+import pytest
+
+from agentpar.errors import UsageError
+from agentpar.plan import Task
+from agentpar.planner.binding import bind
+from agentpar.planner.grammar import plan_grammar
+from agentpar.planner.parser import Call, Join, PlanParser
+from agentpar.tools.base import Tool
+
+xgr = pytest.importorskip("xgrammar")
+
+TEXT = {"type": "string"}
+POINT = {
+    "type": "object",
+    "properties": {"lat": {"type": "number"}, "label": TEXT, "next": {"$ref": "#/$defs/Point"}},
+    "required": ["lat"],
+}
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "search": {
+        "properties": {"query": TEXT, "limit": {"type": "integer", "minimum": 1, "maximum": 20}},
+        "required": ["query"],
+    },
+    "fetch": {
+        "properties": {"url": {"type": "string", "minLength": 1, "maxLength": 12}},
+        "required": ["url"],
+    },
+    "compare": {
+        "properties": {
+            "before": {"type": "boolean"},
+            "items": {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 3},
+            "by": {"enum": ["size", 'a "quoted" \\ name', "# no // comment", 7, None]},
+            "pair": {"type": "array", "prefixItems": [TEXT, {"type": "integer"}], "items": False},
+        },
+        "required": ["items"],
+    },
+    "locate": {
+        "$defs": {"Point": POINT},
+        "properties": {
+            "point": {"$ref": "#/$defs/Point"},
+            "zoom": {"anyOf": [{"type": "integer", "minimum": -12, "maximum": 105}, TEXT]},
+            "share": {"type": "number", "minimum": 0},
+            "kind": {"type": ["null", "boolean"]},
+        },
+    },
+    "now": {"properties": {}},
+}
+
+
+async def nothing(**kwargs: Any) -> None:
+    """A tool that is planned and never called."""
+
+
+def tools_of(schemas: dict[str, dict[str, Any]]) -> dict[str, Tool]:
+    return {
+        name: Tool(
+            name,
+            "",
+            {"type": "object", "additionalProperties": False, **schema},
+            nothing,
+            lambda args: dict(args),
+        )
+        for name, schema in schemas.items()
+    }
+
+
+TOOLS = tools_of(SCHEMAS)
+CHARS = [chr(code) for code in range(32, 127)] + ["\n", "é", "北", "😀"]
+STOP = len(CHARS)
+
+
+@pytest.fixture(scope="module")
+def compiler() -> Any:
+    """xgrammar over a vocabulary of single characters."""
+    info = xgr.TokenizerInfo([*CHARS, "</s>"], stop_token_ids=[STOP])
+    return xgr.GrammarCompiler(info, max_threads=2)
+
+
+def accepts(compiler: Any, grammar: str, text: str) -> bool:
+    """Whether a model may write ``text`` and stop there."""
+    matcher = xgr.GrammarMatcher(compiler.compile_grammar(grammar))
+    return matcher.accept_string(text) and matcher.accept_token(STOP)
+
+
+def derive(compiled: Any, rng: random.Random) -> str:
+    """A random text that the grammar allows; quotes are favoured, so that strings end."""
+    matcher = xgr.GrammarMatcher(compiled)
+    bitmask = xgr.allocate_token_bitmask(1, len(CHARS) + 1)
+    text = ""
+    while True:
+        matcher.fill_next_token_bitmask(bitmask)
+        bits = [int(word) & 0xFFFFFFFF for word in bitmask[0]]
+        allowed = [i for i in range(len(CHARS) + 1) if bits[i // 32] >> (i % 32) & 1]
+        assert allowed, f"a dead end after {text!r}"
+        quote = CHARS.index('"')
+        token = quote if quote in allowed and rng.random() < 0.3 else rng.choice(allowed)
+        assert matcher.accept_token(token)
+        if token == STOP:
+            return text
+        text += CHARS[token]
+
+
+def read(text: str, tools: dict[str, Tool], known: set[int]) -> list[Task]:
+    """The tasks of a plan that must be without fault."""
+    parser = PlanParser()
+    items = parser.feed(text) + parser.close()
+    assert items[-1] == Join(), text
+    planned, tasks = set(known), []
+    for call in items[:-1]:
+        assert isinstance(call, Call), (call, text)
+        tasks.append(bind(call, tools, planned))
+        planned.add(call.id)
+    return tasks
+
+
+@pytest.mark.parametrize("thoughts", [False, True])
+@pytest.mark.parametrize(("first_id", "known"), [(1, set()), (12, {2, 9, 10, 11})])
+def test_whatever_the_grammar_allows_parses_and_binds(
+    compiler: Any, first_id: int, known: set[int], thoughts: bool
+) -> None:
+    """Grammar ⊆ parser and binder, by random derivations; numbers run on without a gap."""
+    grammar = plan_grammar(TOOLS, first_id=first_id, known=known, max_tasks=5, thoughts=thoughts)
+    compiled = compiler.compile_grammar(grammar)
+    seen = set()
+    for seed in range(60):
+        tasks = read(derive(compiled, random.Random(seed)), TOOLS, known)
+        assert [task.id for task in tasks] == list(range(first_id, first_id + len(tasks)))
+        seen |= {task.tool for task in tasks}
+        seen |= {"reference" for task in tasks if task.needs}
+    assert seen == {*TOOLS, "reference"}
+
+
+GOOD = '1. search(query="Chile", limit=3)\n2. fetch(url=$1[0].url)\njoin()'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        GOOD.replace("\njoin", "\n3. join"),
+        "1. now()\njoin()",
+        '1. search(query="$5.00, \\"quoted\\", costing $1\\n北")\njoin()',
+        '1. now()\n2. compare(items=[$1, "b", $1.x], by="size")\njoin()',
+        "1. now()\n2. compare(before=true, items=$1, by=7, pair=[$1, 4])\njoin()",
+        '1. locate(point={"lat": -1.5, "next": {"lat": 2}}, zoom=-12)\njoin()',
+        "1. now()\n2. locate(kind=null)\n3. locate(share=$2, kind=$1)\njoin()",
+    ],
+)
+def test_a_sound_plan_can_be_written(compiler: Any, text: str) -> None:
+    """The grammar is not so narrow that it refuses what tools can take."""
+    assert accepts(compiler, plan_grammar(TOOLS, max_tasks=4), text)
+    read(text, TOOLS, set())
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        ('1. serach(query="x")\njoin()', "an unknown tool"),
+        ('1. search(querry="x")\njoin()', "an unknown argument"),
+        ("1. search(limit=3)\njoin()", "a required argument left out"),
+        ("1. search(query=3)\njoin()", "a number for a text"),
+        ('1. search(query="x", limit="3")\njoin()', "a text for a number"),
+        ('1. search(query="x", limit=21)\njoin()', "a number over the maximum"),
+        ('1. search(query="x", limit=0)\njoin()', "a number under the minimum"),
+        ('1. fetch(url="")\njoin()', "a text shorter than the minimum"),
+        ('1. fetch(url="thirteen char")\njoin()', "a text longer than the maximum"),
+        ("1. fetch(url=$1)\njoin()", "a reference to itself"),
+        ("1. fetch(url=$2)\n2. now()\njoin()", "a reference to a later task"),
+        ("1. now()\n2. fetch(url=$11)\njoin()", "a reference that begins like an earlier task"),
+        ("1. now()\n3. now()\njoin()", "a gap in the numbers"),
+        ("1. now()\n1. now()\njoin()", "a number twice"),
+        ('1. compare(items=["a"], by="colour")\njoin()', "a value outside the enum"),
+        ("1. compare(items=[])\njoin()", "too few items"),
+        ('1. compare(items=["a", "b", "c", "d"])\njoin()', "too many items"),
+        ('1. locate(point={"label": "x"})\njoin()', "a required field left out"),
+        ("1. locate(zoom=106)\njoin()", "a number over the maximum of a choice"),
+        ("1. locate(share=-1.0)\njoin()", "a negative share"),
+        ("1. now()", "a plan without an end"),
+        ("1. now()\njoin()\n2. now()", "a task after the end"),
+        ("1. now()\njoin() ", "text after the end"),
+        ("join()", "no task, with nothing known"),
+        ("1. now()\n2. now()\n3. now()\n4. now()\n5. now()\njoin()", "a task too many"),
+        ("Here is the plan:\n1. now()\njoin()", "prose"),
+    ],
+)
+def test_a_mistake_cannot_be_written(compiler: Any, text: str, mistake: str) -> None:
+    """xgrammar's matcher refuses each kind of mistake that the grammar is there to prevent."""
+    assert not accepts(compiler, plan_grammar(TOOLS, max_tasks=4), text), mistake
+
+
+def test_a_later_round_goes_on_and_may_refer_to_what_has_a_value(compiler: Any) -> None:
+    """After a replan ids continue, earlier values are in reach, failed tasks are not."""
+    grammar = plan_grammar(TOOLS, first_id=4, known=[1, 3], max_tasks=2)
+    assert accepts(compiler, grammar, "4. fetch(url=$3.url)\n5. fetch(url=$4)\njoin()")
+    assert accepts(compiler, grammar, "join()")
+    assert not accepts(compiler, grammar, "4. fetch(url=$2.url)\njoin()")
+
+
+def test_a_thought_may_stand_before_a_task(compiler: Any) -> None:
+    """With thoughts=True, and only then."""
+    text = "Thought: both (at once).\n1. now()\njoin()"
+    assert accepts(compiler, plan_grammar(TOOLS, thoughts=True), text)
+    assert not accepts(compiler, plan_grammar(TOOLS), text)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0, 0), (0, 9), (1, 100), (7, 1203), (98, 102), (-3, 4), (-250, -17), (60, 60)],
+)
+def test_integer_bounds_are_exact(compiler: Any, low: int, high: int) -> None:
+    """Each number in the bounds can be written, none outside."""
+    schema = {"properties": {"n": {"type": "integer", "minimum": low, "maximum": high}}}
+    grammar = plan_grammar(tools_of({"f": {**schema, "required": ["n"]}}), max_tasks=1)
+    matcher = xgr.GrammarMatcher(compiler.compile_grammar(grammar))
+    for n in {*range(low - 3, low + 60), *range(high - 60, high + 12), 10 * high, low * 10 - 1}:
+        matcher.reset()
+        assert matcher.accept_string(f"1. f(n={n})\njoin()") == (low <= n <= high), n
+
+
+def test_any_choice_of_optional_arguments_can_be_written(compiler: Any) -> None:
+    """In the schema's order, with commas only between, whichever are left out."""
+    number = {"type": "integer"}
+    schema = {"properties": dict.fromkeys("abcd", number)}
+    for required in ([], ["c"], ["a"], ["a", "d"]):
+        grammar = plan_grammar(tools_of({"f": {**schema, "required": required}}), max_tasks=1)
+        for bits in range(16):
+            chosen = [name for i, name in enumerate("abcd") if bits >> i & 1]
+            text = f"1. f({', '.join(f'{name}=1' for name in chosen)})\njoin()"
+            assert accepts(compiler, grammar, text) == (set(required) <= set(chosen)), text
+
+
+def test_an_unknown_schema_falls_back_to_any_json(compiler: Any) -> None:
+    """A keyword the grammar does not know does not stop a plan."""
+    schema = {"properties": {"x": {"not": {"type": "null"}}, "o": {"type": "object"}}}
+    grammar = plan_grammar(tools_of({"f": schema}), max_tasks=1)
+    for value in ('"text"', "-2.5", "[1, [2, true]]", '{"a b": {"c": null}}'):
+        assert accepts(compiler, grammar, f"1. f(x={value})\njoin()"), value
+    assert accepts(compiler, grammar, '1. f(o={"k": [1]})\njoin()')
+    assert not accepts(compiler, grammar, "1. f(o=[1])\njoin()")
+
+
+def test_a_string_that_runs_on_is_stopped(compiler: Any) -> None:
+    """No string is endless: the matcher ends it at the schema's length or at our own cap."""
+    grammar = plan_grammar(TOOLS)
+    assert accepts(compiler, grammar, f'1. search(query="{"x" * 400}")\njoin()')
+    assert not accepts(compiler, grammar, f'1. search(query="{"x" * 401}")\njoin()')
+
+
+def test_names_that_no_plan_can_write_are_the_callers_mistake() -> None:
+    """Better an error when the agent is made than a plan that can never be bound."""
+    with pytest.raises(UsageError, match="'my tool'"):
+        plan_grammar(tools_of({"my tool": {"properties": {}}}))
+    with pytest.raises(UsageError, match="'join'"):
+        plan_grammar(tools_of({"join": {"properties": {}}}))
+    with pytest.raises(UsageError, match=r"'\$filter'"):
+        plan_grammar(tools_of({"f": {"properties": {"$filter": TEXT}, "required": ["$filter"]}}))
+    plan_grammar(tools_of({"f": {"properties": {"$filter": TEXT}}}))
+
+
+def test_without_tools_only_the_end_can_be_written(compiler: Any) -> None:
+    """An agent without tools still gets a grammar that is one."""
+    assert accepts(compiler, plan_grammar({}), "join()")
+
+
+def test_the_grammar_stays_small() -> None:
+    """Lines share their rules: a hundred lines cost kilobytes, not megabytes."""
+    sizes = [len(plan_grammar(TOOLS, max_tasks=n)) for n in (8, 32, 128)]
+    assert sizes[1] < 5 * sizes[0]
+    assert sizes[2] < 300_000, json.dumps(sizes)
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_real_vllm_writes_sound_plans_under_the_grammar(vllm_url: str, seed: int) -> None:
+    """Hot sampling from the smallest weights: nonsense, but every call parses and binds."""
+    tools = {name: TOOLS[name] for name in ("search", "fetch", "compare")}
+    response = httpx.post(
+        f"{vllm_url}/chat/completions",
+        json={
+            "model": model_of(vllm_url),
+            "messages": [{"role": "user", "content": "Plan: who is taller? Call the tools."}],
+            "structured_outputs": {"grammar": plan_grammar(tools, max_tasks=3)},
+            "temperature": 1.5,
+            "seed": seed,
+            "max_tokens": 700,
+        },
+        timeout=110,
+    )
+    response.raise_for_status()
+    choice = response.json()["choices"][0]
+    text = choice["message"]["content"]
+    if choice["finish_reason"] == "length":  # cut: the calls that are complete must still be sound
+        text = re.sub(r"(\A|\n)[^\n]*\Z", "\njoin()", text)
+    read(text, tools, set())
+
+
+def model_of(url: str) -> str:
+    """The name under which the server serves its one model."""
+    models = httpx.get(f"{url}/models", timeout=10).raise_for_status().json()["data"]
+    return str(models[0]["id"])
