@@ -222,7 +222,8 @@ _UNKNOWN = re.compile(
     r"not (?:known|available|found|given|stated|listed|mentioned|provided|reported|specified)|"
     r"(?:can|could|do|does|did)(?:not| not|n't) (?:be |been )?(?:\w+ )?(?:find|found|determine|"
     r"determined|answer|answered|know|say|tell|state|give|list|mention|contain|include|exist|"
-    r"provide|report|establish|established|locate|located|have)|"
+    r"provide|report|establish|established|locate|located|"
+    r"have (?:\w+ )?(?:information|data|figure|figures|page))|"
     r"unable to|nothing (?:was|is|about|on)|"
     r"no (?:\w+ ){0,2}(?:information|data|page|pages|record|records|result|results|evidence|"
     r"figure|answer|mention|source|sources|country|city|such))\b"
@@ -234,7 +235,7 @@ _GUESS = re.compile(
 _DIFFER = re.compile(
     r"\b(?:disagree|disagrees|differ|differs|differing|conflict|conflicts|conflicting|"
     r"inconsistent|contradict|contradicts|contradictory|discrepancy|"
-    r"(?:do|does)(?: not|n't) agree|while|whereas|different)\b"
+    r"(?:do|does)(?: not|n't) agree|different (?:figure|figures|number|numbers|value|values))\b"
 )
 
 

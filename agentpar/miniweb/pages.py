@@ -66,7 +66,7 @@ AIRPORTS = Site(
 NOTES = Site(
     "notes",
     "Traveller Notes",
-    "/notes/",
+    "/",
     "#5b4a78",
     "Invented text, hostile on purpose: it tries to give orders to the program that reads it.",
 )
