@@ -417,6 +417,15 @@ class _GuardedTransport(httpx.AsyncBaseTransport):
                     extensions=request.extensions,
                 )
             )
+        for name, target in response.headers:
+            if name.lower() == b"location":
+                # httpx parses this header even where it does not follow it, and its error
+                # would look like a broken connection.
+                try:
+                    _redirected(request.url, target.decode("latin-1"))
+                except FetchError:
+                    await response.aclose()
+                    raise
         return httpx.Response(
             response.status,
             headers=response.headers,
@@ -426,6 +435,16 @@ class _GuardedTransport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         await self._pool.aclose()
+
+
+def _redirected(here: httpx.URL, target: str) -> httpx.URL:
+    """Where a Location header leads; `FetchError` where it is not a URL."""
+    try:
+        return here.join(target)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise FetchError(
+            f"{str(here)!r} redirects to {target[:200]!r}, which is not a URL ({error})"
+        ) from None
 
 
 @cache
@@ -496,6 +515,15 @@ _RETRIED_ERRORS = (
     httpx.ReadError,
     httpx.RemoteProtocolError,
 )
+# The zlib windows to try for each encoding that we ask for. Deflate is wrapped, as the
+# standard says, or bare, as some servers send it.
+_WINDOWS: dict[str, tuple[int, ...]] = {
+    "": (),
+    "identity": (),
+    "gzip": (zlib.MAX_WBITS | 16,),
+    "x-gzip": (zlib.MAX_WBITS | 16,),
+    "deflate": (zlib.MAX_WBITS, -zlib.MAX_WBITS),
+}
 # HTML packs 5 to 20 times; what packs this much tighter was made to fill memory.
 _BOMB_RATIO = 100
 
@@ -626,10 +654,7 @@ class Fetcher:
             raise FetchError(f"{url!r} redirects to nowhere (HTTP {response.status_code})")
         if method != "GET":
             raise FetchError(f"{url!r} redirects a {method} request to {target!r}")
-        try:
-            there = self.guard.check(here.join(target))
-        except (httpx.InvalidURL, ValueError) as error:
-            raise FetchError(f"{url!r} redirects to {target!r}: not a URL ({error})") from None
+        there = self.guard.check(_redirected(here, target))
         if here.scheme == "https" and there.scheme == "http":
             raise FetchError(f"{url!r} redirects from https to {str(there)!r}, which is not safe")
         return there
@@ -641,17 +666,16 @@ class Fetcher:
         described = f"{media_type or 'data without a type'}" + (f", {size} bytes" if size else "")
         if not accept(media_type):
             raise FetchError(f"{url!r} is not text: {described}")
-        inflate = _decompressor(response)
-        body, received = bytearray(), 0
+        unpacker = _Unpacker(url, response.headers.get("content-encoding", "").strip().lower())
+        body = bytearray()
         async for part in response.aiter_raw():
-            received += len(part)
-            body += inflate(part, cap + 1 - len(body))
-            if len(body) > cap or received > cap:
+            body += unpacker.feed(part, cap + 1 - len(body))
+            if len(body) > cap or unpacker.taken > cap:
                 break
-        truncated = len(body) > cap or received > cap
-        if truncated and len(body) > _BOMB_RATIO * received:
+        truncated = len(body) > cap or unpacker.taken > cap
+        if truncated and len(body) > _BOMB_RATIO * unpacker.taken:
             raise FetchError(
-                f"{url!r} is a decompression bomb: {received} bytes became more than {cap}"
+                f"{url!r} is a decompression bomb: {unpacker.taken} bytes became more than {cap}"
             )
         if truncated and not is_text(media_type):
             raise FetchError(f"{url!r} is larger than {cap} bytes ({described})")
@@ -668,36 +692,36 @@ def _content_type(header: str) -> tuple[str, str]:
     return media_type.strip().lower(), ""
 
 
-def _decompressor(response: httpx.Response) -> Callable[[bytes, int], bytes]:
-    """A function from bytes on the wire and room left to at most that many bytes of body.
+class _Unpacker:
+    """Turns bytes on the wire into bytes of the body, never more than there is room for.
 
     httpx's own decoders have no bound on what a chunk grows to, and stack without limit.
+    ``taken`` counts the bytes on the wire that were needed for what came out.
     """
-    encoding = response.headers.get("content-encoding", "").strip().lower()
-    match encoding:
-        case "" | "identity":
-            return lambda part, room: part[:room]
-        case "gzip" | "x-gzip":
-            windows = [zlib.MAX_WBITS | 16]
-        case "deflate":  # zlib-wrapped as the standard says, or bare as some servers send it
-            windows = [zlib.MAX_WBITS, -zlib.MAX_WBITS]
-        case _:
-            raise FetchError(
-                f"{str(response.url)!r} is packed as {encoding!r}, which was not asked for"
-            )
-    unpack = zlib.decompressobj(windows.pop(0))
 
-    def inflate(part: bytes, room: int) -> bytes:
-        nonlocal unpack
+    def __init__(self, url: str, encoding: str) -> None:
+        self.taken = 0
+        self._url = url
+        windows = _WINDOWS.get(encoding)
+        if windows is None:
+            raise FetchError(f"{url!r} is packed as {encoding!r}, which was not asked for")
+        self._unpack = zlib.decompressobj(windows[0]) if windows else None
+        self._others = windows[1:]
+
+    def feed(self, part: bytes, room: int) -> bytes:
+        self.taken += len(part)
+        if self._unpack is None:
+            return part[:room]
         try:
-            return unpack.decompress(part, room)
+            body = self._unpack.decompress(part, room)
         except zlib.error as error:
-            if not windows:
-                raise FetchError(f"{str(response.url)!r} is badly packed: {error}") from None
-            unpack = zlib.decompressobj(windows.pop(0))
-            return inflate(part, room)
-
-    return inflate
+            if not self._others:
+                raise FetchError(f"{self._url!r} is badly packed: {error}") from None
+            self._unpack, self._others = zlib.decompressobj(self._others[0]), ()
+            self.taken -= len(part)
+            return self.feed(part, room)
+        self.taken -= len(self._unpack.unconsumed_tail)
+        return body
 
 
 def _retry_after(response: httpx.Response) -> float:

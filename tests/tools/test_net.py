@@ -1,0 +1,646 @@
+"""The guarded door: what is refused is never connected to, and what is let in has bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import ipaddress
+import ssl
+import subprocess
+import time
+import zlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from loopback import Server, redirect, reply, serving
+
+from agentpar.errors import FetchError, UsageError
+from agentpar.net import Caps, Fetcher, Guard, Resolver, open_client, system_resolver, why_refused
+
+PUBLIC = "93.184.215.14"
+
+
+class Answers:
+    """A resolver that gives each call the next answer, the last one for ever."""
+
+    def __init__(self, *answers: Sequence[str]) -> None:
+        self.answers = list(answers)
+        self.calls: list[str] = []
+
+    async def __call__(self, host: str, port: int) -> Sequence[str]:
+        self.calls.append(host)
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+@asynccontextmanager
+async def fetching(
+    guard: Guard, *, resolve: Resolver = system_resolver, tls: ssl.SSLContext | None = None, **caps
+) -> AsyncIterator[Fetcher]:
+    fetcher = Fetcher(guard, Caps(**{"timeout": 3.0, **caps}), resolve=resolve, tls=tls)
+    try:
+        yield fetcher
+    finally:
+        await fetcher.aclose()
+
+
+def only(*servers: Server) -> Guard:
+    return Guard(allow_origins=frozenset(server.origin for server in servers))
+
+
+# ── Addresses ────────────────────────────────────────────────────────────────────
+
+# Every one of these hosts means this machine, or a network that is nobody's business, to
+# some resolver, URL parser or router.
+LITERALS = """
+127.0.0.1 127.0.0.1. 127.1 127.0.1 127.0.0.2 127.255.255.254 127.000.000.001 0127.0.0.1
+0177.0.0.1 0177.0.0.01 017700000001 0x7f.1 0x7f.0.0.1 0x7f000001 0X7F000001 2130706433
+0x7f.0x0.0x0.0x1 127.0x0.1 00000177.1 4294967295 0 0.0.0.0 0.1 00 0x0 0.0.0.1 0.255.255.255
+10.0.0.1 10.255.255.255 10.1 0xa.1 012.1 167772161 172.16.0.1 172.31.255.255 192.168.0.1
+192.168.1 192.168.257 0xc0a80001 3232235521 169.254.169.254 169.254.0.1 169.254.43518
+2852039166 0xa9fea9fe 0251.0376.0251.0376 168.63.129.16 100.64.0.1 100.100.100.200
+100.127.255.255 192.0.0.1 192.0.0.192 192.0.2.1 192.88.99.1 198.18.0.1 198.19.255.255
+198.51.100.7 203.0.113.7 224.0.0.1 239.255.255.255 240.0.0.1 255.255.255.255 192.31.196.1
+127.0.0.1.0 1.2.3.4.5 1.2.3 256.256.256.256 127.0.0.0x1 999 0xffffffff 1.1
+[::1] [::] [0:0:0:0:0:0:0:1] [::0001] [0::1] [::ffff:127.0.0.1] [::ffff:7f00:1]
+[::ffff:10.0.0.1] [::ffff:169.254.169.254] [::ffff:8.8.8.8] [::127.0.0.1] [::7f00:1]
+[64:ff9b::127.0.0.1] [64:ff9b::7f00:1] [64:ff9b::a9fe:a9fe] [64:ff9b:1::1] [64:ff9b::8.8.8.8]
+[2002:7f00:1::] [2002:7f00:0001::1] [2002:a00:1::] [2001::1] [2001:0:7f00:1::] [2001:2::1]
+[2001:10::1] [2001:20::1] [2001:db8::1] [3fff::1] [3ffe::1] [5f00::1] [100::1] [fc00::1]
+[fd00::1] [fd00:ec2::254] [fe80::1] [fe80::1%25lo] [fe80::1%lo] [::1%25lo] [fec0::1] [ff02::1]
+[ff0e::1] [4000::1] [8000::1] [e000::1] [::ffff:0:127.0.0.1] [1::1]
+localhost localhost. LOCALHOST LocalHost.. foo.localhost foo.localhost. localhost.localdomain
+ip6-localhost router printer.local db.internal metadata.google.internal nas.lan x.home.arpa
+ⓛocalhost ｌｏｃａｌｈｏｓｔ ①②⑦.⓪.⓪.① １２７.０.０.１ 127。0。0。1 127．0．0．1 127｡0｡0｡1
+loc­alhost local​host ⅼocalhost %6c%6f%63alhost 127.0.0.1%00.example.org 127.0.0.1%2e example..org
+-bad.example.org .example.org a_b
+""".split()
+
+
+def probes(port: int) -> list[str]:
+    """URLs that must not be fetched, each aimed at ``port`` of this machine where it can be."""
+    return [f"http://{host}:{port}/" for host in LITERALS] + [
+        f"https://127.0.0.1:{port}/",
+        f"http:127.0.0.1:{port}/",
+        f"http:/127.0.0.1:{port}/",
+        f"http:///127.0.0.1:{port}/",
+        f"//127.0.0.1:{port}/",
+        f"127.0.0.1:{port}/",
+        f"http://user@127.0.0.1:{port}/",
+        f"http://user:pass@127.0.0.1:{port}/",
+        f"http://example.org@127.0.0.1:{port}/",
+        f"http://example.org:80@127.0.0.1:{port}/",
+        f"http://example.org%40127.0.0.1:{port}/",
+        f"http://example.org#@127.0.0.1:{port}/".replace("#", "\\"),
+        f"http://127.0.0.1:{port}\\@example.org/",
+        f"http://example.org\\.127.0.0.1:{port}/",
+        f"http://127.0.0.1\t:{port}/",
+        f"http://127.0.0.1\n:{port}/",
+        f" http://127.0.0.1:{port}/",
+        f"http://127.0.0.1:{port}\r\nHost: example.org/",
+        f"ftp://127.0.0.1:{port}/",
+        f"file://127.0.0.1:{port}/etc/passwd",
+        "file:///etc/passwd",
+        f"gopher://127.0.0.1:{port}/_x",
+        f"dict://127.0.0.1:{port}/x",
+        f"ws://127.0.0.1:{port}/",
+        f"unix://127.0.0.1:{port}/",
+        f"HTTP://LOCALHOST:{port}/",
+        f"jar:http://127.0.0.1:{port}/!/",
+        "data:text/html,hello",
+        "javascript:alert(1)",
+        "http://",
+        "http://:80/",
+        "http://[::1",
+        "http://127.0.0.1:99999/",
+        "http://127.0.0.1:port/",
+        "",
+        "x" * 9000,
+        "http://example.org/" + "x" * 9000,
+    ]
+
+
+async def test_no_probe_reaches_the_loopback_server() -> None:
+    """Spellings, disguises and neighbours: all refused with a reason, none connected to."""
+    async with serving({"/": reply("inside")}) as server:
+        urls = probes(server.port)
+        assert len(urls) >= 120
+        async with fetching(Guard(), retries=0) as fetcher:
+            for url in urls:
+                with pytest.raises(FetchError, match=r"^refused|^'http") as caught:
+                    await fetcher.fetch(url)
+                assert str(caught.value).startswith("refused"), f"{url!r}: {caught.value}"
+        assert server.connections == 0
+        # The same server answers when it is granted: the zero above means something.
+        async with fetching(only(server)) as fetcher:
+            assert (await fetcher.fetch(f"{server.origin}/")).body == b"inside"
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    "address",
+    (
+        "127.0.0.1 10.0.0.1 169.254.169.254 100.64.0.1 0.0.0.0 127.1 ::1 ::ffff:127.0.0.1 "
+        "64:ff9b::7f00:1 2002:7f00:1:: fd00::1 fe80::1%lo nonsense"
+    ).split(),
+)
+async def test_a_public_name_with_a_private_address_is_refused(address: str) -> None:
+    """The address counts, not the name; nothing is connected to."""
+    async with (
+        serving({"/": reply("inside")}) as server,
+        fetching(Guard(), resolve=Answers([address])) as fetcher,
+    ):
+        with pytest.raises(FetchError, match=r"^refused address"):
+            await fetcher.fetch(f"http://innocent.example.org:{server.port}/")
+        assert server.connections == 0
+
+
+async def test_a_refusal_names_address_url_and_reason() -> None:
+    """Whoever reads the message knows what led where."""
+    async with fetching(Guard(), resolve=Answers(["10.1.2.3"])) as fetcher:
+        with pytest.raises(FetchError) as caught:
+            await fetcher.fetch("http://shop.example.org/x")
+    assert str(caught.value) == "refused address 10.1.2.3 for 'http://shop.example.org/x': private"
+
+
+async def test_a_name_is_resolved_once_and_its_address_pinned() -> None:
+    """DNS rebinding: the second answer, which leads inside, is never asked for."""
+    resolve = Answers([PUBLIC], ["127.0.0.1"])
+    async with (
+        serving({"/": reply("inside")}) as server,
+        fetching(Guard(), resolve=resolve, timeout=0.4, retries=0) as fetcher,
+    ):
+        with pytest.raises(FetchError):
+            await fetcher.fetch(f"http://rebind.example.org:{server.port}/")
+        assert resolve.calls == ["rebind.example.org"]
+        assert server.connections == 0
+
+
+async def test_a_retry_judges_the_new_address_again() -> None:
+    """What a second look-up gives is refused on its own account."""
+    resolve = Answers([], ["127.0.0.1"])
+    async with (
+        serving({"/": reply("inside")}) as server,
+        fetching(Guard(), resolve=resolve) as fetcher,
+    ):
+        with pytest.raises(FetchError, match=r"^refused address 127\.0\.0\.1"):
+            await fetcher.fetch(f"http://rebind.example.org:{server.port}/")
+        assert len(resolve.calls) == 2
+        assert server.connections == 0
+
+
+async def test_private_addresses_are_dropped_from_a_mixed_answer() -> None:
+    """A name with a public and a private address only ever gets the public one."""
+    async with (
+        serving({"/": reply("inside")}) as server,
+        fetching(
+            Guard(), resolve=Answers(["127.0.0.1", PUBLIC]), timeout=0.4, retries=0
+        ) as fetcher,
+    ):
+        with pytest.raises(FetchError, match=r"did not answer|cannot be reached|no complete"):
+            await fetcher.fetch(f"http://mixed.example.org:{server.port}/")
+        assert server.connections == 0
+
+
+@given(st.ip_addresses())
+def test_what_python_calls_not_global_is_refused(
+    ip: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> None:
+    """Our table is at least as strict as the standard library's."""
+    assert ip.is_global or why_refused(str(ip))
+    assert not ip.is_multicast or why_refused(str(ip))
+
+
+@given(st.ip_addresses(v=4))
+def test_ipv4_in_ipv6_clothes_is_refused(ip: ipaddress.IPv4Address) -> None:
+    """Mapped, compatible, NAT64 and 6to4 forms of any address."""
+    number = int(ip)
+    for base in ("::ffff:0:0", "::", "64:ff9b::", "64:ff9b:1::"):
+        assert why_refused(str(ipaddress.IPv6Address(int(ipaddress.IPv6Address(base)) + number)))
+    assert why_refused(str(ipaddress.IPv6Address((0x2002 << 112) + (number << 80) + 1)))
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", PUBLIC, "2606:4700::1111", "2a00:1450:4001::1"])
+def test_public_addresses_pass(address: str) -> None:
+    """The guard is no wall: the open web is open."""
+    assert why_refused(address) == ""
+    host = f"[{address}]" if ":" in address else address
+    for port in ("", ":80", ":8443", ":22"):
+        Guard().check(f"http://{host}{port}/")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.org",
+        "https://a.b.example.org:8443/x?y=z#part",
+        "http://example.org./",
+        "https://münchen.de/",
+        "http://xn--mnchen-3ya.de/",
+        "http://a_b.example.org/",
+        "http://1.de",
+    ],
+)
+def test_ordinary_urls_pass_without_their_fragment(url: str) -> None:
+    """International names, ports, underscores and a last dot are all right."""
+    assert Guard().check(url).fragment == ""
+
+
+# ── Grants and domains ───────────────────────────────────────────────────────────
+
+
+async def test_a_grant_is_for_one_exact_origin() -> None:
+    """Another port, scheme, spelling or host name of the granted machine stays refused."""
+    async with serving({"/": reply("a")}) as one, serving({"/": reply("b")}) as other:
+        async with fetching(only(one)) as fetcher:
+            assert (await fetcher.fetch(one.origin)).body == b"a"
+            for url in (
+                other.origin,
+                f"https://127.0.0.1:{one.port}/",
+                f"http://127.1:{one.port}/",
+                f"http://localhost:{one.port}/",
+                f"http://[::ffff:127.0.0.1]:{one.port}/",
+                f"http://x@127.0.0.1:{one.port}/",
+                "http://127.0.0.1/",
+            ):
+                with pytest.raises(FetchError, match=r"^refused"):
+                    await fetcher.fetch(url)
+        assert (one.connections, other.connections) == (1, 0)
+
+
+def test_domains_cover_their_subdomains_and_deny_wins() -> None:
+    """The two lists, with and without a star."""
+    guard = Guard(
+        allow_domains=("example.org", "*.example.net", "München.de"),
+        deny_domains=("bad.example.org", "127.0.0.1"),
+        allow_origins=frozenset({"http://127.0.0.1:9"}),
+    )
+    for host in ("example.org", "a.example.org", "EXAMPLE.org.", "a.example.net", "münchen.de"):
+        guard.check(f"http://{host}/")
+    for host in ("example.net", "notexample.org", "bad.example.org", "x.bad.example.org"):
+        with pytest.raises(FetchError, match="_domains"):
+            guard.check(f"http://{host}/")
+    with pytest.raises(FetchError, match="deny_domains"):
+        guard.check("http://127.0.0.1:9/")
+    with pytest.raises(FetchError, match="not in allow_domains"):
+        guard.check("http://8.8.8.8/")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"allow_origins": frozenset({"http://127.0.0.1:1/path"})},
+        {"allow_origins": frozenset({"127.0.0.1:1"})},
+        {"allow_domains": ("http://example.org",)},
+        {"deny_domains": ("exa mple",)},
+        {"allow_domains": ("*x*",)},
+    ],
+)
+def test_a_guard_that_cannot_be_read_is_refused(options) -> None:
+    """A typing slip in a list must not become a hole."""
+    with pytest.raises(UsageError):
+        Guard(**options)
+
+
+# ── Redirects ────────────────────────────────────────────────────────────────────
+
+
+async def test_redirects_are_followed_within_the_grant() -> None:
+    """Relative and absolute; the final address is reported."""
+    async with serving() as server:
+        server.routes = {
+            "/a": [redirect("b?x=1")],
+            "/b?x=1": [redirect(f"{server.origin}/c#part", 308)],
+            "/c": [reply("there")],
+        }
+        async with fetching(only(server)) as fetcher:
+            got = await fetcher.fetch(f"{server.origin}/a")
+    assert (got.url, got.body) == (f"{server.origin}/c", b"there")
+
+
+async def test_no_redirect_leads_to_a_refused_address() -> None:
+    """A granted page may point wherever it likes: each hop is judged like the first."""
+    async with serving() as server, serving({"/": reply("inside")}) as other:
+        urls = [f"http://{host}:{other.port}/" for host in LITERALS if host.isascii()]
+        urls += [url for url in probes(other.port) if "@" in url]
+        urls += [f"ftp://127.0.0.1:{other.port}/", "file:///etc/passwd", "data:text/html,hello"]
+        assert len(urls) >= 100
+        async with fetching(only(server)) as fetcher:
+            for url in urls:
+                server.routes["/"] = [redirect(url)]
+                with pytest.raises(FetchError, match=r"^refused|redirects to"):
+                    await fetcher.fetch(f"{server.origin}/")
+            server.routes["/"] = [redirect(f"//127.0.0.1:{other.port}/")]
+            with pytest.raises(FetchError, match=r"^refused"):
+                await fetcher.fetch(f"{server.origin}/")
+        assert other.connections == 0
+
+
+async def test_a_redirect_loop_ends() -> None:
+    """Five hops and no more."""
+    async with serving({"/": redirect("/")}) as server, fetching(only(server)) as fetcher:
+        with pytest.raises(FetchError, match="redirects more than 5 times"):
+            await fetcher.fetch(f"{server.origin}/")
+        assert len(server.heads) == 6
+
+
+async def test_a_redirect_without_a_target_is_an_error() -> None:
+    """Said, not guessed."""
+    async with (
+        serving({"/": reply(status=302)}) as server,
+        fetching(only(server)) as fetcher,
+    ):
+        with pytest.raises(FetchError, match="redirects to nowhere"):
+            await fetcher.fetch(f"{server.origin}/")
+
+
+async def test_a_key_does_not_follow_a_redirect_elsewhere() -> None:
+    """Headers meant for one origin stay there; a POST is not sent on at all."""
+    async with serving({"/": reply("x")}) as other, serving() as server:
+        server.routes = {"/": [redirect(f"{other.origin}/")]}
+        async with fetching(only(server, other)) as fetcher:
+            await fetcher.fetch(f"{server.origin}/", headers={"x-key": "s3cret"})
+            with pytest.raises(FetchError, match="redirects a POST"):
+                await fetcher.fetch(f"{server.origin}/", method="POST", json={"q": 1})
+        assert "s3cret" in server.heads[0]
+        assert "s3cret" not in other.heads[0]
+        assert len(other.heads) == 1
+
+
+# ── TLS, proxies, cookies ────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate for good.example.org and nothing else, with its key."""
+    place = tmp_path_factory.mktemp("tls") / "both.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt"]
+    command += ["ec_paramgen_curve:prime256v1", "-nodes", "-keyout", str(place), "-days", "2"]
+    command += ["-subj", "/CN=good.example.org", "-addext", "subjectAltName=DNS:good.example.org"]
+    try:
+        made = subprocess.run(command, capture_output=True, check=True)
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed")
+    place.write_bytes(place.read_bytes() + made.stdout)
+    return place
+
+
+async def test_tls_is_verified_for_the_name_not_the_address(certificate: Path) -> None:
+    """Pinning an address does not loosen the certificate check; https never falls to http."""
+    inside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    inside.load_cert_chain(certificate)
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    async with serving({"/": reply("plain")}) as plain, serving(tls=inside) as server:
+        good = f"https://good.example.org:{server.port}"
+        evil = f"https://evil.example.org:{server.port}"
+        server.routes = {"/": [reply("sealed")], "/down": [redirect(f"{plain.origin}/")]}
+        guard = Guard(allow_origins=frozenset({good, evil, plain.origin}))
+        async with fetching(
+            guard, resolve=Answers(["127.0.0.1"]), tls=trusting, retries=0
+        ) as fetcher:
+            assert (await fetcher.fetch(f"{good}/")).body == b"sealed"
+            with pytest.raises(FetchError, match="certificate"):
+                await fetcher.fetch(f"{evil}/")
+            with pytest.raises(FetchError, match="from https to"):
+                await fetcher.fetch(f"{good}/down")
+        async with fetching(guard, resolve=Answers(["127.0.0.1"]), retries=0) as fetcher:
+            with pytest.raises(FetchError, match="certificate"):
+                await fetcher.fetch(f"{good}/")
+        assert plain.connections == 0
+
+
+async def test_proxies_of_the_environment_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy would resolve names where the guard cannot see."""
+    async with serving() as proxy, serving({"/": reply("direct")}) as server:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "https_proxy"):
+            monkeypatch.setenv(name, proxy.origin)
+        async with fetching(only(server)) as fetcher:
+            assert (await fetcher.fetch(f"{server.origin}/")).body == b"direct"
+        assert proxy.connections == 0
+
+
+async def test_cookies_are_not_kept() -> None:
+    """One run's pages cannot mark the next one's requests."""
+    page = reply("x", headers={"set-cookie": "id=7; Path=/"})
+    async with serving({"/": page}) as server, fetching(only(server)) as fetcher:
+        await fetcher.fetch(f"{server.origin}/")
+        await fetcher.fetch(f"{server.origin}/")
+    assert len(server.heads) == 2
+    assert "id=7" not in server.heads[1]
+
+
+async def test_a_client_that_follows_redirects_itself_is_guarded_too() -> None:
+    """The check sits in the transport: there is no way round it."""
+    async with serving({"/": reply("inside")}) as other, serving() as server:
+        server.routes = {"/": [redirect(f"{other.origin}/")]}
+        async with open_client(only(server)) as client:
+            with pytest.raises(FetchError, match=r"^refused"):
+                await client.get(f"{server.origin}/", follow_redirects=True)
+        assert other.connections == 0
+
+
+# ── Bounds ───────────────────────────────────────────────────────────────────────
+
+
+async def test_a_long_text_is_cut_and_says_so() -> None:
+    """50 MB of text: two of them are read, and the rest is not waited for."""
+
+    async def endless(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\n")
+        for _ in range(50):
+            writer.write(b"word " * 200_000)
+            await writer.drain()
+
+    async with serving({"/": endless}) as server, fetching(only(server)) as fetcher:
+        got = await fetcher.fetch(f"{server.origin}/")
+    assert got.truncated
+    assert len(got.body) == 2_000_000
+
+
+async def test_a_long_file_is_an_error() -> None:
+    """Half a PDF is no PDF."""
+    page = reply(b"%PDF-" + b"x" * 5_000, "application/pdf")
+    async with serving({"/": page}) as server, fetching(only(server), max_bytes=1000) as fetcher:
+        with pytest.raises(FetchError, match=r"larger than 1000 bytes \(application/pdf, 5005"):
+            await fetcher.fetch(f"{server.origin}/")
+
+
+async def test_an_endless_body_ends() -> None:
+    """A body without end is cut at the cap or at the deadline, whichever comes first."""
+
+    async def endless(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        while True:
+            writer.write(b"400\r\n" + b"y" * 1024 + b"\r\n")
+            await writer.drain()
+
+    async with serving({"/": endless}) as server, fetching(only(server)) as fetcher:
+        got = await fetcher.fetch(f"{server.origin}/")
+    assert got.truncated
+
+
+@pytest.mark.parametrize("where", ["head", "body"])
+async def test_a_slow_drip_meets_the_deadline(where: str) -> None:
+    """A byte now and then keeps no fetch alive."""
+
+    async def drip(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n" + (b"\r\n" if where == "body" else b"x-a: "))
+        while True:
+            writer.write(b"z")
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+    started = time.monotonic()
+    async with serving({"/": drip}) as server, fetching(only(server), timeout=0.4) as fetcher:
+        with pytest.raises(FetchError, match=r"no complete answer within 0\.4 s"):
+            await fetcher.fetch(f"{server.origin}/")
+    assert time.monotonic() - started < 2.0
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_a_decompression_bomb_is_refused(encoding: str) -> None:
+    """20 MB of zeros in 90 kB: found out at the cap, without holding more than that."""
+    pack = gzip.compress if encoding == "gzip" else zlib.compress
+    page = reply(pack(b"0" * 20_000_000, 1), headers={"content-encoding": encoding})
+    async with serving({"/": page}) as server, fetching(only(server)) as fetcher:
+        with pytest.raises(FetchError, match="decompression bomb"):
+            await fetcher.fetch(f"{server.origin}/")
+
+
+async def test_packed_pages_are_unpacked() -> None:
+    """gzip, zlib and bare deflate; anything that was not asked for is an error."""
+    text = b"Chile " * 100
+    bare = zlib.compressobj(wbits=-15)
+    packed = {
+        "/gzip": (gzip.compress(text), "gzip"),
+        "/zlib": (zlib.compress(text), "deflate"),
+        "/bare": (bare.compress(text) + bare.flush(), "Deflate"),
+        "/none": (text, "identity"),
+    }
+    bad = {"/br": (b"x", "br"), "/two": (b"x", "gzip, gzip"), "/broken": (b"nonsense", "gzip")}
+    async with serving() as server, fetching(only(server)) as fetcher:
+        for path, (body, encoding) in (packed | bad).items():
+            server.routes[path] = [reply(body, headers={"content-encoding": encoding})]
+        for path in packed:
+            assert (await fetcher.fetch(server.origin + path)).body == text
+        for path in bad:
+            with pytest.raises(FetchError, match="packed"):
+                await fetcher.fetch(server.origin + path)
+
+
+# ── Errors and retries ───────────────────────────────────────────────────────────
+
+
+async def test_an_http_error_names_its_status() -> None:
+    """404 is not asked for twice."""
+    async with serving() as server, fetching(only(server)) as fetcher:
+        with pytest.raises(FetchError, match="answered HTTP 404"):
+            await fetcher.fetch(f"{server.origin}/gone")
+        assert len(server.heads) == 1
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_a_passing_error_is_tried_once_more(status: int) -> None:
+    """With the server's own Retry-After."""
+    busy = reply(status=status, headers={"retry-after": "0"})
+    async with serving({"/": [busy, reply("now")]}) as server, fetching(only(server)) as fetcher:
+        assert (await fetcher.fetch(f"{server.origin}/")).body == b"now"
+        server.routes["/"] = [busy]
+        with pytest.raises(FetchError, match=f"HTTP {status}"):
+            await fetcher.fetch(f"{server.origin}/")
+        assert len(server.heads) == 4
+
+
+async def test_a_wait_beyond_the_deadline_is_not_begun() -> None:
+    """Retry-After: an hour is the same as no."""
+    busy = reply(status=429, headers={"retry-after": "3600"})
+    started = time.monotonic()
+    async with serving({"/": busy}) as server, fetching(only(server)) as fetcher:
+        with pytest.raises(FetchError, match="HTTP 429"):
+            await fetcher.fetch(f"{server.origin}/")
+    assert time.monotonic() - started < 1.0
+
+
+async def test_a_broken_connection_is_tried_once_more() -> None:
+    """Hung up without a word, then answered."""
+
+    async def hang_up(writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with (
+        serving({"/": [hang_up, reply("now")]}) as server,
+        fetching(only(server)) as fetcher,
+    ):
+        assert (await fetcher.fetch(f"{server.origin}/")).body == b"now"
+
+
+async def test_nobody_listening_is_said() -> None:
+    """The port of a server that is gone."""
+    async with serving() as server:
+        guard = only(server)
+    async with fetching(guard) as fetcher:
+        with pytest.raises(FetchError, match=f"'{server.origin}/' cannot be reached"):
+            await fetcher.fetch(f"{server.origin}/")
+
+
+async def test_an_unwanted_type_is_refused_before_its_body_is_read() -> None:
+    """Type and size are in the message."""
+
+    async def image(writer: asyncio.StreamWriter) -> None:
+        writer.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\ncontent-length: 9000000\r\n\r\n"
+        )
+        await writer.drain()
+        await asyncio.sleep(60)
+
+    async with serving({"/": image}) as server, fetching(only(server)) as fetcher:
+        with pytest.raises(FetchError, match="is not text: image/png, 9000000 bytes"):
+            await fetcher.fetch(f"{server.origin}/", accept=lambda kind: kind == "text/html")
+
+
+async def test_a_fetcher_works_again_after_it_is_closed() -> None:
+    """Closing lets go of connections; the next fetch opens new ones."""
+    async with serving({"/": reply("x")}) as server, fetching(only(server)) as fetcher:
+        await fetcher.fetch(f"{server.origin}/")
+        await fetcher.fetch(f"{server.origin}/")
+        assert server.connections == 1
+        await fetcher.aclose()
+        await fetcher.fetch(f"{server.origin}/")
+        assert server.connections == 2
+
+
+async def test_a_cancelled_fetch_frees_its_connection() -> None:
+    """Cancellation reaches the socket: the server sees the end."""
+    ended = asyncio.Event()
+
+    async def wait(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        await writer.drain()
+        while not writer.transport.is_closing():
+            writer.write(b"x")
+            await asyncio.sleep(0.01)
+        ended.set()
+
+    async with serving({"/": wait}) as server, fetching(only(server)) as fetcher:
+        task = asyncio.create_task(fetcher.fetch(f"{server.origin}/"))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait_for(ended.wait(), 2.0)
+
+
+def test_httpx_has_an_error_for_each_of_httpcores() -> None:
+    """The transport translates by name; a renamed class would show here."""
+    import httpcore
+
+    for name in dir(httpcore):
+        kind = getattr(httpcore, name)
+        if isinstance(kind, type) and issubclass(
+            kind, httpcore.TimeoutException | httpcore.NetworkError | httpcore.ProtocolError
+        ):
+            assert issubclass(getattr(httpx, name), httpx.TransportError)
