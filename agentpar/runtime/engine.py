@@ -76,11 +76,11 @@ class EngineRuntime:
                 device = launch.engine().device
                 folder = await asyncio.to_thread(models.resolve, self._name)
                 os.environ.update(launch.environment(device))  # vLLM reads it when imported
-                self._engine = self._load(folder, device)
+                self._engine = await asyncio.to_thread(self._load, folder, device)
             return self._engine
 
     def _load(self, folder: Path, device: str) -> Any:
-        """The engine; holds up the event loop, to which it binds itself, while it loads."""
+        """The loaded engine; it binds itself to the event loop at its first request."""
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
