@@ -199,6 +199,7 @@ def atlas_country(world: World, country: Country) -> Sheet:
         prose.append((f"Languages spoken in {name}: {', '.join(country.languages)}.",))
     prose.append(_neighbour_sentence(name, neighbours))
     cities = world.cities_of.get(country.code, ())[:12]
+    airports = Link(f"Airports in {name}", _airports_in(country.code))
     return Sheet(
         path=country_path(country),
         site=ATLAS,
@@ -208,7 +209,7 @@ def atlas_country(world: World, country: Country) -> Sheet:
         paragraphs=tuple(prose),
         lists=(
             (f"Largest cities of {name}", tuple(Link(c.name, city_path(c)) for c in cities)),
-            ("See also", (Link(f"Airports in {name}", _airports_in(country.code)),)),
+            ("See also", (airports,) if country.code in world.airports_of else ()),
         ),
         weight=1.0,
     )

@@ -11,7 +11,7 @@ import asyncio
 import socket
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,7 +136,11 @@ class MiniWeb:
             target=_serve, args=(self._server, listener, ready), name="mini-web", daemon=True
         )
         self._thread.start()
-        ready.wait()
+        try:
+            ready.wait()
+        except BaseException:
+            self.stop()
+            raise
         if not self._thread.is_alive():
             self.stop()
             raise BackendError("the mini-web's server ended as it started; see the log of uvicorn")
@@ -159,11 +163,15 @@ class MiniWeb:
         self.stop()
 
     async def __aenter__(self) -> MiniWeb:
-        return await asyncio.to_thread(self.start)
+        try:
+            await _to_the_end(self.start)
+        except asyncio.CancelledError:
+            await _to_the_end(self.stop)
+            raise
+        return self
 
     async def __aexit__(self, *_: object) -> None:
-        # Shielded, so that a cancelled caller still leaves no thread behind.
-        await asyncio.shield(asyncio.to_thread(self.stop))
+        await _to_the_end(self.stop)
 
     def statistics(self) -> Statistics:
         """What has been asked so far."""
@@ -381,6 +389,16 @@ def _serve(server: Any, listener: socket.socket, ready: threading.Event) -> None
     finally:
         listener.close()
         ready.set()
+
+
+async def _to_the_end(work: Callable[[], object]) -> None:
+    """Run ``work`` in a thread. A cancelled caller waits for it too: it cannot be stopped."""
+    running = asyncio.create_task(asyncio.to_thread(work))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
 
 
 def _uvicorn() -> Any:

@@ -198,6 +198,22 @@ async def test_a_cancelled_user_leaves_nothing_running(shelf: Path) -> None:
     assert threads() == []
 
 
+async def test_cancelling_at_any_moment_of_the_start_leaves_nothing(shelf: Path) -> None:
+    """From before the first step to after the last."""
+
+    async def use() -> None:
+        async with MiniWeb(latency=0, folder=shelf):
+            await asyncio.sleep(10)
+
+    for step in range(6):
+        task = asyncio.create_task(use())
+        await asyncio.sleep(step * 0.012)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert threads() == []
+
+
 @pytest.mark.parametrize(
     "make",
     [
