@@ -37,7 +37,7 @@ from agentpar.executor.machine import Ask, Command, Execute, Finish, Join, Machi
 from agentpar.plan import Failed, Ok, Outcome, Task
 from agentpar.ports import Clock
 from agentpar.tools.base import Tool
-from agentpar.tools.function import to_data
+from agentpar.tools.data import to_data
 
 Emit = Callable[[Event], None]
 Approve = Callable[[Task, Mapping[str, Any]], Awaitable[bool | str]]

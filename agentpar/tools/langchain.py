@@ -9,15 +9,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentpar.errors import UsageError
+from agentpar.tools.arguments import check_schema, complaint, tidy
 from agentpar.tools.base import Effect, Tool
-from agentpar.tools.function import check_schema, complaint, plan_name, tidy
+from agentpar.tools.names import plan_name
+from agentpar.tools.threads import in_thread
 
 
 def from_langchain(tool: Any, *, effect: Effect = "read") -> Tool:
     """Make a LangChain ``BaseTool`` a `Tool`.
 
-    The tool runs through its ``ainvoke``, so callbacks and error handlers stay in force and
-    a tool that is only sync runs in a thread. Its arguments may be a pydantic model or a
+    The tool runs through its ``ainvoke``, or ``invoke`` in a thread where it is only sync, so
+    callbacks and error handlers stay in force. Its arguments may be a pydantic model or a
     JSON Schema. Arguments that LangChain injects are hidden from the plan. LangChain does
     not say whether a tool changes the world: give ``effect="write"`` for one that does.
 
@@ -29,7 +31,7 @@ def from_langchain(tool: Any, *, effect: Effect = "read") -> Tool:
     if not isinstance(raw, Mapping) or raw.get("type", "object") != "object":
         raise UsageError(f"{tool!r} has no schema of named arguments, so no plan can call it")
     name = plan_name(tool.name)
-    schema = tidy({key: item for key, item in raw.items() if key != "description"})
+    schema = tidy(name, {key: item for key, item in raw.items() if key != "description"})
     check = check_schema(name, schema)
 
     def validate(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,8 +40,10 @@ def from_langchain(tool: Any, *, effect: Effect = "read") -> Tool:
             _try_model(name, source, checked)
         return checked
 
+    only_sync = _is_only_sync(tool)
+
     async def call(**args: Any) -> Any:
-        return await tool.ainvoke(args)
+        return await (in_thread(tool.invoke, args) if only_sync else tool.ainvoke(args))
 
     return Tool(
         name=name,
@@ -49,6 +53,15 @@ def from_langchain(tool: Any, *, effect: Effect = "read") -> Tool:
         validate=validate,
         effect=effect,
     )
+
+
+def _is_only_sync(tool: Any) -> bool:
+    """Whether its async side is LangChain's own, which would use asyncio's few threads."""
+    methods = (getattr(type(tool), name, None) for name in ("ainvoke", "_arun"))
+    inherited = all(
+        getattr(method, "__module__", "").startswith("langchain_core.") for method in methods
+    )
+    return inherited and getattr(tool, "coroutine", None) is None
 
 
 def _input_schema(tool: Any) -> Any:

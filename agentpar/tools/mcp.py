@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import IO, Any
 
 from agentpar.errors import BackendError, MissingPackage, UsageError
+from agentpar.tools.arguments import check_schema, tidy
 from agentpar.tools.base import Effect, Tool
-from agentpar.tools.function import check_schema, plan_name, tidy
+from agentpar.tools.names import plan_name
 
 
 class McpServer:
@@ -134,7 +135,7 @@ class McpServer:
         read_only = listed.annotations is not None and listed.annotations.read_only_hint is True
         effect: Effect = self._effect or ("read" if read_only else "write")
         name = plan_name(listed.name)
-        schema = tidy(listed.input_schema)
+        schema = tidy(name, listed.input_schema)
         output = listed.output_schema or {}
         return Tool(
             name=name,
