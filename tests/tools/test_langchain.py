@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 from typing import Annotated, Any
 
 import pytest
@@ -57,6 +59,30 @@ async def test_a_sync_tool_runs_in_a_thread_under_a_name_that_a_plan_can_write()
     """The loop stays free; ``thread-name`` is ``thread_name``."""
     box = toolbox([Threaded()])
     assert await box["thread_name"].call(n=1) is False
+
+
+@langchain_tool
+def doze(n: int) -> bool:
+    """Sleep a little."""
+    time.sleep(0.2)
+    return threading.current_thread().daemon
+
+
+class Dozing(Threaded):
+    """Says where it runs, later."""
+
+    def _run(self, n: int) -> bool:
+        time.sleep(0.2)
+        return threading.current_thread().daemon
+
+
+@pytest.mark.parametrize("made", [doze, Dozing()], ids=["a function", "a class"])
+async def test_sync_tools_do_not_queue_for_the_few_threads_of_asyncio(made: BaseTool) -> None:
+    """A hundred at once take about as long as one."""
+    call = as_tool(made).call
+    before = time.perf_counter()
+    assert all(await asyncio.gather(*(call(n=n) for n in range(100))))
+    assert time.perf_counter() - before < 2.5, "in asyncio's own threads they take 3 s and more"
 
 
 async def test_a_tool_may_bring_a_plain_json_schema() -> None:
