@@ -6,8 +6,9 @@ that is not planned yet and a number out of turn cannot be written, and nothing 
 ``join()``. It writes a narrow form of what `parser` reads: arguments by name, in the
 schema's order, strings in double quotes on one line.
 
-What the grammar cannot say (a pattern, bounds on fractions, schema keywords it does not
-know) it leaves open, and `binding` finds it afterwards.
+What the grammar cannot say (a pattern, bounds on fractions, a minLength over 4, two equal keys
+in a dict whose keys no schema names, keywords it does not know) it leaves open, and the parser
+or `binding` finds it afterwards.
 
 Lines differ only in the references they may hold, so what holds none is one rule for all
 lines: rules are kept by what they say, and equal ones are the same rule.
@@ -33,7 +34,7 @@ MAX_ITEMS = 16
 """Items of a list whose schema sets no ``maxItems``."""
 
 _MAX_DIGITS = 15  # integers of so many digits are exact as floats, too
-_MAX_LEAST = 4  # a longer minLength is left to `binding`
+_MAX_LEAST = 4  # of a minLength: each character that must come costs time at every step
 _MAX_KEY = 64  # characters of a key that no schema names
 _MAX_DEPTH = 5  # of nested schemas: what is deeper (a schema may contain itself) is any JSON
 

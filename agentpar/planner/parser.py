@@ -31,7 +31,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,9 +121,10 @@ class PlanParser:
         self._state = _LINE
         self._opening: _Opening | None = None  # of the call in hand
         self._depth = 0  # open brackets of the call in hand
-        self._fault: tuple[str, int | None] | None = None  # why the line in hand is bad already
+        self._fault = ""  # why the line in hand is bad already
         self._after_call = False
         self._thoughts: list[str] = []
+        self._items: list[Item] = []  # found, and not yet handed out
         self._ended = False
 
     def feed(self, text: str) -> list[Item]:
@@ -136,16 +137,16 @@ class PlanParser:
     def close(self) -> list[Item]:
         """The text has ended: return what was still open, in order."""
         items = self._read_held()
-        rest = self._text[self._start :]
         if self._ended:
             return items
+        rest = self._text[self._start :]
         if self._opening is not None:
             what = "the call" if self._state == _CALL else f"a string in {self._state}"
-            items += self._end_bad(rest, f"{what} is never closed", self._opening.id)
+            self._end_bad(rest, f"{what} is never closed")
         elif self._state != _SKIP:
-            items += self._end_line(rest)
+            self._end_line(rest)
         self._ended = True
-        return items
+        return items + self._take_items()
 
     def _read_held(self) -> list[Item]:
         if self._ended:
@@ -154,11 +155,16 @@ class PlanParser:
         self._text = self._text[self._start :] + "".join(self._held)
         self._held.clear()
         self._pos -= self._start
-        self._fresh = max(self._fresh - self._start, -1)
+        self._fresh -= self._start
         self._start = 0
-        return list(self._scan())
+        self._scan()
+        return self._take_items()
 
-    def _scan(self) -> Iterator[Item]:
+    def _take_items(self) -> list[Item]:
+        items, self._items = self._items, []
+        return items
+
+    def _scan(self) -> None:
         """Go from one character that matters to the next, to the end of the text."""
         while not self._ended:
             limit = self._start + MAX_LENGTH
@@ -168,7 +174,7 @@ class PlanParser:
                 if self._state == _SKIP:
                     self._start = self._pos
                 elif self._pos < len(self._text):
-                    yield from self._cut()
+                    self._cut()
                 if self._pos == len(self._text):
                     return
                 continue
@@ -178,16 +184,16 @@ class PlanParser:
                     self._fresh = self._pos
                 case "\n":
                     if self._state != _SKIP:
-                        yield from self._end_line(self._text[self._start : found.start()])
+                        self._end_line(self._text[self._start : found.start()])
                     self._begin_line()
                 case "(" if self._opening is None:
                     self._open()
                 case "(":
-                    yield from self._open_inside()
+                    self._open_inside()
                 case ")":
                     self._depth -= 1
                     if self._depth == 0:
-                        yield from self._end_call()
+                        self._end_call()
                 case "\\" if self._pos == len(self._text):
                     self._pos -= 1  # what it escapes is not here yet
                     return
@@ -218,15 +224,12 @@ class PlanParser:
         self._state = _CALL
         self._depth = 1
 
-    def _open_inside(self) -> Iterator[Item]:
+    def _open_inside(self) -> None:
         """A bracket inside a call: another call's, if its line begins like one."""
         if self._fresh >= 0 and _OPENING.fullmatch(self._text, self._fresh, self._pos):
-            assert self._opening is not None
             broken, after = self._text[self._start : self._fresh], self._pos
+            self._end_bad(broken, "the call is not closed before the next one begins")
             self._pos = self._fresh
-            yield from self._end_bad(
-                broken, "the call is not closed before the next one begins", self._opening.id
-            )
             self._begin_line()
             self._pos = after
             self._open()
@@ -235,64 +238,62 @@ class PlanParser:
         if self._state == _CALL:
             self._depth += 1
 
-    def _end_call(self) -> Iterator[Item]:
+    def _end_call(self) -> None:
         """The bracket that ends the call in hand: emit it now, not at the end of its line."""
         assert self._opening is not None
         id, tool, length = self._opening.id, self._opening.tool, self._opening.length
         line = self._text[self._start : self._pos]
         if not tool or id is None:
             self._ended = True
-            yield Join()
+            self._items.append(Join())
             return
         try:
             args, kwargs = _read_arguments(line, length)
         except _Unreadable as error:
-            self._fault = (str(error), id)
+            self._fault = str(error)
             self._opening = None
             self._state = _TEXT
             return
-        yield Call(id, tool, args, kwargs, "\n".join(self._thoughts), line.strip())
+        self._items.append(Call(id, tool, args, kwargs, "\n".join(self._thoughts), line.strip()))
         self._thoughts.clear()
         self._begin_line(after_call=True)
 
-    def _end_line(self, line: str) -> Iterator[Item]:
+    def _end_line(self, line: str) -> None:
         """A line that is no call, or what follows a call, is complete."""
         line = line.strip()
-        if self._fault is not None:
-            message, id = self._fault
-            self._fault = None
-            yield from self._end_bad(line, message, id)
+        if self._fault:
+            self._end_bad(line, self._fault)
         elif self._after_call:
             if not _AFTER_CALL.fullmatch(line):
-                yield BadLine(line, "text after a call means nothing; only a # comment may follow")
+                self._items.append(
+                    BadLine(line, "text after a call means nothing; only a # comment may follow")
+                )
         elif thought := _THOUGHT.fullmatch(line):
             self._thoughts.append(thought["thought"].strip())
         elif _ENDING.fullmatch(line):
             self._ended = True
-            yield Join()
+            self._items.append(Join())
         elif not _IGNORED.fullmatch(line):
-            number = _NUMBERED.match(line)
-            yield from self._end_bad(
+            self._end_bad(
                 line,
                 "this is no call: expected a number, a tool and its arguments in brackets, "
                 'as in 1. search(query="text")',
-                int(number["id"]) if number else None,
             )
 
-    def _cut(self) -> Iterator[Item]:
+    def _cut(self) -> None:
         """The line in hand is too long: give up on it, up to where a line ends."""
         begin = self._text[self._start : self._start + 200]
-        id = self._opening.id if self._opening else None
-        message = f"longer than {MAX_LENGTH} characters"
-        self._fault = None
+        self._end_bad(f"{begin}…", f"longer than {MAX_LENGTH} characters")
         self._begin_line()
         self._state = _SKIP
-        yield from self._end_bad(f"{begin}…", message, id)
 
-    def _end_bad(self, text: str, message: str, id: int | None) -> Iterator[Item]:
-        if id is not None:
+    def _end_bad(self, text: str, message: str) -> None:
+        text = text.strip()
+        number = _NUMBERED.match(text)
+        if number is not None:
             self._thoughts.clear()  # they were about the call that is lost
-        yield BadLine(text.strip(), message, id)
+        self._fault = ""
+        self._items.append(BadLine(text, message, int(number["id"]) if number else None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,11 +314,12 @@ class _Unreadable(Exception):
 
 # Every pattern takes the blanks after it along, so that none needs to look for blanks before.
 _KEY = re.compile(rf"(?P<name>{_NAME})\s*=(?!=)\s*")
-_PATH = r"""(?:\.\w+|\[(?:-?[0-9]{1,9}|"[^"\\]*"|'[^'\\]*')\])*"""
-_STEP = re.compile(r"""\.(\w+)|\[(?:(-?[0-9]+)|"([^"]*)"|'([^']*)')\]""")
+_STRING = r"""(?:"[^"\\]*(?:\\.[^"\\]*)*"|'[^'\\]*(?:\\.[^'\\]*)*')"""
+_PATH = rf"(?:\.\w+|\[(?:-?[0-9]{{1,9}}|{_STRING})\])*"
+_STEP = re.compile(rf"\.(\w+)|\[(?:(-?[0-9]+)|({_STRING}))\]", re.DOTALL)
 _VALUE = re.compile(
     rf"""(?:
-      (?P<string>"[^"\\]*(?:\\.[^"\\]*)*" | '[^'\\]*(?:\\.[^'\\]*)*')
+      (?P<string>{_STRING})
     | (?P<reference>\$(?: [0-9]{{1,9}}{_PATH} | \{{[0-9]{{1,9}}{_PATH}\}}{_PATH} ))(?!\w)
     | (?P<float>[+-]?(?: (?:0|[1-9][0-9]*)(?: \.[0-9]+(?:[eE][+-]?[0-9]+)? | [eE][+-]?[0-9]+ )
                        | \.[0-9]+(?:[eE][+-]?[0-9]+)? ))(?![\w.])
@@ -375,9 +377,7 @@ def _read_value(line: str, pos: int, depth: int) -> tuple[Any, int]:
     text = found[kind]
     match kind:
         case "string":
-            value: Any = text[1:-1]
-            if "\\" in value:
-                value = _ESCAPE.sub(_unescape, value)
+            value: Any = _read_string(text)
         case "reference":
             value = _read_reference(text)
         case "int":
@@ -442,12 +442,17 @@ def _read_reference(text: str) -> Ref:
     number = re.match(r"\$\{?([0-9]+)", text)
     assert number is not None
     path: list[str | int] = []
-    for name, index, double, single in _STEP.findall(text, number.end()):
-        if index or name.isdecimal():
-            path.append(int(index or name))
+    for name, index, string in _STEP.findall(text, number.end()):
+        if string:
+            path.append(_read_string(string))
         else:
-            path.append(name or double or single)
+            path.append(int(index or name) if index or name.isdecimal() else name)
     return Ref(int(number[1]), tuple(path))
+
+
+def _read_string(quoted: str) -> str:
+    text = quoted[1:-1]
+    return _ESCAPE.sub(_unescape, text) if "\\" in text else text
 
 
 def _unescape(found: re.Match[str]) -> str:
@@ -516,7 +521,4 @@ def _format_step(step: str | int) -> str:
         return f"[{step}]"
     if _WORD.fullmatch(step):
         return f".{step}"
-    quote = "'" if '"' in step else '"'
-    if quote in step or "\\" in step:
-        raise ValueError(f"the field {step!r} cannot be written in a reference")
-    return f"[{quote}{step}{quote}]"
+    return f"[{format_value(step)}]"
