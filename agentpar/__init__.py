@@ -1,1 +1,39 @@
-"""Agents that work in parallel on your own GPU."""
+"""Agents that work in parallel on your own GPU.
+
+These are the names a user needs; each loads with its file when it is first used, so that
+``import agentpar`` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # isort: off
+    from agentpar.agent import Agent, Run
+    from agentpar.answer import Answer
+    from agentpar.errors import AgentparError, BackendError, ConfigError, FetchError
+    from agentpar.errors import MissingPackage, ModelServerError, PlanError, RunFailed
+    from agentpar.errors import UsageError, WeightsError
+    from agentpar.plan import Failed, Ok, Skipped
+    from agentpar.planner.prompts import Example
+    from agentpar.runtime.scripted import ScriptedRuntime
+    from agentpar.tools.base import Tool
+    from agentpar.tools.function import tool
+    from agentpar.tools.mcp import McpServer
+
+__all__ = [
+    "Agent", "AgentparError", "Answer", "BackendError", "ConfigError", "Example", "Failed",
+    "FetchError", "McpServer", "MissingPackage", "ModelServerError", "Ok", "PlanError", "Run",
+    "RunFailed", "ScriptedRuntime", "Skipped", "Tool", "UsageError", "WeightsError", "tool",
+]  # fmt: skip
+_HOMES = {
+    "agent": "Agent Run", "answer": "Answer", "plan": "Failed Ok Skipped",
+    "planner.prompts": "Example", "runtime.scripted": "ScriptedRuntime",
+    "tools.base": "Tool", "tools.function": "tool", "tools.mcp": "McpServer",
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'agentpar' has no attribute {name!r}")
+    return getattr(import_module(f"agentpar.{_HOME_OF.get(name, 'errors')}"), name)

@@ -1,0 +1,82 @@
+"""Asks at the terminal before a risky call runs.
+
+One key answers, so the live view that redraws around the question is not disturbed by an
+echoed line. Nothing here blocks the event loop, and Ctrl-C works while it asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from agentpar.plaintext import one_line
+from agentpar.plan import Task
+from agentpar.planner.parser import format_call
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+async def allow_all(task: Task, args: Mapping[str, Any]) -> bool | str:
+    """``--yes``: the user has approved every call in advance."""
+    return True
+
+
+class AskAtTerminal:
+    """Approves the calls for which the user presses ``y``; one question at a time.
+
+    ``console`` is the one that the live view draws on. Where stdin is no terminal there is
+    nobody to ask, and every call is denied with that reason.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._turn = asyncio.Lock()  # two risky calls at once must not share one key press
+
+    async def __call__(self, task: Task, args: Mapping[str, Any]) -> bool | str:
+        if not sys.stdin.isatty():
+            return (
+                f"{task.tool} changes things and nobody could be asked: standard input is no "
+                "terminal (--yes approves such calls in advance)"
+            )
+        from rich.text import Text
+
+        async with self._turn:
+            call = one_line(format_call(task.tool, args), 1_000)
+            self._console.print(
+                Text.assemble(("Allow ", "bold yellow"), call, (" ? y allows, any key denies", ""))
+            )
+            allowed = await _key() in ("y", "Y")
+        return True if allowed else "denied at the terminal"
+
+
+async def _key() -> str:
+    """The next key pressed at stdin, a terminal."""
+    stdin = sys.stdin.fileno()
+    loop = asyncio.get_running_loop()
+    pressed = asyncio.Event()
+    with _single_keys(stdin):
+        loop.add_reader(stdin, pressed.set)
+        try:
+            await pressed.wait()
+        finally:
+            loop.remove_reader(stdin)
+        return os.read(stdin, 64).decode(errors="replace")[:1]
+
+
+@contextlib.contextmanager
+def _single_keys(terminal: int) -> Iterator[None]:
+    """The terminal gives keys as they are pressed and does not show them."""
+    import termios
+    import tty
+
+    before = termios.tcgetattr(terminal)
+    tty.setcbreak(terminal)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)

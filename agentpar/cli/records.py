@@ -1,0 +1,75 @@
+"""Finds what the user means by RUN, and reads plans out of records and text files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from agentpar.errors import UsageError
+
+if TYPE_CHECKING:  # loads when a record is read, not when the command line is
+    from agentpar.plan import Outcome, Task
+
+RECORD = "events.jsonl"
+
+
+def find_run(name: str, runs: Path) -> Path:
+    """The record that ``name`` means; `UsageError` with the nearest ones where there is none."""
+    given = Path(name)
+    if given.is_file():
+        return given
+    if (given / RECORD).is_file():
+        return given / RECORD
+    records = sorted(runs.glob(f"*/{RECORD}"))  # ids sort by time
+    if name == "last" and records:
+        return records[-1]
+    found = [record for record in records if record.parent.name.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        ids = ", ".join(record.parent.name for record in found[:6])
+        raise UsageError(f"{name!r} begins {len(found)} runs in {str(runs)!r}: {ids}")
+    newest = ", ".join(record.parent.name for record in records[-3:])
+    raise UsageError(
+        f"there is no run {name!r} in {str(runs)!r}"
+        + (f"; the newest are {newest}" if newest else ", which holds none; --runs names another")
+    )
+
+
+def run_plan(name: str, runs: Path) -> tuple[list[Task], Mapping[int, Outcome]]:
+    """What a recorded run planned, and how it came out."""
+    from agentpar.events import TaskDone, TaskPlanned
+    from agentpar.executor.record import read_record
+
+    events = list(read_record(find_run(name, runs)).events)
+    tasks = [event.task for event in events if isinstance(event, TaskPlanned)]
+    return tasks, {e.task_id: e.outcome for e in events if isinstance(e, TaskDone)}
+
+
+def read_plan(path: Path) -> tuple[list[Task], Mapping[int, Outcome]]:
+    """The tasks of a plan in a text file. What cannot be read is told on stderr.
+
+    No tool is known here, so positional arguments are shown by their place.
+    """
+    from agentpar.plan import Task, needs
+    from agentpar.planner.parser import BadLine, Call, PlanParser
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"there is no plan at {str(path)!r}") from None
+    parser = PlanParser()
+    tasks: list[Task] = []
+    for item in [*parser.feed(text), *parser.close()]:
+        match item:
+            case Call(id, tool, args, kwargs, thought):
+                named = {f"_{place}": value for place, value in enumerate(args, 1)} | kwargs
+                tasks.append(Task(id, tool, named, needs(named), thought))
+            case BadLine(line, message):
+                typer.echo(f"{path}: {message}: {line!r}", err=True)
+    if not tasks:
+        raise UsageError(f"{path} holds no call; a plan has lines such as '1. tool(name=\"x\")'")
+    return tasks, {}

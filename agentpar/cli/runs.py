@@ -1,0 +1,112 @@
+"""Commands that look at a run that was recorded: graph, trace, replay.
+
+They read a record and never change it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agentpar.cli.records import find_run, read_plan, run_plan
+from agentpar.errors import UsageError
+
+RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
+RunName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A run's folder, its events.jsonl, the beginning of its id, or 'last'.",
+    ),
+]
+
+
+class Format(StrEnum):
+    """How a plan is drawn."""
+
+    mermaid = "mermaid"
+    svg = "svg"
+    png = "png"
+
+
+def graph(
+    plan: Annotated[
+        str, typer.Argument(metavar="RUN|PLAN.txt", help="A run (as for trace), or a plan.")
+    ],
+    format: Annotated[
+        Format | None, typer.Option("--format", "-f", help="By default what FILE ends in.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there.")
+    ] = None,
+    runs: RunsFolder = Path("runs"),
+) -> None:
+    """Draw a plan as Mermaid, SVG or PNG."""
+    from agentpar import drawing
+    from agentpar.cli.views import write_whole
+
+    wanted = format or _format_of(output)
+    if wanted is Format.png and output is None:
+        raise UsageError("a PNG goes into a file: add '-o plan.png'")
+    tasks, outcomes = read_plan(Path(plan)) if plan.endswith(".txt") else run_plan(plan, runs)
+    match wanted:
+        case Format.mermaid:
+            picture = drawing.mermaid(tasks, outcomes).encode()
+        case Format.svg:
+            picture = drawing.svg(tasks, outcomes).encode()
+        case Format.png:
+            picture = drawing.png(tasks, outcomes)
+    if output is None:
+        typer.echo(picture.decode(), nl=False)
+    else:
+        write_whole(output, picture)
+        typer.echo(str(output))
+
+
+def trace(
+    run: RunName = "last",
+    html: Annotated[bool, typer.Option("--html", help="Write timeline.html again.")] = False,
+    runs: RunsFolder = Path("runs"),
+) -> None:
+    """Show the timeline of a run again."""
+    from agentpar.executor.record import read_record
+
+    record = find_run(run, runs)
+    if html:
+        from agentpar.cli.views import write_timeline
+
+        typer.echo(str(write_timeline(record.parent)))
+        return
+    from agentpar.display import TerminalDisplay
+
+    events = list(read_record(record).events)
+    with TerminalDisplay() as display:
+        display.folder = record.parent
+        for event in events:
+            display.handle(event)
+
+
+def replay(run: RunName = "last", runs: RunsFolder = Path("runs")) -> None:
+    """Prove that a run's record decides the same again; exits with 1 at the first difference."""
+    from agentpar.executor.record import read_record
+    from agentpar.executor.record import replay as prove
+
+    record = find_run(run, runs)
+    found = prove(read_record(record))
+    if found.difference:
+        place = f"after {found.events} events and {found.commands} commands"
+        typer.echo(f"{record}: differs {place}: {found.difference}", err=True)
+        raise typer.Exit(1)
+    typer.echo(f"{record}: {found.events} events gave the same {found.commands} commands again")
+
+
+def _format_of(output: Path | None) -> Format:
+    ending = output.suffix[1:].lower() if output else ""
+    if ending in {"svg", "png"}:
+        return Format(ending)
+    if ending in {"", "mmd", "mermaid", "md"}:
+        return Format.mermaid
+    raise UsageError(f"{str(output)!r} ends in none of .mmd, .svg, .png: say which with --format")

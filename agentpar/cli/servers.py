@@ -1,0 +1,110 @@
+"""Commands about what runs beside an agent: model servers, their weights, the mini-web."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agentpar.errors import UsageError
+
+if TYPE_CHECKING:
+    from agentpar.runtime.server import ServerHandle
+
+DEFAULT_MODEL = "qwen2.5-coder-1.5b"
+
+
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Option(help=f"A known name, a hub id or a folder. [default: {DEFAULT_MODEL}]"),
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="By default a free one.")] = None,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop running servers instead.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="List running servers.")] = False,
+) -> None:
+    """Start a vLLM server that stays up (or find the one that runs); stop or list servers."""
+    if stop and status:
+        raise UsageError("--stop and --status exclude each other")
+    if status:
+        _list()
+    elif stop:
+        _stop(model, port)
+    else:
+        _start(model or DEFAULT_MODEL, port)
+
+
+def _list() -> None:
+    from agentpar.runtime import server
+
+    handles = server.running()
+    for handle in handles:
+        state = "healthy" if server.healthy(handle) else "starting, or stuck"
+        typer.echo(f"{_line(handle)} ({state}; pid {handle.pid}, log {handle.log})")
+    if not handles:
+        typer.echo("no server runs; 'agentpar serve' starts one")
+
+
+def _stop(model: str | None, port: int | None) -> None:
+    from agentpar.runtime import server
+
+    stopped = server.stop(model, port=port)
+    for handle in stopped:
+        typer.echo(f"stopped {_line(handle)}")
+    if not stopped:
+        others = ", ".join(map(_line, server.running()))
+        typer.echo("no such server runs" + (f"; there is {others}" if others else ""))
+
+
+def _start(model: str, port: int | None) -> None:
+    from agentpar.cli.leaving import run_async
+    from agentpar.display import progress_bar
+    from agentpar.runtime.server import ensure
+
+    with progress_bar("model") as progress:
+        handle = run_async(ensure(model, port=port, progress=progress))
+    state = "started" if handle.started else "already up"
+    typer.echo(f"{_line(handle)} ({state}; log {handle.log}; 'agentpar serve --stop' ends it)")
+
+
+def _line(handle: ServerHandle) -> str:
+    return f"{handle.model} at {handle.base_url}"
+
+
+def weights(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME…", help="Without names: list them.")
+    ] = None,
+) -> None:
+    """Fetch model weights into the cache now, or list the known ones and where they are."""
+    from agentpar.display import progress_bar
+    from agentpar.runtime import models
+
+    for name in names or ():
+        with progress_bar("weights") as progress:
+            folder = models.resolve(name, progress=progress)
+        typer.echo(f"{name}: {folder}")
+    if not names:
+        for name in models.KNOWN:
+            typer.echo(f"{name}: {models.find(name) or f'not here: agentpar weights {name}'}")
+
+
+def miniweb(
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8900,
+    latency: Annotated[float, typer.Option(help="Seconds before each reply.")] = 0.08,
+) -> None:
+    """Serve the simulated web, to look at in a browser, until Ctrl-C."""
+    import threading
+
+    from agentpar.display import progress_bar
+    from agentpar.miniweb.server import MiniWeb
+
+    with progress_bar("mini-web") as progress:
+        web = MiniWeb(port=port, latency=latency, progress=progress).start()
+    try:
+        typer.echo(f"{web.banner}\nCtrl-C ends it.")
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        pass  # how it is meant to end
+    finally:
+        web.stop()

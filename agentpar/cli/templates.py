@@ -1,0 +1,54 @@
+"""The files of a new project, as ``agentpar init`` writes them."""
+
+QUESTION = "Which has more people, Chile or Peru?"
+
+_AGENT = """\
+version: 1
+name: my-agent
+instructions: Answer in one sentence.
+model: qwen2.5-coder-1.5b        # or {id: NAME, base_url: "http://localhost:8000/v1"}
+tools:
+  - python: tools:population     # allowed by: agentpar run --allow-module tools
+  - calc
+"""
+
+_TOOLS = '''\
+"""The agent's own tools: typed functions with a docstring for the planner to read."""
+
+from agentpar import tool
+
+MILLIONS = {"Chile": 19.6, "Peru": 34.0}
+
+
+@tool
+async def population(country: str) -> float:
+    """Population of a country, in millions.
+
+    country: English name.
+    """
+    return MILLIONS[country]
+'''
+
+_TEST = '''\
+"""The agent's plan runs with its real tools and a scripted model: no weights, no GPU."""
+
+from tools import population
+
+from agentpar import Agent, Ok, ScriptedRuntime
+
+PLAN = """\\
+1. population(country="Chile")
+2. population(country="Peru")
+join()
+"""
+
+
+def test_both_countries_are_looked_up():
+    runtime = ScriptedRuntime([PLAN, "Answer: Peru has more people [2]."])
+    agent = Agent(tools=[population], runtime=runtime)
+    answer = agent.ask_sync("Which has more people, Chile or Peru?")
+    assert answer.outcomes == {1: Ok(19.6), 2: Ok(34.0)}
+    assert "Peru" in answer.text
+'''
+
+FILES = {"agent.yaml": _AGENT, "tools.py": _TOOLS, "test_agent.py": _TEST}
