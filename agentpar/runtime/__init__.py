@@ -8,13 +8,12 @@ from agentpar.ports import Runtime
 __all__ = ["open_runtime"]
 
 
-def open_runtime(
-    model: str, *, model_id: str | None = None, api_key: str | None = None
-) -> Runtime:
+def open_runtime(model: str, *, model_id: str | None = None, api_key: str | None = None) -> Runtime:
     """The runtime for ``model``: ``http(s)://HOST:PORT/v1`` or ``vllm:PATH``.
 
-    ``model_id`` picks one of several models that the server offers. ``api_key`` goes to the HTTP server as a bearer token and nowhere else. Opening loads
-    nothing and calls nobody; the first request does.
+    ``model_id`` picks one of several models that the server offers. ``api_key`` goes to the
+    HTTP server as a bearer token and nowhere else. Opening loads nothing and calls nobody;
+    the first request does.
 
     Raises `UsageError` for any other form of ``model``.
     """

@@ -84,7 +84,11 @@ class EngineRuntime:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        settings: dict[str, Any] = {"model": str(folder), "enable_prefix_caching": True}
+        settings: dict[str, Any] = {
+            "model": str(folder),
+            "enable_prefix_caching": True,
+            "structured_outputs_config": launch.STRUCTURED,
+        }
         if device == "cpu":
             settings |= {"max_model_len": 8192, "dtype": "bfloat16", "enforce_eager": True}
         try:

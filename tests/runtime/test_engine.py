@@ -71,6 +71,6 @@ def test_engine_in_process_keeps_the_promises_of_a_runtime(tmp_path: Path) -> No
     assert told["plain"]["pieces"] > 10
     assert told["beside"]["tokens"] <= 5
     assert told["grammar"]["text"] == "abcdef"
-    assert json.loads(told["schema"]["text"])["n"] in {4, 5}
+    assert told["schema"]["text"].replace(" ", "") in {'{"n":4}', '{"n":5}'}
     assert told["again"]["cached"] > told["again"]["prompt"] / 2
     assert told["unfinished"] == 0

@@ -69,7 +69,7 @@ async def test_grammar_binds_the_text(runtime: OpenAIRuntime) -> None:
 
 
 async def test_schema_binds_the_text(runtime: OpenAIRuntime) -> None:
-    """The text is JSON of the schema."""
+    """The text is JSON of the schema, and no newlines up to the limit."""
     schema = {
         "type": "object",
         "properties": {"answer": {"type": "string", "enum": ["yes", "no"]}},
