@@ -86,8 +86,6 @@ def _check_names(tools: Mapping[str, Tool]) -> None:
 
 # -- writing EBNF ------------------------------------------------------------------------
 
-_ARGUMENT = "{}="
-_PROPERTY = "{}: "
 _CHAR = r'[^"\\\x00-\x1f\x7f] | "\\" ["\\/nt]'
 _INTEGER = rf'"-"? ("0" | [1-9] [0-9]{{0,{_MAX_DIGITS - 1}}})'
 _NATURAL = rf'"0" | [1-9] [0-9]{{0,{_MAX_DIGITS - 1}}}'
@@ -219,22 +217,19 @@ class _Writer:
     def _array(self, schema: Schema, root: Schema, depth: int) -> str:
         least = schema.get("minItems", 0)
         most = schema.get("maxItems", max(MAX_ITEMS, least))
+        rest = schema.get("items", True)
         first = [self._value(each, root, depth + 1) for each in schema.get("prefixItems", ())]
         first = first[:most]
-        rest = schema.get("items", True)
-        items = [(each, True) for each in first]
-        if rest is not False and most > len(first):
+        least, most = max(least - len(first), 0), most - len(first)
+        body = _sequence(self._rules, [(each, True) for each in first])
+        if rest is not False and most > 0:
             item = self._value(rest, root, depth + 1)
-            least = max(least - len(first), 0)
-            more = most - len(first)
             if first:
-                repeated = f'(", " {item}){{{least},{more}}}'
-                return self._rules.add(
-                    "list", f'"[" {_sequence(self._rules, items)} {repeated} "]"'
-                )
-            repeated = f'{item} (", " {item}){{{max(least - 1, 0)},{more - 1}}}'
-            return self._rules.add("list", f'"[" ({repeated}){"" if least else "?"} "]"')
-        return self._rules.add("list", f'"[" {_sequence(self._rules, items)} "]"')
+                body += f' (", " {item}){{{least},{most}}}'
+            else:
+                body = f'({item} (", " {item}){{{max(least - 1, 0)},{most - 1}}})'
+                body += "" if least else "?"
+        return self._rules.add("list", f'"[" {body} "]"')
 
     def _object(self, schema: Schema, root: Schema, depth: int) -> str:
         if schema.get("properties"):
@@ -243,8 +238,7 @@ class _Writer:
         others = schema.get("additionalProperties", True)
         if others is False:
             return self._rules.add("object", '"{}"')
-        pair = f'{self._string(1, _MAX_KEY)} ": " {{}}'
-        pair = pair.format(self._value(others, root, depth + 1))
+        pair = f'{self._string(1, _MAX_KEY)} ": " {self._value(others, root, depth + 1)}'
         return self._rules.add("object", f'"{{" ({pair} (", " {pair}){{0,{MAX_ITEMS - 1}}})? "}}"')
 
     def _fields(
