@@ -213,6 +213,34 @@ def test_a_thought_may_stand_before_a_task(compiler: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ({"minItems": 2}, ["[1, 1]", "[1, 1, 1]"], ["[]", "[1]"]),
+        ({"maxItems": 0}, ["[]"], ["[1]"]),
+        ({"maxItems": 2}, ["[]", "[1, 1]"], ["[1, 1, 1]", "[1,]", '["1"]']),
+        (
+            {"prefixItems": [{"type": "null"}], "maxItems": 2},
+            ["[null]", "[null, 1]"],
+            ["[]", "[1]"],
+        ),
+        ({"prefixItems": [{"type": "null"}], "minItems": 2}, ["[null, 1]"], ["[null]"]),
+    ],
+)
+def test_lists_have_their_lengths(
+    compiler: Any, schema: dict[str, Any], good: list[str], bad: list[str]
+) -> None:
+    """minItems, maxItems and prefixItems, together and alone."""
+    items = {"type": "array", "items": {"type": "integer"}, **schema}
+    tools = tools_of({"f": {"properties": {"x": items}}})
+    grammar = plan_grammar(tools, max_tasks=1)
+    for value in good:
+        assert accepts(compiler, grammar, f"1. f(x={value})\njoin()"), value
+        read(f"1. f(x={value})\njoin()", tools, set())
+    for value in bad:
+        assert not accepts(compiler, grammar, f"1. f(x={value})\njoin()"), value
+
+
+@pytest.mark.parametrize(
     ("low", "high"),
     [(0, 0), (0, 9), (1, 100), (7, 1203), (98, 102), (-3, 4), (-250, -17), (60, 60)],
 )
