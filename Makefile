@@ -25,10 +25,10 @@ demo: setup ## ask the example question: a real model, real fetches, a checked a
 
 test: setup ## every test, those on a real vLLM included
 	@$(BIN)/agentpar weights $(TEST_WEIGHTS)
-	$(BIN)/pytest -q
+	$(BIN)/pytest
 
 test-quick: setup ## the tests that need no model
-	$(BIN)/pytest -q -m "not vllm and not browser and not slow"
+	$(BIN)/pytest -m "not vllm and not browser and not slow"
 
 check: setup ## lint, format, types, and that the schema file is up to date
 	$(BIN)/ruff check .
