@@ -38,8 +38,9 @@ def evaluate(expression: str, values: Mapping[str, Value]) -> int | float | str 
     """The value of ``expression``, in which the names of ``values`` may stand.
 
     It knows numbers, texts, ``+ - * / // % **``, comparisons (chained too), ``and``, ``or``,
-    ``not``, ``x if … else y``, and ``min max abs round sum sqrt``. A text that spells a
-    number, thousands separators included, counts as that number.
+    ``not``, ``x if … else y``, ``min max abs round sum sqrt``, and ``argmax argmin`` over
+    names: ``argmax({'Chile': a, 'Peru': b})`` is the name with the largest value. A text
+    that spells a number, thousands separators included, counts as that number.
 
     Raises `UsageError` that says what is wrong and what is known.
     """
@@ -58,12 +59,12 @@ def evaluate(expression: str, values: Mapping[str, Value]) -> int | float | str 
         reason = getattr(error, "msg", "") or type(error).__name__
         raise UsageError(f"calc: {expression!r} is no expression: {reason}") from None
     try:
-        result: Value | list[Any] = _Evaluation(values).of(tree.body)
+        result: Value | list[Any] | dict[Any, Any] = _Evaluation(values).of(tree.body)
     except ZeroDivisionError:
         raise UsageError(f"calc: division by zero in {expression!r}") from None
     except OverflowError:
         raise UsageError(f"calc: a number in {expression!r} is too large") from None
-    if isinstance(result, list | None):
+    if isinstance(result, list | dict | None):
         raise UsageError(f"calc: {expression!r} gives no single value")
     return result
 
@@ -111,6 +112,9 @@ class _Evaluation:
                 return self.of(body if self.of(test, deeper) else orelse, deeper)
             case ast.List(elts=items):
                 return [self.of(item, deeper) for item in items]
+            case ast.Dict(keys=keys, values=items) if None not in keys:
+                names = [self.of(key, deeper) for key in keys if key is not None]
+                return dict(zip(names, (self.of(item, deeper) for item in items), strict=True))
             case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
                 return self._called(name, [self.of(arg, deeper) for arg in args], args)
             case ast.Call(func=ast.Name(id=name)):
@@ -149,6 +153,8 @@ class _Evaluation:
         return True
 
     def _called(self, name: str, args: list[Any], nodes: list[ast.expr]) -> Any:
+        if name in ("argmax", "argmin"):
+            return _best(name, args)
         if len(args) == 1 and isinstance(args[0], list) and name in ("min", "max", "sum"):
             args = args[0]
         if name == "sum":
@@ -167,6 +173,18 @@ class _Evaluation:
         if number < 0:
             raise UsageError(f"calc: sqrt of {number!r}, which is negative")
         return math.sqrt(number)
+
+
+def _best(name: str, args: list[Any]) -> Any:
+    """The key whose value is largest (``argmax``) or smallest; several at a tie, by "and"."""
+    match args:
+        case [dict() as ranked] if ranked:
+            numbers = {key: _number(value) for key, value in ranked.items()}
+        case _:
+            raise UsageError(f"calc: {name} takes names with values: {name}({{'A': a, 'B': b}})")
+    best = (max if name == "argmax" else min)(numbers.values())
+    tied = [key for key, number in numbers.items() if number == best]
+    return tied[0] if len(tied) == 1 else " and ".join(map(str, tied))
 
 
 def _as_number(value: Value) -> Value:
@@ -188,7 +206,11 @@ def _number(value: Any, node: ast.AST | None = None) -> int | float:
     if isinstance(value, int | float):
         return value
     subject = f"{node.id} is" if isinstance(node, ast.Name) else "there is"
-    shown = "a list" if isinstance(value, list) else f"the text {value[:60]!r}"
+    shown = (
+        f"a {type(value).__name__}"
+        if isinstance(value, list | dict)
+        else f"the text {value[:60]!r}"
+    )
     raise UsageError(f"calc: {subject} {shown}, where a number is needed")
 
 
@@ -243,7 +265,7 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
 }
-_FUNCTIONS = ("min", "max", "abs", "round", "sum", "sqrt")
+_FUNCTIONS = ("min", "max", "argmin", "argmax", "abs", "round", "sum", "sqrt")
 
 
 @tool(returns="the result: a number, true or false, or a text")
@@ -259,7 +281,7 @@ async def calc(
     """Arithmetic and comparison on earlier values, given by name.
 
     Args:
-        expression: such as "a - b", "max(a, b)" or "'Chile' if a > b else 'Peru'"
+        expression: such as "a - b", "a + b + c" or "argmax({'Chile': a, 'Peru': b})"
         a: a value used in the expression, such as $1.value
         b: a second value
         c: a third value
