@@ -419,10 +419,10 @@ class _GuardedTransport(httpx.AsyncBaseTransport):
             )
         for name, target in response.headers:
             if name.lower() == b"location":
-                # httpx parses this header even where it does not follow it, and its error
-                # would look like a broken connection.
+                # Judged before httpx sees it: httpx parses this header even where it does
+                # not follow it, and its error would look like a broken connection.
                 try:
-                    _redirected(request.url, target.decode("latin-1"))
+                    self._guard.check(_redirected(request.url, target.decode("latin-1")))
                 except FetchError:
                     await response.aclose()
                     raise

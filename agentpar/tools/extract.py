@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -178,6 +178,8 @@ class _HtmlReader:
         self._block = ""
         self._tables: list[_Table] = []
         self._term = ""
+        self._articles = 0
+        self._banner = False
         self._skipping = ""
         self._skip_depth = 0
 
@@ -205,6 +207,10 @@ class _HtmlReader:
             self._end_block()
             self._block = "" if ends else name
             self._table_tag(name, ends)
+            if name in ("main", "article"):
+                self._articles += -1 if ends else 1
+            if name in ("main", "article", "header"):
+                self._banner = name == "header" and not ends and self._articles <= 0
 
     def finish(self) -> None:
         """The page is over: settle what is still open."""
@@ -254,7 +260,7 @@ class _HtmlReader:
             self._tables[-1].cells.append((f"{before} {text}", head))
         elif self._tables and block in ("div", "li", "span"):
             self._tables[-1].cells.append((text, False))
-        else:
+        elif not self._banner:  # the site's name and slogan, above every page of it
             for part in _paragraphs(text):
                 self._add(part.text)
 
@@ -304,16 +310,18 @@ def _vote(page: str, passages: Sequence[Passage]) -> list[Passage]:
     """``passages`` without the prose that trafilatura, where installed, takes for furniture.
 
     Where it keeps less than a third of the prose it has misread the page, and is not heard.
+    It is not asked about a handful of lines, nor about a page of so many that they would
+    hold its thread for seconds.
     """
     prose = [passage for passage in passages if not passage.fields]
-    if len(prose) < 4:
+    if not 4 <= len(prose) <= 5_000:
         return list(passages)
     extract = _prose_reader()
     if extract is None:
         return list(passages)
     kept = extract(page, favor_recall=True, include_comments=False, include_tables=False, fast=True)
-    known = _squeezed(kept or "")
-    good = {passage.text for passage in prose if _squeezed(passage.text) in known}
+    known = {words for line in (kept or "").splitlines() for words in _windows(line)}
+    good = {p.text for p in prose if next(_windows(p.text), ()) in known}
     if 3 * sum(map(len, good)) < sum(len(passage.text) for passage in prose):
         return list(passages)
     return [passage for passage in passages if passage.fields or passage.text in good]
@@ -329,9 +337,14 @@ def _prose_reader() -> Callable[..., str | None] | None:
     return trafilatura.extract  # type: ignore[no-any-return]
 
 
-def _squeezed(text: str) -> str:
-    """Letters and digits only: the two readers differ in spaces, footnotes and dashes."""
-    return re.sub(r"[\W_]+", "", _FOOTNOTE.sub("", text))
+def _windows(text: str) -> Iterator[tuple[str, ...]]:
+    """Every five words in a row, or all of fewer: what two readers of one line agree on.
+
+    They differ in spaces, footnotes, dashes and where a line ends.
+    """
+    words = re.findall(r"\w+", _FOOTNOTE.sub("", text))
+    for start in range(max(1, len(words) - 4)):
+        yield tuple(words[start : start + 5])
 
 
 # ── Plain text and PDF ───────────────────────────────────────────────────────────

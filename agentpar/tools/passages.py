@@ -165,9 +165,10 @@ def _field_fits(
     fits = []
     for passage in passages:
         name, section = words(passage.name), words(passage.section)
-        for label, text in passage.fields:
+        # Where a row has a name, its first cell is that name.
+        for label, text in passage.fields[bool(passage.name) :]:
             own = words(label)
-            if not own & wanted or not text or text == passage.name:
+            if not own & wanted or not text:
                 continue
             recall = len(wanted & (own | name | section)) / len(wanted)
             precision = len(own & (query | title)) / len(own)
@@ -185,7 +186,7 @@ _NUMBER = re.compile(
     r"(?P<digits>\d{1,3}(?:[,'’\u00a0\u202f]\d{3})+(?!\d)(?:\.\d+)?"
     r"|\d{1,3}(?:\.\d{3}){2,}(?!\d)"
     r"|\d+,\d{1,2}(?![\d,])|\d+(?:\.\d+)?(?:[eE][+-]?\d{1,2}\b)?)"
-    r"(?![\d/:]|-\d|,\d|\.\d)"
+    r"(?!\d|[/:.,-]\d)"
     r"(?P<after>\s*(?:(?P<scale>thousand|million|billion|trillion|mn|bn)\b)?"
     r"\s*(?P<unit>[^\W\d_]+|%|°)?)",
     re.IGNORECASE,
@@ -285,9 +286,9 @@ def _of_prose(text: str, wanted: frozenset[str], find: str) -> int | float | Non
 def _pick(numbers: Sequence[_Number], find: str) -> int | float | None:
     """The first number that is what was asked for: in that unit, or a year, or no year."""
     asked = words(find)
-    in_unit = [n for n in numbers if n.unit and _stem(n.unit) in asked]
-    if in_unit and not in_unit[0].year:
-        return in_unit[0].value
     years = bool(asked & _ASKS_YEAR)
+    in_unit = [n for n in numbers if n.unit and _stem(n.unit) in asked]
+    if in_unit and not years:
+        return in_unit[0].value
     of_kind = [n for n in numbers if n.year == years] or list(numbers)
     return of_kind[0].value if of_kind else None
