@@ -18,7 +18,10 @@ def validate(
         typer.Option(metavar="MODULE", help="Let the YAML name functions of this module."),
     ] = None,
 ) -> None:
-    """Check agent files; every mistake with file:line:column. Exits with 2 if there is one."""
+    """Check agent files.
+
+    Tells every mistake with file:line:column; exits with 2 if there is one.
+    """
     from agentpar.config import load
 
     wrong = 0
@@ -37,7 +40,7 @@ def validate(
 
 
 def schema() -> None:
-    """Print the JSON Schema of agent files, for editors."""
+    """Print the schema of agent files."""
     from agentpar.config import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
@@ -46,7 +49,10 @@ def schema() -> None:
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR")] = Path("."),
 ) -> None:
-    """Begin a project: agent.yaml, tools.py and a test that needs no model."""
+    """Begin a project.
+
+    Writes agent.yaml, tools.py and a test that needs no model; overwrites nothing.
+    """
     from agentpar.cli.templates import FILES, QUESTION
 
     taken = [name for name in FILES if (folder / name).exists()]
@@ -66,7 +72,10 @@ def init(
 
 
 def doctor() -> None:
-    """Say what is installed, what is missing, and the command that mends it."""
+    """Say what is here and what is missing.
+
+    Each missing thing with the command that mends it; exits with 1 if the demo cannot run.
+    """
     from agentpar.doctor import examine
 
     marks = {"ok": "ok     ", "optional": "absent ", "missing": "MISSING"}

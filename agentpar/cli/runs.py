@@ -90,7 +90,10 @@ def trace(
 
 
 def replay(run: RunName = "last", runs: RunsFolder = Path("runs")) -> None:
-    """Prove that a run's record decides the same again; exits with 1 at the first difference."""
+    """Prove a run: same facts, same decisions.
+
+    Exits with 1 and tells the first difference where there is one.
+    """
     from agentpar.executor.record import read_record
     from agentpar.executor.record import replay as prove
 

@@ -23,7 +23,10 @@ def serve(
     stop: Annotated[bool, typer.Option("--stop", help="Stop running servers instead.")] = False,
     status: Annotated[bool, typer.Option("--status", help="List running servers.")] = False,
 ) -> None:
-    """Start a vLLM server that stays up (or find the one that runs); stop or list servers."""
+    """Start, stop and list model servers.
+
+    A vLLM server that is started stays up, and runs use it; one that is up is found.
+    """
     if stop and status:
         raise UsageError("--stop and --status exclude each other")
     if status:
@@ -76,7 +79,10 @@ def weights(
         list[str] | None, typer.Argument(metavar="NAME…", help="Without names: list them.")
     ] = None,
 ) -> None:
-    """Fetch model weights into the cache now, or list the known ones and where they are."""
+    """Fetch model weights, or list them.
+
+    They go into the cache, as a run would put them there.
+    """
     from agentpar.display import progress_bar
     from agentpar.runtime import models
 
@@ -93,7 +99,7 @@ def miniweb(
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8900,
     latency: Annotated[float, typer.Option(help="Seconds before each reply.")] = 0.08,
 ) -> None:
-    """Serve the simulated web, to look at in a browser, until Ctrl-C."""
+    """Serve the simulated web, to look at."""
     import threading
 
     from agentpar.display import progress_bar

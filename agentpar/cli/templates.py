@@ -6,7 +6,7 @@ _AGENT = """\
 version: 1
 name: my-agent
 instructions: Answer in one sentence.
-model: qwen2.5-coder-1.5b        # or {id: NAME, base_url: "http://localhost:8000/v1"}
+model: {id: qwen2.5-coder-1.5b}  # or {id: NAME, base_url: "http://localhost:8000/v1"}
 tools:
   - python: tools:population     # allowed by: agentpar run --allow-module tools
   - calc

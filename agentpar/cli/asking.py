@@ -1,0 +1,172 @@
+"""One question from the command line: model and tools made ready, the run shown, its files left.
+
+Stdout carries the view (or the one JSON object, or the answer alone); what is said while
+waiting goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import typer
+
+from agentpar.errors import RunFailed, UsageError
+
+if TYPE_CHECKING:  # the agent and rich load when a question is asked
+    from rich.console import Console
+
+    from agentpar.agent import Agent
+    from agentpar.answer import Answer
+
+Output = Literal["view", "quiet", "json"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the user asked for on the command line."""
+
+    file: Path
+    question: str
+    model_url: str | None
+    model: str | None
+    output: Output
+    runs: Path
+    allow_modules: tuple[str, ...] = ()
+    yes: bool = False
+
+
+def ask(wish: Wish) -> None:
+    """Do what ``wish`` says. Raises `typer.Exit` with 0 for an answer and 1 for none."""
+    from agentpar.cli.leaving import run_async
+
+    raise typer.Exit(run_async(_ask(wish)))
+
+
+async def _ask(wish: Wish) -> int:
+    from rich.console import Console
+
+    from agentpar.agent import Agent
+    from agentpar.cli.approve import AskAtTerminal, allow_all
+    from agentpar.config import load
+    from agentpar.ids import new_run_id
+
+    arguments = load(wish.file, allow_modules=wish.allow_modules).arguments()
+    console = Console(highlight=False, stderr=wish.output != "view")
+    arguments |= await _model(wish, arguments.get("model"))
+    arguments |= {
+        "runs": wish.runs,
+        "approve": allow_all if wish.yes else AskAtTerminal(console),
+    }
+    async with Agent(**arguments) as agent:
+        await _open_tools(agent, wish, arguments["tools"])
+        run_id = new_run_id()
+        answer = await _watch(agent, wish, run_id, console)
+    return _show(answer, wish, wish.runs / run_id)
+
+
+async def _model(wish: Wish, named: str | None) -> dict[str, Any]:
+    """The agent's arguments for its model; known weights mean a vLLM, started if need be."""
+    if wish.model_url is not None:
+        return {"model": wish.model_url, "model_id": wish.model}
+    name = wish.model or named
+    if name is None:
+        raise UsageError(f"{wish.file} names no model: give --model or --model-url")
+    if name.startswith(("http://", "https://", "vllm:")):
+        return {"model": name}
+    from agentpar.runtime.server import ensure
+
+    with _waiting(wish, "model") as progress:
+        handle = await ensure(name, progress=progress)
+    if wish.output == "view":
+        state = "started; 'agentpar serve --stop' ends it" if handle.started else "already up"
+        typer.echo(f"model: {handle.model} at {handle.base_url} ({state})", err=True)
+    return {"model": handle.base_url, "model_id": handle.model}
+
+
+async def _open_tools(agent: Agent, wish: Wish, sources: Iterable[Any]) -> None:
+    """Start what the tools need before the run's clock does, and say what is simulated."""
+    from agentpar.miniweb.toolsource import MiniWebTools
+
+    webs = [source for source in sources if isinstance(source, MiniWebTools)]
+    left = False
+    with _waiting(wish, "tools") as progress:
+
+        def report(step: str, done: float, total: float) -> None:
+            if left:  # a thread that builds the mini-web hears of Ctrl-C only here
+                raise InterruptedError("cancelled")
+            progress(step, done, total)
+
+        for web in webs:
+            web.progress = report
+        try:
+            await agent.tools()
+        finally:
+            left = True
+    for web in webs:
+        typer.echo(web.banner, err=wish.output != "view")
+
+
+async def _watch(agent: Agent, wish: Wish, run_id: str, console: Console) -> Answer:
+    """Drive the run and show it; its folder is complete, however this ends."""
+    from agentpar.cli.views import write_views
+    from agentpar.display import TerminalDisplay
+
+    folder = wish.runs / run_id
+    display = TerminalDisplay(console) if wish.output == "view" else None
+    if display is not None:
+        display.folder = folder
+    try:
+        async with agent.run(wish.question, run_id=run_id) as run:
+            with display or nullcontext():
+                async for event in run:
+                    if display is not None:
+                        display.handle(event)
+    finally:
+        write_views(folder)
+    try:
+        return run.answer
+    except RunFailed as error:
+        return cast("Answer", error.answer)
+
+
+def _show(answer: Answer, wish: Wish, folder: Path) -> int:
+    """Print what the view has not shown; the exit code."""
+    if wish.output == "json":
+        data = {**answer.as_dict(), "folder": str(folder)}
+        typer.echo(json.dumps(data, ensure_ascii=False, indent=2))
+    if answer.status != "answered":
+        seen = wish.output == "view" and sys.stdout.isatty()  # the view ends with the reason
+        reason = "" if seen else f": {answer.error}"
+        typer.echo(f"agentpar: the run failed{reason} (record: {folder})", err=True)
+        return 1
+    if wish.output == "quiet":
+        _print_quietly(folder)
+    return 0
+
+
+def _print_quietly(folder: Path) -> None:
+    from agentpar.cli.records import RECORD
+    from agentpar.display import TerminalDisplay
+    from agentpar.executor.record import read_record
+
+    with TerminalDisplay(quiet=True) as display:
+        for event in read_record(folder / RECORD).events:
+            display.handle(event)
+
+
+@contextmanager
+def _waiting(wish: Wish, what: str) -> Iterator[Callable[[str, float, float], None]]:
+    """A progress bar; for someone who wants only the answer, not in a log file."""
+    if wish.output != "view" and not sys.stderr.isatty():
+        yield lambda step, done, total: None
+        return
+    from agentpar.display import progress_bar
+
+    with progress_bar(what) as progress:
+        yield progress
