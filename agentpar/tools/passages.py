@@ -20,6 +20,9 @@ Field = tuple[str, str]
 
 Value = int | float | str | None
 
+MAX_TEXT = 200
+"""Characters of a text that still counts as a value: a name, a list of neighbours."""
+
 
 @dataclass(frozen=True, slots=True)
 class Passage:
@@ -88,15 +91,16 @@ def value(passages: Sequence[Passage], find: str, title: str) -> Value:
     words in the best sentence. A number has its thousands separators taken out and its
     "million" multiplied in; of ``19,116,201 (2020)`` it is the first.
     """
-    wanted = words(find) - words(title) or words(find)
-    if not wanted:
-        return None
+    beyond_title = words(find) - words(title)
+    wanted = beyond_title or words(find)
     fits = _field_fits(passages, words(find), wanted, words(title))
     if fits:
         best = max(fit for fit, _ in fits)
         found = [text for fit, text in fits if fit == best]
         # The same column of several rows, none of which was named: no single answer.
         return _of_cell(found[0], find) if best >= 0.5 or len(set(found)) == 1 else None
+    if not beyond_title:  # every sentence of the page is about its title
+        return None
     scores = _scores(passages, find, title)
     for index in sorted(range(len(passages)), key=lambda i: -scores[i])[:3]:
         number = _of_prose(passages[index].text, wanted, find)
@@ -259,7 +263,7 @@ def _of_cell(text: str, find: str) -> Value:
     begins = prefix.end() if prefix else 0
     if not any(number.start <= begins <= number.end for number in numbers):
         short = re.sub(r"\s*[(\[].*", "", text).strip() or text
-        return short if len(short) <= 80 else None
+        return short if len(short) <= MAX_TEXT else None
     return _pick(numbers, find)
 
 

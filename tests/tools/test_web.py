@@ -98,6 +98,7 @@ async def fetching(routes, **options) -> AsyncIterator[tuple[Server, Any]]:
         ("visitors", 3_200_000),
         ("when visitors came, year", 2019),
         ("currency", None),
+        ("Chile", None),
         ("", None),
     ],
 )
@@ -123,7 +124,7 @@ def test_the_value_beside_the_label(find: str, expected: Any) -> None:
         ("2020-05-17", "2020-05-17"),
         ("SCL", "SCL"),
         ("A320", "A320"),
-        ("word " * 40, None),
+        ("word " * 60, None),
     ],
 )
 def test_a_cell_as_people_write_it(cell: str, expected: Any) -> None:
