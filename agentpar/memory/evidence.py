@@ -22,13 +22,24 @@ WORDS_NEEDED = 0.6
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """What task ``n`` brought: where from, and the text of it."""
+class Page:
+    """One page, or one tool result, that was read: where from, and its text."""
 
-    n: int
     origin: str
     title: str
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What task ``n`` brought, best page first."""
+
+    n: int
+    pages: tuple[Page, ...]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(f"{page.title}\n{page.text}" for page in self.pages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +51,28 @@ class Checked:
 def sources(tasks: Mapping[int, Task], outcomes: Mapping[int, Outcome]) -> dict[int, Source]:
     """A source for every task that has a value, by task id.
 
-    A value with a ``url`` (a fetched page) is cited by it; any other by its tool call,
-    whose arguments then count as read too.
+    A value with a ``url`` (a fetched page) is cited by it, and so is each of its
+    ``others``; any other value by its tool call, whose arguments then count as read too.
     """
     found: dict[int, Source] = {}
     for id, task in tasks.items():
         outcome = outcomes.get(id)
-        if not isinstance(outcome, Ok):
-            continue
-        value = outcome.value
-        page: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
-        given = ", ".join(str(arg) for arg in task.args.values())
-        call = f"{task.tool}({given})"
-        origin, title = str(page.get("url") or call), str(page.get("title") or call)
-        found[id] = Source(id, origin, title, as_text(value))
+        if isinstance(outcome, Ok):
+            values = [outcome.value, *_others(outcome.value)]
+            given = ", ".join(str(arg) for arg in task.args.values())
+            pages = tuple(_page(value, call=f"{task.tool}({given})") for value in values)
+            found[id] = Source(id, pages)
     return found
+
+
+def _others(value: Any) -> list[Any]:
+    others = value.get("others") if isinstance(value, Mapping) else None
+    return list(others) if isinstance(others, list) else []
+
+
+def _page(value: Any, call: str) -> Page:
+    named: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
+    return Page(str(named.get("url") or call), str(named.get("title") or call), as_text(value))
 
 
 def as_text(value: Any) -> str:
@@ -62,7 +80,8 @@ def as_text(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping) and isinstance(value.get("text"), str):
-        rest = {key: item for key, item in value.items() if key != "text" and item is not None}
+        apart = ("text", "title", "others")
+        rest = {key: item for key, item in value.items() if key not in apart and item is not None}
         facts = "\n".join(f"{key}: {as_text(item)}" for key, item in rest.items())
         return f"{facts}\n{value['text']}"
     return json.dumps(value, ensure_ascii=False, default=str)
@@ -100,7 +119,7 @@ def check(text: str, known: Mapping[int, Source]) -> Checked:
     """
     citations: list[Citation] = []
     unsupported: list[str] = []
-    everything = "\n".join(_readable(source) for source in known.values())
+    everything = "\n".join(source.text for source in known.values())
     for sentence in split_sentences(text):
         marks = _marks(sentence)
         bare = _unmarked(sentence)
@@ -108,7 +127,7 @@ def check(text: str, known: Mapping[int, Source]) -> Checked:
             continue
         if marks:
             cited = [known[n] for n in marks if n in known]
-            problem = _missing(bare, "\n".join(_readable(source) for source in cited))
+            problem = _missing(bare, "\n".join(source.text for source in cited))
             found = [_citation(n, bare, known.get(n), problem) for n in marks]
             citations += found
             supported = all(citation.supported for citation in found)
@@ -125,14 +144,11 @@ def _citation(n: int, sentence: str, source: Source | None, problem: str) -> Cit
     """One mark: ``problem`` is what all the sentence's sources together lack."""
     if source is None:
         return Citation(n, sentence, "", supported=False, problem=f"this run has no result [{n}]")
-    if not problem and not _shared(sentence, _readable(source)):
+    page = max(source.pages, key=lambda page: _shared(sentence, f"{page.title}\n{page.text}"))
+    if not problem and not _shared(sentence, f"{page.title}\n{page.text}"):
         problem = "nothing of this sentence is in the cited result"
-    passage = "" if problem else best_passage(sentence, source.text)
-    return Citation(n, sentence, source.origin, source.title, passage, not problem, problem)
-
-
-def _readable(source: Source) -> str:
-    return f"{source.title}\n{source.text}"
+    passage = "" if problem else best_passage(sentence, page.text)
+    return Citation(n, sentence, page.origin, page.title, passage, not problem, problem)
 
 
 def split_sentences(text: str) -> list[str]:

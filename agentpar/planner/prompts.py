@@ -36,24 +36,52 @@ class Example:
 
 
 EXAMPLES = (
+    # With web_lookup, a fact is one call.
+    Example(
+        "Which is longer, the Nile or the Danube?",
+        '1. web_lookup(query="Nile", find="length")\n'
+        '2. web_lookup(query="Danube", find="length")\n'
+        "3. calc(expression=\"argmax({'Nile': a, 'Danube': b})\", a=$1.value, b=$2.value)\n"
+        "join()",
+    ),
+    Example(
+        "How many people live in the capital of Kenya?",
+        '1. web_lookup(query="Kenya", find="capital")\n'
+        '2. web_lookup(query=$1.value, find="population")\n'
+        "join()",
+    ),
+    Example(
+        "Which figures do the sources give for the depth of Lake Baikal?",
+        '1. web_lookup(query="Lake Baikal", find="depth")\njoin()',
+    ),
+    Example(
+        "How long are the Rhine, the Elbe and the Oder together?",
+        '1. web_lookup(query="Rhine", find="length")\n'
+        '2. web_lookup(query="Elbe", find="length")\n'
+        '3. web_lookup(query="Oder", find="length")\n'
+        '4. calc(expression="a + b + c", a=$1.value, b=$2.value, c=$3.value)\n'
+        "join()",
+    ),
+    # Without it, a fact is a search and a page.
     Example(
         "Which is longer, the Nile or the Danube?",
         '1. web_search(query="Nile length")\n'
         '2. web_search(query="Danube length")\n'
         '3. web_fetch(url=$1[0].url, find="length")\n'
         '4. web_fetch(url=$2[0].url, find="length")\n'
-        "5. calc(expression=\"'Nile' if a > b else 'Danube'\", a=$3.value, b=$4.value)\n"
+        "5. calc(expression=\"argmax({'Nile': a, 'Danube': b})\", a=$3.value, b=$4.value)\n"
         "join()",
     ),
     Example(
-        "How high is the largest mountain of Tanzania?",
-        '1. web_search(query="Tanzania largest mountain")\n'
-        '2. web_fetch(url=$1[0].url, find="largest mountain")\n'
+        "How many people live in the capital of Kenya?",
+        '1. web_search(query="Kenya capital")\n'
+        '2. web_fetch(url=$1[0].url, find="capital")\n'
         "3. web_search(query=$2.value)\n"
-        '4. web_fetch(url=$3[0].url, find="height")\n'
+        '4. web_fetch(url=$3[0].url, find="population")\n'
         "join()",
     ),
 )
+"""Plans for the built-in tools; an agent takes those that its own tools can run."""
 
 _PLANNER = """\
 You plan tool calls. Calls that do not need each other's results run in parallel.
@@ -67,25 +95,36 @@ Tools:
 
 _JOINER = """\
 You answer a question from the numbered results of tool calls.
-First write each fact that you use as one short sentence ending with the number of its \
-result, like [3]. Then write a last line that starts with "Answer:".
-Use only the results. If they do not hold the answer, write: Answer: not found"""
+First write the facts that answer it, each as one short sentence that ends with the number \
+of its result, like [3]. Then write a last line that starts with "Answer:".
+Use only the results. If sources disagree, give what each says. If the results do not hold \
+the answer, write: Answer: not found"""
 
 _REPLAN = """\
 If a result is missing that other calls could find, write instead only one line: \
 Replan: what is missing"""
 
-_JOIN_EXAMPLE = (
-    Message(
-        "user",
-        "Question: Which is longer, the Nile or the Danube?\n\nResults:\n"
-        '[3] web_fetch(find="length")\nNile\nLength | 6,650 km\n'
-        '[4] web_fetch(find="length")\nDanube\nLength | 2,850 km\n'
-        "[5] calc(expression=\"'Nile' if a > b else 'Danube'\", a=6650, b=2850)\nNile",
+_JOIN_EXAMPLES = (
+    (
+        '[1] web_lookup(query="Nile", find="length") = 6650\nNile - Atlas: Length | 6,650 km\n'
+        '[2] web_lookup(query="Danube", find="length") = 2850\n'
+        "Danube - Atlas: Length | 2,850 km\n"
+        "[3] calc(expression=\"argmax({'Nile': a, 'Danube': b})\", a=6650, b=2850) = Nile",
+        "Which is longer, the Nile or the Danube?",
+        "The Nile is 6,650 km long [1]. The Danube is 2,850 km long [2].\n"
+        "Answer: the Nile is longer [3]",
     ),
-    Message(
-        "assistant",
-        "The Nile is 6,650 km long [3]. The Danube is 2,850 km long [4].\nAnswer: the Nile [5]",
+    (
+        '[1] web_lookup(query="Lake Baikal", find="depth") = 1642\n'
+        "Baikal - Atlas: Depth | 1,642 m\nBaikal - Lakes: Depth | 1,620 m",
+        "How deep is Lake Baikal?",
+        "One source says that Lake Baikal is 1,642 m deep, another 1,620 m [1].\n"
+        "Answer: the sources disagree: 1,642 m or 1,620 m [1]",
+    ),
+    (
+        '[1] web_lookup(query="Kenya", find="anthem author")\nKenya - Atlas: Capital | Nairobi',
+        "Who wrote the anthem of Kenya?",
+        "The results do not say who wrote it [1].\nAnswer: not found",
     ),
 )
 
@@ -157,9 +196,19 @@ def join_messages(
     system = _JOINER if final else f"{_JOINER}\n{_REPLAN}"
     if instructions:
         system += f"\n\n{instructions}"
+    messages = [Message("system", system)]
+    for results, example, answer in _JOIN_EXAMPLES:
+        messages.append(Message("user", _asked(example, results)))
+        messages.append(Message("assistant", answer))
     results = observations(tasks, outcomes, faults) or "(no tool was called)"
-    asked = Message("user", f"Question: {question}\n\nResults:\n{results}")
-    return (Message("system", system), *_JOIN_EXAMPLE, asked)
+    messages.append(Message("user", _asked(question, results)))
+    return tuple(messages)
+
+
+def _asked(question: str, results: str) -> str:
+    # The question last: it is nearest to what the model writes, and while tools still run
+    # the results before it can be read already.
+    return f"Results:\n{results}\n\nQuestion: {question}"
 
 
 def observations(
@@ -191,7 +240,7 @@ def _observation(task: Task, outcomes: Mapping[int, Outcome], used: bool) -> str
     call = format_call(task.tool, {k: _shown(v, outcomes) for k, v in task.args.items()})
     match outcomes.get(task.id):
         case Ok(value):
-            return f"[{task.id}] {call}\n{_brief(value, used)}"
+            return f"[{task.id}] {call}{_brief(value, used)}"
         case Failed(error):
             return f"[{task.id}] {call}\nfailed: {_cut(error, VALUE_CHARS)}"
         case Skipped(because):
@@ -213,14 +262,25 @@ def _shown(arg: Any, outcomes: Mapping[int, Outcome]) -> Any:
 
 
 def _brief(value: Any, used: bool) -> str:
+    """What a call returned: short values on its line, pages below it."""
     if isinstance(value, Mapping) and isinstance(value.get("text"), str):
-        title = value.get("title")
-        text = _cut(value["text"], PAGE_CHARS)
-        return f"{title}\n{text}" if title else text
-    if isinstance(value, str):
-        return _cut(value, PAGE_CHARS)
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return _cut(text, USED_CHARS if used else VALUE_CHARS)
+        found = value.get("value")
+        head = "" if found is None else f" = {_cut(str(found), USED_CHARS)}"
+        others = value.get("others")
+        pages = [value, *(others if isinstance(others, list) else ())]
+        share = PAGE_CHARS // len(pages)
+        return head + "".join(f"\n{_cut(_page(page), share)}" for page in pages)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if len(text) <= 60 and "\n" not in text:
+        return f" = {text}"
+    limit = PAGE_CHARS if isinstance(value, str) else USED_CHARS if used else VALUE_CHARS
+    return f"\n{_cut(text, limit)}"
+
+
+def _page(page: Mapping[str, Any]) -> str:
+    title = str(page.get("title") or "")
+    text = str(page.get("text") or "").strip()
+    return f"{_cut(title, 80)}: {text}" if title else text
 
 
 def _cut(text: str, limit: int) -> str:

@@ -11,9 +11,10 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from agentpar.errors import FetchError
+from agentpar.errors import FetchError, UsageError
 from agentpar.tools.base import Tool
 from agentpar.tools.function import tool
+from agentpar.tools.passages import words
 
 
 def make_web_lookup(search: Tool, fetch: Tool, *, pages: int = 2) -> Tool:
@@ -21,14 +22,17 @@ def make_web_lookup(search: Tool, fetch: Tool, *, pages: int = 2) -> Tool:
 
     Its value is that of the best page that has one for ``find``: ``{"url", "title", "text",
     "value"}``, and ``"others"``, a list of the same for the other pages that were read.
-    ``pages`` is how many of the first hits are read. Pages that cannot be read are left
-    out; `FetchError` where nothing was found or none could be read.
+    At most ``pages`` are read, those of the first hits that mention ``query``. Pages that
+    cannot be read are left out; `FetchError` where no page is about ``query`` or none
+    could be read. The two tools it is made of are not closed with it.
     """
+    if pages < 1:
+        raise UsageError(f"web_lookup: pages must be at least 1, got {pages!r}")
 
     @tool(
         name="web_lookup",
         timeout=(search.timeout or 25.0) + (fetch.timeout or 25.0),
-        returns="{value, text, url}: value is the number or name found, as in $1.value",
+        returns="{value, text, url}: value is the number or name found, used as $1.value",
     )
     async def lookup(query: str, find: str) -> dict[str, Any]:
         """Find one fact on the web.
@@ -37,18 +41,25 @@ def make_web_lookup(search: Tool, fetch: Tool, *, pages: int = 2) -> Tool:
             query: the thing the fact is about, such as "Nile"
             find: the fact, in a word or two, such as "length"
         """
-        # The page that describes the thing is the page about the fact, whatever ranks it.
-        hits = (await search.call(query=f"{query} {find}".strip()))[:pages]
-        if not hits:
-            raise FetchError(f"web_lookup found no page for {query!r}")
-        found = await asyncio.gather(
-            *(fetch.call(url=hit["url"], find=find) for hit in hits), return_exceptions=True
-        )
-        read = [page for page in found if isinstance(page, Mapping)]
-        if not read:
-            first = next(page for page in found if isinstance(page, BaseException))
-            raise first
+        hits = await search.call(query=f"{query} {find}".strip())
+        # An engine always finds something; a page that never names the thing is not about it.
+        about = words(query)
+        fitting = [hit for hit in hits if about & words(f"{hit['title']} {hit['snippet']}")]
+        if not fitting:
+            raise FetchError(f"no page about {query!r} was found")
+        read = await _read(fetch, [hit["url"] for hit in fitting[:pages]], find)
         best = next((page for page in read if page["value"] is not None), read[0])
         return {**best, "others": [page for page in read if page is not best]}
 
     return lookup
+
+
+async def _read(fetch: Tool, urls: list[str], find: str) -> list[Mapping[str, Any]]:
+    """The pages that can be read, in the order of ``urls``; the first error where none can."""
+    found = await asyncio.gather(
+        *(fetch.call(url=url, find=find) for url in urls), return_exceptions=True
+    )
+    pages = [page for page in found if isinstance(page, Mapping)]
+    if not pages:
+        raise next(page for page in found if isinstance(page, BaseException))
+    return pages
