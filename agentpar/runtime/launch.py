@@ -89,10 +89,14 @@ def environment(device: str) -> dict[str, str]:
     if device == "cpu":
         wanted["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib())
         # Left to itself, vLLM keeps one core free: half of the speed where there are two.
-        # Bound threads rest between tokens, unbound ones push others off the cores.
         cores = sorted(os.sched_getaffinity(0))
         if len(cores) <= 4:
             wanted["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+        # GNU's OpenMP threads spin while they wait for each other, which costs most of the
+        # speed as soon as another process wants a core; Intel's go to sleep.
+        library = Path(sys.prefix, "lib", "libiomp5.so")  # comes with vllm-cpu on x86
+        if library.exists():
+            wanted["LD_PRELOAD"] = str(library)
     return {key: value for key, value in wanted.items() if key not in os.environ}
 
 
