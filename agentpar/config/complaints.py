@@ -1,0 +1,60 @@
+"""What pydantic found wrong with a value, said in the words of the file.
+
+A value is shown as it is written there, never as the environment filled it in, and a
+credential never at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from agentpar.config.fields import AgentFile, is_secret
+from agentpar.config.shape import Remark, dotted
+from agentpar.config.source import Node
+
+_DEMANDS = {
+    "missing": "is needed",
+    "string_type": "must be a text",
+    "list_type": "must be a list",
+    "dict_type": "must hold names and values",
+    "model_type": "must hold fields",
+    "model_attributes_type": "must hold fields",
+    "greater_than_equal": "must be at least {ge:g}",
+    "greater_than": "must be more than {gt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
+    "too_short": "must not be empty",
+    "literal_error": "must be {expected}",
+    "value_error": "{error}",
+}
+
+
+def complaints(errors: Iterable[Mapping[str, Any]], root: Node) -> list[Remark]:
+    """One remark per error of a pydantic ``ValidationError``, at the value it is about."""
+    remarks = []
+    for error in errors:
+        loc = tuple(error["loc"])
+        node = root.find(loc)
+        text = _DEMANDS.get(error["type"], error["msg"]).format(**error.get("ctx", {}))
+        if error["type"] == "missing":
+            remarks.append(Remark(node.place, f"{dotted(loc)}: {text}"))
+            continue
+        remarks.append(Remark(node.mark, f"{dotted(loc)}: {text}{_shown(node, loc)}"))
+    return remarks
+
+
+def _shown(node: Node, loc: tuple[str | int, ...]) -> str:
+    if is_secret(AgentFile, loc):
+        return ""
+    match node.value:
+        case dict():
+            return ", not a mapping"
+        case list():
+            return ", not a list"
+        case None:
+            return "; nothing is given"
+    plain = node.value if str(node.written) == str(node.value) else node.written
+    text = repr(plain)
+    return f", not {text if len(text) <= 80 else text[:79] + '…'}"

@@ -1,0 +1,311 @@
+"""Every field that an ``agent.yaml`` can have: its type, default and meaning.
+
+The one home of what the file may say; schema, messages and documentation come from here.
+It must never build a tool or read a file. Defaults are those of `agentpar.agent.Agent`,
+and a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, WithJsonSchema
+
+from agentpar.config.units import count, duration, number, size
+
+FILLED = r"\$\{"
+"""What every value may hold besides: a reference to the environment."""
+
+
+def _or_text(kind: str, pattern: str, **bounds: Any) -> WithJsonSchema:
+    """The JSON Schema of a number that may also be written as a text with a unit."""
+    text = {"type": "string", "pattern": f"^{pattern}$|{FILLED}"}
+    return WithJsonSchema({"anyOf": [{"type": kind, **bounds}, text]})
+
+
+Size = Annotated[
+    int,
+    BeforeValidator(size),
+    Field(ge=1),
+    _or_text("integer", r"\d+(\.\d+)? ?([kKMG]i?)?B?", minimum=1),
+]
+Count = Annotated[
+    int,
+    BeforeValidator(count),
+    Field(ge=1),
+    _or_text("integer", r"\d+(\.\d+)? ?[kM]?", minimum=1),
+]
+CountOrNone = Annotated[
+    int, BeforeValidator(count), _or_text("integer", r"\d+(\.\d+)? ?[kM]?", minimum=0)
+]
+Duration = Annotated[
+    float,
+    BeforeValidator(duration),
+    Field(gt=0),
+    _or_text("number", r"\d+(\.\d+)? ?(ms|s|m|min|h)?", exclusiveMinimum=0),
+]
+Number = Annotated[float, BeforeValidator(number), _or_text("number", r"[-+]?[0-9.eE+-]+")]
+
+_FILE = {
+    "type": "object",
+    "properties": {"file": {"type": "string", "description": "A file beside the YAML or below."}},
+    "required": ["file"],
+    "additionalProperties": False,
+}
+TextOrFile = Annotated[str, WithJsonSchema({"anyOf": [{"type": "string"}, _FILE]})]
+
+
+def _no_empty(value: object) -> object:
+    """An empty text is no value: it is what ``${V:-}`` leaves where ``V`` is not set."""
+    return None if value == "" else value
+
+
+class Section(BaseModel):
+    """A mapping with known fields.
+
+    ``also`` names other words for a field, ``later`` fields that this version does not have,
+    ``refused`` fields that make no sense, with the reason.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
+    )
+    also: ClassVar[Mapping[str, str]] = {}
+    later: ClassVar[frozenset[str]] = frozenset()
+    refused: ClassVar[Mapping[str, str]] = {}
+
+
+class ModelSettings(Section):
+    """How the model writes."""
+
+    temperature: Annotated[Number, Field(ge=0, le=2)] = 0.0
+    """Randomness of the model, 0 to 2; 0 always takes the likeliest word."""
+    seed: Annotated[CountOrNone, Field(ge=0)] | None = None
+    """Seed of the model's randomness, so that a temperature above 0 can be repeated."""
+
+
+class Model(Section):
+    """Which model plans and answers, and where it runs.
+
+    With ``base_url`` it is a server that speaks OpenAI's protocol. With ``id`` alone it is
+    the name of weights that agentpar knows (a vLLM on this machine is then found or
+    started) or ``vllm:PATH`` (an engine in this process).
+    """
+
+    also = {"name": "id", "model": "id", "url": "base_url", "api_base": "base_url"}
+
+    id: Annotated[str | None, BeforeValidator(_no_empty)] = None
+    """The model's name: of known weights, ``vllm:PATH``, or as the server at base_url calls it."""
+    base_url: Annotated[str | None, BeforeValidator(_no_empty)] = None
+    """Address of an OpenAI-compatible server, such as ``http://localhost:8000/v1``."""
+    api_key: Annotated[SecretStr | None, BeforeValidator(_no_empty)] = None
+    """Key for that server; write ``${NAME}``, so that it stays out of the file."""
+    settings: ModelSettings = ModelSettings()
+    """How the model writes."""
+
+
+class PlanExample(Section):
+    """A question and the plan that a good planner writes for it."""
+
+    question: Annotated[str, Field(min_length=1)]
+    """A question like those that the agent will be asked."""
+    plan: Annotated[str, Field(min_length=1)]
+    """Its plan: lines such as ``1. web_search(query="…")``, then ``join()``."""
+
+
+Examples = Annotated[
+    list[PlanExample],
+    Field(min_length=1),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": {"$ref": "#/$defs/PlanExample"}}, _FILE]}),
+]
+
+
+class PlannerFields(Section):
+    """How the plan is made."""
+
+    also = {"max_replans": "replans", "few_shot": "examples"}
+    refused = {"stream": "the plan is always streamed; leave it out"}
+
+    max_tasks: Count = 1000
+    """Most tool calls in one run, all rounds together."""
+    replans: Annotated[CountOrNone, Field(ge=0)] = 2
+    """How many more rounds the joiner may ask for; 0 for none."""
+    examples: Examples | None = None
+    """Plans shown to the model, or a ``file:`` that holds them; by default the built-in ones."""
+    grammar: Literal["auto", "always", "never"] = "auto"
+    """Decode plans under a grammar: where the server can, always (else an error), or never."""
+
+
+class WebSearch(Section):
+    """Search the web."""
+
+    also = {"engine": "provider", "limit": "max_results"}
+
+    provider: Literal["searxng", "brave", "tavily", "ddgs"] = "searxng"
+    """Whose protocol is spoken; ``ddgs`` needs no key but the ``web`` extra."""
+    url: Annotated[str | None, BeforeValidator(_no_empty)] = None
+    """Base address of the engine, or ``miniweb://`` for the simulated web that ships."""
+    api_key: Annotated[SecretStr | None, BeforeValidator(_no_empty)] = None
+    """Key for ``brave`` or ``tavily``."""
+    max_results: Count = 5
+    """Most hits of one search."""
+    timeout: Duration = 20.0
+    """Time for one search."""
+
+
+class WebFetch(Section):
+    """Read web pages."""
+
+    max_bytes: Size = 2_000_000
+    """Most bytes of a page, after decompression."""
+    max_chars: Count = 1500
+    """Most characters of a page that the model sees: the passages that fit best."""
+    allow_domains: list[str] = ["*"]
+    """Domains that may be read: ``example.org`` (subdomains too), ``*.example.org`` or ``*``."""
+    deny_domains: list[str] = []
+    """Domains that are never read, allowed or not."""
+    timeout: Duration = 20.0
+    """Time for one page, redirects included."""
+
+
+class Calc(Section):
+    """Arithmetic and comparisons; nothing to set."""
+
+
+class Mcp(Section):
+    """The tools of an MCP server: ``url`` or ``command``."""
+
+    also = {"tools": "allowed_tools"}
+
+    url: str | None = None
+    """Address of a server that speaks streamable HTTP."""
+    command: list[str] | None = None
+    """A program and its words, started as a child that speaks over stdio."""
+    allowed_tools: list[str] | None = None
+    """The tools to use; by default all."""
+    headers: dict[str, SecretStr] = {}
+    """HTTP headers sent to ``url``."""
+    env: dict[str, SecretStr] = {}
+    """Environment variables for ``command``; it sees few others."""
+    timeout: Duration = 30.0
+    """Time to connect, and for each call."""
+    effect: Literal["read", "write"] | None = None
+    """What its tools do to the world; by default as the server says, "write" where it does not."""
+
+
+class ToolEntry(Section):
+    """One tool: a mapping with one key, or a name alone (``- calc``)."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+    later = frozenset({"openapi"})
+
+    web_search: WebSearch | None = None
+    """Search the web."""
+    web_fetch: WebFetch | None = None
+    """Read web pages."""
+    calc: Calc | None = None
+    """Arithmetic and comparisons."""
+    python: str | None = None
+    """``module:name`` of a typed function or Tool; its module must be allowed by who runs it."""
+    mcp: Mcp | None = None
+    """The tools of an MCP server."""
+    package: str | None = None
+    """A tool that an installed package offers (entry point ``agentpar.tools``); ``- NAME`` too."""
+
+    @property
+    def kind(self) -> str:
+        """The one key that is set."""
+        return next(iter(self.model_fields_set))
+
+
+OPTIONLESS = frozenset({"web_search", "web_fetch", "calc"})
+"""Tools of our own that a name alone stands for."""
+
+Tools = Annotated[
+    list[ToolEntry],
+    WithJsonSchema(
+        {
+            "type": "array",
+            "items": {
+                "anyOf": [
+                    {"type": "string", "description": "A tool by its name, such as calc."},
+                    {"$ref": "#/$defs/ToolEntry"},
+                ]
+            },
+        }
+    ),
+]
+
+
+class Defaults(Section):
+    """What holds for every tool without a setting of its own."""
+
+    also = {"max_concurrency": "concurrency", "max_parallel": "concurrency"}
+    later = frozenset({"retries", "rate"})
+
+    timeout: Duration = 60.0
+    """Time for one tool call."""
+    concurrency: Count = 64
+    """Most tool calls at once."""
+
+
+class LimitFields(Section):
+    """Bounds on one run."""
+
+    later = frozenset({"max_steps", "max_tokens", "max_cost_usd", "deadline"})
+
+    max_result_bytes: Size = 2_000_000
+    """Most bytes of one tool's result; a larger one fails."""
+
+
+class AgentFile(Section):
+    """An agent: what it can call, which model plans and answers, and within which bounds."""
+
+    model_config = ConfigDict(title="agentpar agent")
+    also = {
+        "instruction": "instructions",
+        "system_prompt": "instructions",
+        "llm": "model",
+        "default": "defaults",
+    }
+    later = frozenset({"workers", "teams", "memory", "permissions", "output_schema"})
+
+    version: Literal[1] = 1
+    """Version of this format."""
+    name: Annotated[str, Field(min_length=1, max_length=100)] = "agent"
+    """What the agent is called on screen and in records."""
+    instructions: TextOrFile = ""
+    """What the agent should mind, for planner and joiner; or ``file:`` beside this one."""
+    model: Model | None = None
+    """Which model plans and answers; may be left out where the caller brings one."""
+    planner: PlannerFields = PlannerFields()
+    """How the plan is made."""
+    tools: Tools = []
+    """What a plan can call, in the order in which the model sees it."""
+    defaults: Defaults = Defaults()
+    """What holds for every tool without a setting of its own."""
+    limits: LimitFields = LimitFields()
+    """Bounds on one run."""
+
+
+def section_in(annotation: Any) -> type[Section] | None:
+    """The section that a field's type holds: X for ``X``, ``X | None`` and ``list[X]``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    held = (section_in(argument) for argument in get_args(annotation))
+    return next((section for section in held if section is not None), None)
+
+
+def is_secret(section: type[Section] | None, loc: tuple[str | int, ...]) -> bool:
+    """Whether what stands at ``loc`` within ``section`` must never be shown."""
+    for step in loc:
+        if isinstance(step, int):
+            continue
+        field = section.model_fields.get(step) if section is not None else None
+        if field is None:
+            return False
+        if "SecretStr" in str(field.annotation):
+            return True
+        section = section_in(field.annotation)
+    return False

@@ -1,0 +1,230 @@
+"""From a file to an `AgentSpec`, or to every mistake in it at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from agentpar.config.complaints import complaints
+from agentpar.config.environment import fill
+from agentpar.config.fields import AgentFile, ToolEntry
+from agentpar.config.shape import Remark, Shape, dotted
+from agentpar.config.source import Loc, Mark, Node, read_text, read_yaml
+from agentpar.config.tools import Make, makers, revealed
+from agentpar.errors import ConfigError
+from agentpar.planner.planner import plan_problems
+from agentpar.planner.prompts import Example
+from agentpar.tools.base import Tool
+
+_GRAMMAR = {"auto": None, "always": True, "never": False}
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSpec:
+    """An agent as a file describes it.
+
+    ``fields`` hold what the file says, credentials hidden. ``notes`` are lines worth showing
+    that are no mistakes: a field known by another word, examples that cannot be checked.
+    """
+
+    path: Path
+    fields: AgentFile
+    notes: tuple[str, ...]
+    makers: tuple[Make, ...]
+
+    @property
+    def name(self) -> str:
+        """What the agent is called."""
+        return self.fields.name
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `agentpar.agent.Agent`.
+
+        ``tools`` holds tools and closed sources of tools; sources are new at each call, so
+        that two agents made from one file do not share them. Without ``model:`` in the file
+        there is no ``model``, and the caller gives one.
+        """
+        file = self.fields
+        arguments: dict[str, Any] = {
+            "tools": [make() for make in self.makers],
+            "name": file.name,
+            "instructions": file.instructions,
+            "grammar": _GRAMMAR[file.planner.grammar],
+            "max_tasks": file.planner.max_tasks,
+            "max_replans": file.planner.replans,
+            "concurrency": file.defaults.concurrency,
+            "timeout": file.defaults.timeout,
+            "max_result_bytes": file.limits.max_result_bytes,
+        }
+        if file.planner.examples is not None:
+            arguments["examples"] = tuple(
+                Example(example.question, example.plan) for example in file.planner.examples
+            )
+        if file.model is not None:
+            model = file.model
+            arguments["model"] = model.base_url or model.id
+            arguments["model_id"] = model.id if model.base_url else None
+            arguments["api_key"] = revealed(model.api_key)
+            arguments["temperature"] = model.settings.temperature
+            arguments["seed"] = model.settings.seed
+        return arguments
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    allow_modules: Collection[str] = (),
+    env: Mapping[str, str] | None = None,
+) -> AgentSpec:
+    """Read and check the agent that the YAML file at ``path`` describes; nothing is started.
+
+    ``allow_modules`` names the Python modules (with what lies below them) that the file may
+    import tools from; modules beside the file are found too. ``env`` fills in ``${…}``, by
+    default `os.environ`.
+
+    Raises `ConfigError` with one line per mistake, each ``file:line:column: field: what``.
+    """
+    path = Path(path)
+    root = read_yaml(read_text(path, str(path)), str(path))
+    if not isinstance(root.value, dict):
+        raise ConfigError(f"{root.mark}: an agent is a mapping with fields such as tools:")
+    shape = Shape()
+    root = _with_files(root, path, shape)
+    root, unfilled = fill(root, os.environ if env is None else env)
+    for loc, message in unfilled:
+        shape.problems.append(Remark(root.find(loc).mark, f"{dotted(loc)}: {message}"))
+    root = shape.fitted(root)
+    fields = _fields(root, shape, {loc for loc, _ in unfilled})
+    made, known, mistakes = makers(
+        _entries(root), folder=path.resolve().parent, allow_modules=allow_modules
+    )
+    for loc, message in mistakes:
+        shape.problems.append(Remark(root.find(loc).mark, f"{dotted(loc)}: {message}"))
+    if fields is not None:
+        _check_model(fields, root, shape)
+        if not shape.problems:
+            _check_examples(fields, root, known, shape)
+    if fields is None or shape.problems:
+        raise ConfigError("\n".join(map(str, sorted(shape.problems))))
+    return AgentSpec(path, fields, tuple(map(str, sorted(shape.notes))), tuple(made))
+
+
+def _fields(root: Node, shape: Shape, unfilled: set[Loc]) -> AgentFile | None:
+    """The file's fields; None where values are wrong, which is then told.
+
+    A value that could not be filled in has been told already.
+    """
+    try:
+        return AgentFile.model_validate(root.plain())
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_input=False)
+        wrong = [item for item in errors if tuple(item["loc"]) not in unfilled]
+        shape.problems += complaints(wrong, root)
+        return None
+
+
+def _entries(root: Node) -> list[tuple[Loc, ToolEntry]]:
+    """The tools that can be read, each with its place, also where other fields are wrong: so
+    that all mistakes are told at once. What cannot be read is `_fields`' to tell."""
+    tools = root.value.get("tools")
+    entries: list[tuple[Loc, ToolEntry]] = []
+    for index, node in enumerate(tools.value if tools and isinstance(tools.value, list) else ()):
+        try:
+            entry = ToolEntry.model_validate(node.plain())
+        except ValidationError:
+            continue
+        if len(entry.model_fields_set) == 1:
+            entries.append((("tools", index), entry))
+    return entries
+
+
+def _check_model(fields: AgentFile, root: Node, shape: Shape) -> None:
+    model = fields.model
+    if model is None:
+        return
+    here = root.find(("model",)).place
+    if model.base_url is None and model.id is None:
+        shape.problems.append(Remark(here, "model: id or base_url is needed"))
+    elif model.base_url is None and model.api_key is not None:
+        at = root.find(("model", "api_key")).place
+        shape.problems.append(Remark(at, "model.api_key: goes with base_url, which is not given"))
+    elif model.base_url is not None and not model.base_url.startswith(("http://", "https://")):
+        at = root.find(("model", "base_url")).mark
+        text = "model.base_url: must be an address such as http://localhost:8000/v1"
+        shape.problems.append(Remark(at, text))
+
+
+def _check_examples(fields: AgentFile, root: Node, known: Mapping[str, Tool], shape: Shape) -> None:
+    """Every example plan must run with the tools, or it teaches the model mistakes."""
+    examples = fields.planner.examples
+    if examples is None:
+        return
+    at = root.find(("planner", "examples"))
+    if any(entry.kind == "mcp" for entry in fields.tools):
+        text = "planner.examples: not checked, as an MCP server's tools are known when it runs"
+        shape.notes.append(Remark(at.place, text))
+        return
+    for index, example in enumerate(examples):
+        loc = ("planner", "examples", index, "plan")
+        for problem in plan_problems(example.plan, known):
+            shape.problems.append(Remark(root.find(loc).mark, f"{dotted(loc)}: {problem}"))
+
+
+# Files that the file names
+
+_TEXT: Loc = ("instructions",)
+_YAML: Loc = ("planner", "examples")
+
+
+def _with_files(root: Node, path: Path, shape: Shape) -> Node:
+    """``root`` with each ``{file: …}`` replaced by what that file holds."""
+    entries = dict(root.value)
+    for word in ("instructions", *_words_for("instructions")):
+        if word in entries:
+            entries[word] = _included(entries[word], path, (word,), shape, yaml=False)
+    planner = entries.get("planner")
+    if planner is not None and isinstance(planner.value, dict) and "examples" in planner.value:
+        examples = _included(planner.value["examples"], path, _YAML, shape, yaml=True)
+        entries["planner"] = replace(planner, value={**planner.value, "examples": examples})
+    return replace(root, value=entries)
+
+
+def _words_for(name: str) -> list[str]:
+    return [word for word, meant in AgentFile.also.items() if meant == name]
+
+
+def _included(node: Node, path: Path, loc: Loc, shape: Shape, *, yaml: bool) -> Node:
+    """What ``{file: NAME}`` names; any other node as it is. A text file is taken as it is,
+    ``${…}`` in it is text."""
+    if not isinstance(node.value, dict) or list(node.value) != ["file"]:
+        return node
+    named = node.value["file"]
+    here = f"{dotted(loc)}.file"
+    empty = replace(node, value=[] if yaml else "")
+    if not isinstance(named.value, str) or not named.value:
+        shape.problems.append(Remark(named.mark, f"{here}: must be the name of a file"))
+        return empty
+    folder = path.resolve().parent
+    try:
+        target = (folder / named.value).resolve()
+    except (OSError, ValueError, RuntimeError):
+        shape.problems.append(Remark(named.mark, f"{here}: {named.value!r} is no file name"))
+        return empty
+    if not target.is_relative_to(folder):
+        text = f"{here}: {named.value!r} lies outside the folder of {path.name}"
+        shape.problems.append(Remark(named.mark, text))
+        return empty
+    name = str(path.parent / named.value)
+    try:
+        text = read_text(target, name)
+        if yaml:
+            return replace(read_yaml(text, name), key=node.key)
+    except ConfigError as error:
+        shape.problems.append(Remark(named.mark, f"{here}: {error}"))
+        return empty
+    return Node(text.strip().replace("${", "$${"), Mark(name), node.key, written=text)
