@@ -8,9 +8,19 @@ and a test holds the two together.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SecretStr,
+    WithJsonSchema,
+)
+from pydantic_core import CoreSchema
 
 from agentpar.config.units import count, duration, number, size
 
@@ -47,13 +57,29 @@ Duration = Annotated[
 ]
 Number = Annotated[float, BeforeValidator(number), _or_text("number", r"[-+]?[0-9.eE+-]+")]
 
-_FILE = {
-    "type": "object",
-    "properties": {"file": {"type": "string", "description": "A file beside the YAML or below."}},
-    "required": ["file"],
-    "additionalProperties": False,
-}
-TextOrFile = Annotated[str, WithJsonSchema({"anyOf": [{"type": "string"}, _FILE]})]
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Or:
+    """Besides what the type says, the JSON Schema allows ``other``; `shape` and `reader` turn
+    it into the type before the models see it."""
+
+    other: Mapping[str, Any]
+
+    def __get_pydantic_json_schema__(
+        self, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"anyOf": [handler(core), dict(self.other)]}
+
+
+_OR_FILE = _Or(
+    {
+        "type": "object",
+        "properties": {"file": {"type": "string", "description": "A file beside this or below."}},
+        "required": ["file"],
+        "additionalProperties": False,
+    }
+)
+_OR_NAME = _Or({"type": "string", "description": "A tool by its name alone, such as calc."})
 
 
 def _no_empty(value: object) -> object:
@@ -114,13 +140,6 @@ class PlanExample(Section):
     """Its plan: lines such as ``1. web_search(query="…")``, then ``join()``."""
 
 
-Examples = Annotated[
-    list[PlanExample],
-    Field(min_length=1),
-    WithJsonSchema({"anyOf": [{"type": "array", "items": {"$ref": "#/$defs/PlanExample"}}, _FILE]}),
-]
-
-
 class PlannerFields(Section):
     """How the plan is made."""
 
@@ -131,7 +150,7 @@ class PlannerFields(Section):
     """Most tool calls in one run, all rounds together."""
     replans: Annotated[CountOrNone, Field(ge=0)] = 2
     """How many more rounds the joiner may ask for; 0 for none."""
-    examples: Examples | None = None
+    examples: Annotated[list[PlanExample], Field(min_length=1), _OR_FILE] | None = None
     """Plans shown to the model, or a ``file:`` that holds them; by default the built-in ones."""
     grammar: Literal["auto", "always", "never"] = "auto"
     """Decode plans under a grammar: where the server can, always (else an error), or never."""
@@ -222,21 +241,6 @@ class ToolEntry(Section):
 OPTIONLESS = frozenset({"web_search", "web_fetch", "calc"})
 """Tools of our own that a name alone stands for."""
 
-Tools = Annotated[
-    list[ToolEntry],
-    WithJsonSchema(
-        {
-            "type": "array",
-            "items": {
-                "anyOf": [
-                    {"type": "string", "description": "A tool by its name, such as calc."},
-                    {"$ref": "#/$defs/ToolEntry"},
-                ]
-            },
-        }
-    ),
-]
-
 
 class Defaults(Section):
     """What holds for every tool without a setting of its own."""
@@ -275,13 +279,13 @@ class AgentFile(Section):
     """Version of this format."""
     name: Annotated[str, Field(min_length=1, max_length=100)] = "agent"
     """What the agent is called on screen and in records."""
-    instructions: TextOrFile = ""
+    instructions: Annotated[str, _OR_FILE] = ""
     """What the agent should mind, for planner and joiner; or ``file:`` beside this one."""
     model: Model | None = None
     """Which model plans and answers; may be left out where the caller brings one."""
     planner: PlannerFields = PlannerFields()
     """How the plan is made."""
-    tools: Tools = []
+    tools: list[Annotated[ToolEntry, _OR_NAME]] = []
     """What a plan can call, in the order in which the model sees it."""
     defaults: Defaults = Defaults()
     """What holds for every tool without a setting of its own."""

@@ -108,11 +108,9 @@ def _instead(key: str, section: type[Section]) -> str:
     here = {**{name: name for name in section.model_fields}, **section.also}
     if near := difflib.get_close_matches(key, here, n=1, cutoff=0.7):
         return f"did you mean {here[near[0]]}?"
-    anywhere: dict[str, str] = {}
-    for path, other in _sections(AgentFile):
-        names = {**{name: name for name in other.model_fields}, **other.also}
-        for word, name in names.items():
-            anywhere.setdefault(word, f"{path}{name}")
+    sections = list(_sections(AgentFile))
+    anywhere = {word: path + name for path, s in sections for word, name in s.also.items()}
+    anywhere |= {name: path + name for path, s in reversed(sections) for name in s.model_fields}
     if near := difflib.get_close_matches(key, anywhere, n=1, cutoff=0.75):
         return f"did you mean {anywhere[near[0]]}?"
     fields = ", ".join(section.model_fields)

@@ -52,8 +52,8 @@ def makers(
             if web is not None and entry.kind in ("web_search", "web_fetch"):
                 make: Make = web
                 tool: Tool | ToolSource = _web_tool(entry, _NOWHERE)
-                if entry.web_search is not None:
-                    web()  # says what is wrong with the mini-web's address
+                if entry.web_search is not None and _is_mini(entry.web_search):
+                    web()  # says what is wrong with the address
             else:
                 make = _maker(entry, folder, allow_modules)
                 tool = make()
@@ -146,10 +146,14 @@ def _web_tool(entry: ToolEntry, origin: str) -> Tool:
     return _fetch(entry.web_fetch, origin)
 
 
+def _is_mini(search: WebSearch) -> bool:
+    return (search.url or "").startswith(MINI_WEB)
+
+
 def _mini_web(entries: Sequence[ToolEntry]) -> Make | None:
     """A maker of the source of all web tools, if the search goes to a mini-web."""
     searches = (entry.web_search for entry in entries if entry.web_search is not None)
-    search = next((s for s in searches if (s.url or "").startswith(MINI_WEB)), None)
+    search = next(filter(_is_mini, searches), None)
     if search is None:
         return None
     web = [entry for entry in entries if entry.kind in ("web_search", "web_fetch")]
@@ -189,8 +193,11 @@ def mini_web_options(url: str) -> dict[str, Any]:
         if name in read:
             raise UsageError(f"url: the switch {name!r} is given twice")
         read[name] = _switch(name, text)
-    options = {name: read.pop(name) for name in ("latency", "jitter") if name in read}
-    return {**options, "faults": Faults(**read)}
+    options: dict[str, Any] = {
+        name: read.pop(name) for name in ("latency", "jitter") if name in read
+    }
+    options["faults"] = Faults(**read)
+    return options
 
 
 def _switch(name: str, text: str) -> Any:

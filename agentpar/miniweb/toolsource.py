@@ -6,7 +6,6 @@ never know how they search or fetch.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 
 from agentpar.miniweb.faults import Faults
