@@ -7,7 +7,6 @@ is done the driver's; here stands who is asked.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -41,20 +40,27 @@ class Run:
     def __init__(self, id: str, question: str) -> None:
         self.id = id
         self.question = question
-        self._events: deque[Event] = deque()
+        self._events: list[Event] = []
         self._news = asyncio.Event()
         self._answer: Answer | None = None
         self._error: Exception | None = None
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """Every event from the first on, as it happens, until the run ends."""
+        seen = 0
         while True:
-            while self._events:
-                yield self._events.popleft()
-            if self._answer is not None or self._error is not None:
+            while seen < len(self._events):
+                yield self._events[seen]
+                seen += 1
+            if self.ended:
                 return
             self._news.clear()
             await self._news.wait()
+
+    @property
+    def ended(self) -> bool:
+        """Whether `answer` is there, or the error in its place."""
+        return self._answer is not None or self._error is not None
 
     async def wait(self) -> Answer:
         """Let the run end; the answer, or the error, is `answer`'s."""
@@ -126,6 +132,8 @@ class Agent:
                 "give the agent either model= (a server's URL, 'vllm:PATH', or a known name "
                 "such as 'qwen2.5-coder-1.5b') or runtime="
             )
+        if timeout is not None and timeout <= 0:
+            raise UsageError(f"timeout must be more than 0 seconds, or None, got {timeout!r}")
         for label, number, least in (
             ("max_tasks", max_tasks, 1),
             ("max_replans", max_replans, 0),
@@ -171,12 +179,17 @@ class Agent:
         return run.answer
 
     def ask_sync(self, question: str, *, run_id: str | None = None) -> Answer:
-        """`ask` for callers without an event loop; connections are closed before it returns."""
+        """`ask` for callers without an event loop; connections are closed before it returns.
+
+        Raises `UsageError` where a loop is running already (a notebook): await `ask` there.
+        """
 
         async def ask() -> Answer:
             async with self:
                 return await self.ask(question, run_id=run_id)
 
+        if _loop_is_running():
+            raise UsageError("an event loop is running here already: use `await agent.ask(…)`")
         return asyncio.run(ask())
 
     @asynccontextmanager
@@ -223,6 +236,7 @@ class Agent:
         """Close connections, tool sources and an engine in this process; the agent opens
         them again when it is next asked. A server that was started stays up for reuse."""
         stack, self._stack = self._stack, AsyncExitStack()
+        self._opening = asyncio.Lock()  # the next ask may be in another event loop
         self._tools = None
         if self._model is not None:
             self._runtime = None
@@ -240,22 +254,25 @@ class Agent:
         async with self._opening:
             if self._tools is not None:
                 return
-            if self._runtime is None:
-                assert self._model is not None
-                self._runtime = await self._open_model(self._model)
-                self._stack.push_async_callback(self._runtime.aclose)
-            things: list[Any] = []
-            for thing in self._given:
-                if isinstance(thing, ToolSource):
-                    self._stack.push_async_callback(thing.stop)
-                    things += await thing.start()
-                else:
-                    things.append(thing)
-            tools = toolbox(things)
-            for tool in tools.values():
-                if tool.close is not None:
-                    self._stack.push_async_callback(tool.close)
-            self._tools = tools
+            async with AsyncExitStack() as stack:  # what opens is closed if the next does not
+                runtime = self._runtime
+                if runtime is None:
+                    assert self._model is not None
+                    runtime = await self._open_model(self._model)
+                    stack.push_async_callback(runtime.aclose)
+                things: list[Any] = []
+                for thing in self._given:
+                    if isinstance(thing, ToolSource):
+                        stack.push_async_callback(thing.stop)
+                        things += await thing.start()
+                    else:
+                        things.append(thing)
+                tools = toolbox(things)
+                for tool in tools.values():
+                    if tool.close is not None:
+                        stack.push_async_callback(tool.close)
+                self._runtime, self._tools = runtime, tools
+                self._stack = stack.pop_all()
 
     async def _open_model(self, model: str) -> Runtime:
         """A runtime for ``model``; the name of known weights means a vLLM on this machine."""
@@ -301,3 +318,15 @@ class Agent:
                 run._ended(session.answer())
         except Exception as error:
             run._ended(error=error)
+        finally:
+            if not run.ended:  # cancelled while it opened
+                error_text = "cancelled by the caller"
+                run._ended(Answer(run.id, run.question, status="cancelled", error=error_text))
+
+
+def _loop_is_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

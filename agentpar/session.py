@@ -53,6 +53,7 @@ class Session:
     ) -> None:
         self.run_id = run_id
         self.events: list[Event] = list(history)
+        self._history = tuple(self.events)
         risky = frozenset(name for name, tool in tools.items() if tool.effect == "write")
         self.machine = Machine(settings.limits, risky)
         self.due = catch_up(self.machine, self.events)
@@ -88,6 +89,7 @@ class Session:
         with ExitStack() as stack:
             if self._writer is not None:
                 stack.enter_context(self._writer)
+                self._writer.history(self._history)
             await self.driver.run(*events, due=self.due)
 
     def answer(self) -> Answer:

@@ -19,10 +19,10 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any, Literal, TypeVar
 
-from agentpar.errors import AgentparError, UsageError
+from agentpar.errors import AgentparError, BackendError
 from agentpar.events import (
     ApprovalAsked,
     ApprovalGiven,
@@ -39,6 +39,7 @@ from agentpar.ports import Clock
 from agentpar.tools.base import Tool
 from agentpar.tools.data import to_data
 
+T = TypeVar("T")
 Emit = Callable[[Event], None]
 Approve = Callable[[Task, Mapping[str, Any]], Awaitable[bool | str]]
 """Says whether a risky call may run: True, or False, or the reason why not."""
@@ -98,7 +99,8 @@ class Driver:
         """Perform ``due``, take in ``events`` and do what follows, until all is quiet.
 
         ``due`` is what an earlier part of the run left to do (`catch_up`). The last event
-        told to the observers is `RunFinished`, unless a command was held.
+        told to the observers is `RunFinished`, unless a command was held. Raises what an
+        observer raised: a run that cannot be recorded ends.
         """
         try:
             async with asyncio.TaskGroup() as self._group:
@@ -107,16 +109,18 @@ class Driver:
                 self._inbox.extend(events)
                 self._drain()
         except asyncio.CancelledError:
-            self._tell(RunFinished("cancelled", "cancelled by the caller", self.clock.now()))
+            self._end("cancelled", "cancelled by the caller")
             raise
         except BaseExceptionGroup as group:
             # One fault of ours or of an observer ends the run; siblings fell with it.
             error = _first_of(group)
-            self._tell(RunFinished("failed", _describe(error), self.clock.now()))
+            self._end("failed", _describe(error))
             raise error from None
         finished = self.machine.finished
         if finished is not None:
-            self._tell(RunFinished(finished.status, finished.error, self.clock.now()))
+            self._end(finished.status, finished.error)
+        elif not self.held:
+            self._end("failed", "the run stopped before it had an answer")
 
     def emit(self, event: Event) -> None:
         """Take a fact: tell the observers, then do what the machine wants because of it.
@@ -138,12 +142,21 @@ class Driver:
                     for observe in self._command_observers:
                         observe(command)
                     self._perform(command)
+        except Exception as error:
+            raise _Broken from error
         finally:
             self._draining = False
 
     def _tell(self, event: Event) -> None:
         for observe in self._observers:
             observe(event)
+
+    def _end(self, status: Literal["answered", "failed", "cancelled"], error: str) -> None:
+        """Tell every observer the last event, those behind one that raises too."""
+        event = RunFinished(status, error, self.clock.now())
+        with ExitStack() as last_first:
+            for observe in reversed(self._observers):
+                last_first.callback(observe, event)
 
     def _perform(self, command: Command) -> None:
         if self._hold is not None and self._hold(command):
@@ -165,17 +178,22 @@ class Driver:
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         assert self._group is not None
-        self._group.create_task(work)
+        try:
+            self._group.create_task(work)
+        except RuntimeError:
+            # The run is being cancelled, and a tool that took its time reported meanwhile:
+            # its result is told, but nothing new starts.
+            work.close()
 
     async def _run_planner(self, command: Plan) -> None:
         try:
-            await self._plan(command, self.emit)
+            await _unless_cancelled(self._plan(command, self.emit))
         except Exception as error:
             self.emit(PlanFailed(command.round, _describe(error), self.clock.now()))
 
     async def _run_joiner(self, command: Join) -> None:
         try:
-            await self._join(command, self.emit)
+            await _unless_cancelled(self._join(command, self.emit))
         except Exception as error:
             self.emit(JoinFailed(command.round, _describe(error), self.clock.now()))
 
@@ -189,18 +207,22 @@ class Driver:
             )
         else:
             try:
-                verdict = await self._approve(task, command.args)
+                verdict = await _unless_cancelled(self._approve(task, command.args))
             except Exception as error:
                 verdict = f"the approver failed: {_describe(error)}"
         if verdict is True:
             self.emit(ApprovalGiven(task.id, allowed=True, at=now()))
         else:
-            self.emit(ApprovalGiven(task.id, False, verdict or "refused", now()))
+            self.emit(ApprovalGiven(task.id, False, str(verdict or "refused"), now()))
 
     async def _execute(self, command: Execute) -> None:
         task, now = command.task, self.clock.now
         self.emit(TaskStarted(task.id, command.args, now()))
-        outcome = await self._call(self._tools[task.tool], command.args)
+        tool = self._tools.get(task.tool)
+        if tool is None:  # planned in an earlier part of the run, by an agent that had it
+            outcome: Outcome = Failed(f"the agent has no tool {task.tool!r} any more", "plan")
+        else:
+            outcome = await self._call(tool, command.args)
         self.emit(TaskDone(task.id, outcome, now()))
 
     async def _call(self, tool: Tool, args: Mapping[str, Any]) -> Outcome:
@@ -208,29 +230,37 @@ class Driver:
         timeout = self._timeout if tool.timeout is None else tool.timeout
         try:
             arguments = tool.validate(args)
-        except UsageError as error:
-            return Failed(str(error), "arguments")
+        except Exception as error:
+            return Failed(_describe(error), "arguments")
         try:
-            if timeout is None:
-                value = to_data(await tool.call(**arguments))
-            else:
-                async with asyncio.timeout(timeout) as limit:
-                    value = to_data(await tool.call(**arguments))
+            async with asyncio.timeout(timeout) as limit:
+                value = to_data(await _unless_cancelled(tool.call(**arguments)))
         except TimeoutError as error:
             if timeout is not None and limit.expired():
                 return Failed(f"{tool.name} gave no result within {timeout:g} s", "timeout")
             return Failed(_describe(error))
-        except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if current is None or current.cancelling():
-                raise
-            return Failed(f"{tool.name} cancelled itself")
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # sys.exit() ends the call, not the program
             return Failed(_describe(error))
         if exceeds(value, self._max_result_bytes):
             limit_text = f"max_result_bytes={self._max_result_bytes:,}"
             return Failed(f"{tool.name} returned more than {limit_text}", "size")
         return Ok(value)
+
+
+class _Broken(BaseException):
+    """An observer or the machine raised (its cause). Nothing that a planner or a joiner
+    could take for an error of its own."""
+
+
+async def _unless_cancelled(work: Awaitable[T]) -> T:
+    """Await ``work``, which may cancel itself: only a cancellation from outside is one here."""
+    try:
+        return await work
+    except asyncio.CancelledError:
+        current = asyncio.current_task()
+        if current is None or current.cancelling():
+            raise
+        raise BackendError("the call cancelled itself") from None
 
 
 @asynccontextmanager
@@ -282,7 +312,8 @@ def _describe(error: BaseException) -> str:
 
 
 def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What went wrong first, out of the groups and out of our own wrapping."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return error
+    return error.__cause__ or error if isinstance(error, _Broken) else error

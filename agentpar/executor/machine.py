@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from agentpar.errors import PlanError
@@ -103,7 +103,7 @@ class Machine:
         self.finished: Finish | None = None
         self._planning = False
         self._plan_error = ""
-        self._unmet: dict[int, int] = {}  # task -> how many of its needs have no value yet
+        self._unmet: dict[int, int] = {}  # task not ended -> how many of its needs have not ended
         self._dependants: dict[int, list[int]] = {}
         self._asked: dict[int, Ask] = {}
         self._ready: deque[Execute] = deque()
@@ -132,6 +132,11 @@ class Machine:
             return []
         return handler(event)
 
+    @property
+    def next_id(self) -> int:
+        """The number from which the next plan counts."""
+        return self._last_id + 1
+
     # Planning
 
     def _run_started(self, event: RunStarted) -> list[Command]:
@@ -142,33 +147,27 @@ class Machine:
         self.round += 1
         self._planning = True
         self._plan_error = ""
-        return [Plan(self.round, self._last_id + 1, why)]
+        return [Plan(self.round, self.next_id, why)]
 
     def _task_planned(self, event: TaskPlanned) -> list[Command]:
         task = event.task
         id = task.id
-        if id in self.tasks:
+        if id in self.tasks or id in self.outcomes:
             raise PlanError(f"task {id} is planned twice")
         self.tasks[id] = task
         self._last_id = max(self._last_id, id)
-        if len(self.tasks) > self.limits.max_tasks:
-            return [self._settle(id, self._too_many())]
-        unmet = 0
-        for need in task.needs:
-            outcome = self.outcomes.get(need)
-            if outcome is None:
-                if need not in self.tasks or need == id:
-                    error = f"refers to ${need}, which is not planned before task {id}"
-                    return [self._settle(id, Failed(error, "plan"))]
-                self._dependants.setdefault(need, []).append(id)
-                unmet += 1
-            elif not isinstance(outcome, Ok):
-                return [self._settle(id, Skipped(need))]
-        if unmet:
-            self._unmet[id] = unmet
-            return []
         self._unmet[id] = 0
-        return self._start(task)
+        if len(self.tasks) > self.limits.max_tasks:
+            return [Settle(id, self._too_many())]
+        for need in task.needs:
+            if need == id or (need not in self.tasks and need not in self.outcomes):
+                error = f"refers to ${need}, which is not planned before task {id}"
+                return [Settle(id, Failed(error, "plan"))]
+        unmet = [need for need in task.needs if need not in self.outcomes]
+        for need in unmet:
+            self._dependants.setdefault(need, []).append(id)
+        self._unmet[id] = len(unmet)
+        return [] if unmet else self._start(task)
 
     def _too_many(self) -> Failed:
         return Failed(f"the plan has more than max_tasks={self.limits.max_tasks} tasks", "plan")
@@ -188,6 +187,8 @@ class Machine:
         return self._join_if_quiet()
 
     def _plan_failed(self, event: PlanFailed) -> list[Command]:
+        if not self._planning:
+            return []  # the plan was complete before its planner broke
         self._planning = False
         self._plan_error = event.error
         return self._join_if_quiet()
@@ -195,11 +196,18 @@ class Machine:
     # Running tasks
 
     def _start(self, task: Task) -> list[Command]:
-        """The task's last need is met: run it, ask first, or queue it behind the limit."""
+        """The task's last need has ended: run it, ask first, queue it, or skip it.
+
+        A skip waits for every need, so that which one it names, the first in writing
+        order, does not depend on which ended first. It costs nothing: so does the joiner.
+        """
+        for need in task.needs:
+            if not isinstance(self.outcomes[need], Ok):
+                return [Settle(task.id, Skipped(need))]
         try:
             args = fill(task.args, self.outcomes) if task.needs else task.args
         except PlanError as error:
-            return [self._settle(task.id, Failed(str(error), "reference"))]
+            return [Settle(task.id, Failed(str(error), "reference"))]
         if task.tool in self.risky:
             ask = self._asked[task.id] = Ask(task, args)
             return [ask]
@@ -218,33 +226,20 @@ class Machine:
             return []
         if event.allowed:
             return self._admit(Execute(ask.task, ask.args))
-        return [self._settle(event.task_id, Failed(f"not approved: {event.reason}", "denied"))]
-
-    def _settle(self, id: int, outcome: Outcome) -> Settle:
-        self._unmet.setdefault(id, 0)
-        return Settle(id, outcome)
+        return [Settle(event.task_id, Failed(f"not approved: {event.reason}", "denied"))]
 
     def _task_done(self, event: TaskDone) -> list[Command]:
         id = event.task_id
-        if self._unmet.pop(id, None) is None:
-            return []  # settled already
+        if self._unmet.get(id) != 0:
+            return []  # ended already
+        del self._unmet[id]
         self._running.discard(id)
-        outcome = self.outcomes[id] = event.outcome
+        self.outcomes[id] = event.outcome
         commands: list[Command] = []
-        dependants = self._dependants.pop(id, ())
-        if isinstance(outcome, Ok):
-            for dependant in dependants:
-                unmet = self._unmet.get(dependant)
-                if unmet is None or unmet == 0:
-                    continue  # skipped already, because of another need
-                self._unmet[dependant] = unmet - 1
-                if unmet == 1:
-                    commands += self._start(self.tasks[dependant])
-        else:
-            for dependant in dependants:
-                if self._unmet.get(dependant):
-                    self._unmet[dependant] = 0
-                    commands.append(Settle(dependant, Skipped(id)))
+        for dependant in self._dependants.pop(id, ()):
+            self._unmet[dependant] -= 1
+            if self._unmet[dependant] == 0:
+                commands += self._start(self.tasks[dependant])
         while self._ready and len(self._running) < self.limits.concurrency:
             call = self._ready.popleft()
             self._running.add(call.task.id)
@@ -280,7 +275,8 @@ class Machine:
 def catch_up(machine: Machine, history: Iterable[Event]) -> list[Command]:
     """Tell ``machine`` what has happened already; the commands that no fact has met yet.
 
-    Performing those, and nothing else, carries an interrupted run on.
+    Performing those, and nothing else, carries an interrupted run on. A plan that broke
+    off is asked for from the first number it has not used; what it planned stands.
     """
     due: dict[tuple[str, int], Command] = {}
     for event in history:
@@ -301,4 +297,7 @@ def catch_up(machine: Machine, history: Iterable[Event]) -> list[Command]:
                     due["plan", command.round] = command
                 case Join():
                     due["join", command.round] = command
-    return list(due.values())
+    return [
+        replace(command, first_id=machine.next_id) if isinstance(command, Plan) else command
+        for command in due.values()
+    ]

@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO, get_args
 
-from agentpar.errors import UsageError
+from agentpar.errors import PlanError, UsageError
 from agentpar.events import Citation, Event, Usage
 from agentpar.executor.machine import Ask, Command, Execute, Limits, Machine, Settle
 from agentpar.plan import Failed, Ok, Ref, Skipped, Task
@@ -156,6 +156,14 @@ class RecordWriter:
             self._file.close()
             self._file = None
 
+    def history(self, events: Iterable[Event]) -> None:
+        """Write an earlier part of the run again: the file always holds all of it."""
+        machine = Machine(self._machine.limits, self._machine.risky)
+        for event in events:
+            self.event(event)
+            for command in machine.handle(event):
+                self.command(command)
+
     def event(self, event: Event) -> None:
         self._write(encode(event))
 
@@ -185,35 +193,42 @@ def read_record(path: Path) -> Record:
     """Read ``events.jsonl``. A torn last line (the process was killed while writing it) is
     left out; any other damage raises `UsageError` with the line's number."""
     try:
-        text = path.read_text(encoding="utf-8", errors="surrogatepass")
+        rows = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         raise UsageError(f"there is no record at {str(path)!r}") from None
-    rows = text.split("\n")
-    header: Mapping[str, Any] = {}
+    torn = rows.pop()  # what follows the last newline: nothing, or a line half written
+    if not rows:
+        raise UsageError(f"{path}: the record is empty" + (", but for a torn line" if torn else ""))
+    limits, risky = _read_header(rows[0], path)
     lines: list[Event | dict[str, Any]] = []
-    for number, row in enumerate(rows, start=1):
-        if not row.strip():
-            continue
+    for number, row in enumerate(rows[1:], start=2):
         try:
-            data = json.loads(row)
-        except json.JSONDecodeError as error:
-            if number == len(rows):
-                break
-            raise UsageError(f"{path}:{number}: not a JSON line: {error}") from None
-        if number == 1:
-            if not isinstance(data, dict) or data.get("record") != FORMAT:
-                raise UsageError(f"{path}:1: not a run record of format {FORMAT}")
-            header = data
-        elif "command" in data:
-            lines.append(data)
-        else:
-            try:
-                lines.append(decode(data))
-            except UsageError as error:
-                raise UsageError(f"{path}:{number}: {error}") from None
-    if not header:
-        raise UsageError(f"{path}: the record is empty")
-    return Record(Limits(**header["limits"]), frozenset(header["risky"]), tuple(lines))
+            data = _read_row(row)
+            lines.append(data if "command" in data else decode(data))
+        except (ValueError, UsageError) as error:
+            raise UsageError(f"{path}:{number}: {error}") from None
+    return Record(limits, risky, tuple(lines))
+
+
+def _read_row(row: bytes) -> dict[str, Any]:
+    """One line as JSON-like data; `ValueError` (a bad encoding is one) where it is none."""
+    try:
+        data = json.loads(row.decode("utf-8", "surrogatepass"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not a JSON line: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"not a JSON object: {row[:80]!r}")
+    return data
+
+
+def _read_header(row: bytes, path: Path) -> tuple[Limits, frozenset[str]]:
+    try:
+        header = _read_row(row)
+        if header["record"] != FORMAT:
+            raise ValueError(f"format {header['record']!r}")
+        return Limits(**header["limits"]), frozenset(header["risky"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path}:1: not a run record of format {FORMAT}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +255,10 @@ def replay(record: Record) -> Replay:
                 return Replay(events, commands, f"recorded {line}, now wanted {again}")
         else:
             events += 1
-            wanted += [encode_command(command) for command in machine.handle(line)]
+            try:
+                wanted += [encode_command(command) for command in machine.handle(line)]
+            except PlanError as error:
+                return Replay(events, commands, f"{type(line).__name__}: {error}")
     if wanted:
         return Replay(events, commands, f"{len(wanted)} commands were never recorded: {wanted[0]}")
     return Replay(events, commands)

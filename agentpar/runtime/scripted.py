@@ -18,7 +18,8 @@ class ScriptedRuntime:
     """Gives ``texts`` in order, one for each call of `stream`.
 
     A text comes in pieces of ``chunk`` characters with ``delay`` seconds before each. An
-    exception among the texts is raised instead. ``requests`` holds what was asked so far.
+    exception among the texts is raised instead. As on a real server, a text ends before the
+    first of the request's ``stop`` strings. ``requests`` holds what was asked so far.
     Usage counts words between white space, since there is no tokenizer.
 
     Example: ``ScriptedRuntime(['1. population(country="Chile")\\\\njoin()', "19.6 million [1]"])``
@@ -54,6 +55,8 @@ class ScriptedRuntime:
         text = self._texts[number]
         if isinstance(text, Exception):
             raise text
+        for stop in request.stop:
+            text = text.partition(stop)[0]
         for start in range(0, len(text), self._chunk):
             await asyncio.sleep(self._delay)
             yield text[start : start + self._chunk]
