@@ -423,6 +423,17 @@ async def test_proxies_of_the_environment_are_ignored(monkeypatch: pytest.Monkey
         assert proxy.connections == 0
 
 
+async def test_passwords_of_the_environment_are_not_sent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A .netrc belongs to its user, not to a page that a model names."""
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password s3cret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    async with serving({"/": reply("x")}) as server, fetching(only(server)) as fetcher:
+        await fetcher.fetch(f"{server.origin}/")
+    assert "authorization" not in server.heads[0].lower()
+
+
 async def test_cookies_are_not_kept() -> None:
     """One run's pages cannot mark the next one's requests."""
     page = reply("x", headers={"set-cookie": "id=7; Path=/"})
@@ -440,7 +451,10 @@ async def test_a_client_that_follows_redirects_itself_is_guarded_too() -> None:
         async with open_client(only(server)) as client:
             with pytest.raises(FetchError, match=r"^refused"):
                 await client.get(f"{server.origin}/", follow_redirects=True)
-        assert other.connections == 0
+            before = server.connections
+            with pytest.raises(FetchError, match=r"^refused"):
+                await client.get(f"https://127.0.0.1:{server.port}/")
+        assert (server.connections, other.connections) == (before, 0)
 
 
 # ── Bounds ───────────────────────────────────────────────────────────────────────
