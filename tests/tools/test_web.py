@@ -217,7 +217,7 @@ def test_hostile_markup_takes_linear_time(unit: str) -> None:
     page = read_html(text)
     value(page.passages, "jan population", "")
     excerpt(page.passages, "population a", "", 1500)
-    assert time.process_time() - started < 3.0
+    assert time.process_time() - started < 6.0
 
 
 def test_unclosed_cells_and_nested_tables() -> None:
