@@ -283,7 +283,7 @@ def test_package_becomes_a_folder_with_tokenizer_and_template(
     assert {"config.json", "model.safetensors", "tokenizer.json", "NOTICE"} <= {
         path.name for path in folder.iterdir()
     }
-    assert "user" in (folder / "chat_template.jinja").read_text()
+    assert "im_start" in (folder / "chat_template.jinja").read_text()
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
     assert any("converting" in step for step in told)
     assert any("downloading" in step for step in told)
