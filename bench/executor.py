@@ -1,0 +1,176 @@
+"""What an executor costs: five shapes of plan, ours beside a hand-written loop and peers.
+
+    python bench/executor.py [--repeat N] [--only KEYS] [--llmcompiler PATH] [--save]
+
+Every executor runs the same shapes (`shapes.py`) in the same process, in turns, so that a
+noisy machine troubles all alike. Printed are median (lowest-highest) over the repetitions:
+wall seconds, CPU microseconds a task, for shapes that sleep the wall time as a multiple of
+the critical path, and the seconds an executor took to build its graph beforehand. Each run is
+checked: every task ran once, after its needs, and got their values.
+
+``--llmcompiler`` names a checkout of github.com/SqueezeAILab/LLMCompiler (or set LLMCOMPILER);
+without it that peer is left out. ``--save`` writes the table to ``results/executor.md``. The
+exit status is 1 where a gate fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import machine_facts
+from peers import floor, langgraph_stategraph, llmcompiler, ours
+from shapes import SHAPES, Shape
+
+from agentpar.executor.machine import Limits, Machine
+
+CPU_GATE = 15e-6  # seconds of CPU a task, shapes a to c
+EVENT_GATE = 10e-6  # seconds a machine event
+OVERHEAD_GATES = {"d": 1.05, "e": 1.02}  # multiples of the critical path
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One repetition, in seconds."""
+
+    build: float
+    wall: float
+    cpu: float
+
+
+def measure(executor: ModuleType, shape: Shape) -> Run:
+    """Build and run ``shape`` once, in an event loop of its own."""
+    gc.collect()
+    begin = time.perf_counter()
+    run = executor.prepare(shape)
+    build = time.perf_counter() - begin
+
+    async def timed() -> Run:
+        wall, cpu = time.perf_counter(), time.process_time()
+        result = await run()
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        if result != shape.depth_sum:
+            raise SystemExit(f"{executor.NAME} ran shape {shape.key} wrong: {result}")
+        return Run(build, wall, cpu)
+
+    return asyncio.run(timed())
+
+
+def event_cost() -> float:
+    """Seconds the machine alone takes per event of shape c."""
+    shape = SHAPES[2]
+    run = ours.Run(ours.plan_of(shape))
+    asyncio.run(run())
+    machine = Machine(Limits(len(shape.nodes), concurrency=len(shape.nodes)))
+    gc.collect()
+    begin = time.process_time()
+    for event in run.journal:
+        machine.handle(event)
+    return (time.process_time() - begin) / len(run.journal)
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Median (lowest-highest), or the one value there is."""
+    middle = format(statistics.median(values), form)
+    if len(values) == 1:
+        return middle
+    return f"{middle} ({min(values):{form}}-{max(values):{form}})"
+
+
+def rows(shape: Shape, runs: dict[str, list[Run]]) -> Iterator[str]:
+    """The table of one shape, in Markdown."""
+    sleeps = shape.critical_path > 0
+    yield f"\n**{shape.key}**: {shape.title}" + (
+        f"; critical path {shape.critical_path:.3f} s" if sleeps else ""
+    )
+    yield (
+        "\n| executor | wall s | CPU µs a task |"
+        + (" × critical path |" if sleeps else "")
+        + (" build s |")
+    )
+    yield "|---" * (5 if sleeps else 4) + "|"
+    for name, done in runs.items():
+        cells = [
+            name,
+            spread([run.wall for run in done], ".3f"),
+            spread([run.cpu / len(shape.nodes) * 1e6 for run in done], ".1f"),
+        ]
+        if sleeps:
+            cells.append(spread([run.wall / shape.critical_path for run in done], ".3f"))
+        cells.append(f"{statistics.median(run.build for run in done):.3f}")
+        yield "| " + " | ".join(cells) + " |"
+
+
+def gate(shape: Shape, runs: Sequence[Run]) -> tuple[str, bool]:
+    """What is asked of ours on this shape, and whether the median is within it."""
+    if shape.key in OVERHEAD_GATES:
+        limit = OVERHEAD_GATES[shape.key]
+        ratio = statistics.median(run.wall for run in runs) / shape.critical_path
+        return f"{shape.key}: {ratio:.3f} x the critical path, at most {limit}", ratio <= limit
+    cpu = statistics.median(run.cpu for run in runs) / len(shape.nodes)
+    return f"{shape.key}: {cpu * 1e6:.1f} µs CPU a task, at most {CPU_GATE * 1e6:.0f}", (
+        cpu <= CPU_GATE
+    )
+
+
+def executors(checkout: str) -> Iterator[ModuleType]:
+    """Ours first, then what is here to compare with; says what is left out, and why."""
+    yield ours
+    yield floor
+    if find_spec("langgraph"):
+        yield langgraph_stategraph
+    else:
+        print("without LangGraph: pip install 'agentpar[langgraph]'", file=sys.stderr)
+    try:
+        if not checkout:
+            raise ImportError("name a checkout of its repository with --llmcompiler PATH")
+        llmcompiler.use(Path(checkout))
+        yield llmcompiler
+    except ImportError as error:
+        print(f"without LLMCompiler: {error}", file=sys.stderr)
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options.add_argument("--repeat", type=int, default=5, help="repetitions (5)")
+    options.add_argument("--only", default="abcde", help="the shapes to run (abcde)")
+    options.add_argument("--llmcompiler", default=os.environ.get("LLMCOMPILER", ""))
+    options.add_argument("--save", action="store_true", help="write results/executor.md")
+    given = options.parse_args()
+
+    present = list(executors(given.llmcompiler))
+    report = [*machine_facts.lines(["langgraph"])]
+    gates: list[tuple[str, bool]] = []
+    for shape in (shape for shape in SHAPES if shape.key in given.only):
+        runs: dict[str, list[Run]] = {executor.NAME: [] for executor in present}
+        for turn in range(given.repeat):
+            for executor in present:
+                # A second for a whole run is enough to see; repeat what is quick to repeat.
+                slow = turn > 0 and runs[executor.NAME][0].wall > 20 * shape.critical_path + 1
+                if not slow:
+                    runs[executor.NAME].append(measure(executor, shape))
+        report += rows(shape, runs)
+        gates.append(gate(shape, runs[ours.NAME]))
+    cost = statistics.median(event_cost() for _ in range(given.repeat))
+    gates.append((f"machine: {cost * 1e6:.1f} µs CPU an event, at most 10", cost <= EVENT_GATE))
+
+    report.append("\nGates:\n")
+    report += [f"- {'PASS' if passed else 'FAIL'} {text}" for text, passed in gates]
+    print("\n".join(report))
+    if given.save:
+        machine_facts.save("executor", "What an executor costs", report)
+    return 0 if all(passed for _, passed in gates) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

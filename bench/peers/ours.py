@@ -1,0 +1,67 @@
+"""agentpar: the machine and its driver, a real `@tool`, events kept in a list as the journal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from shapes import Shape
+
+from agentpar import tool
+from agentpar.events import Answered, Event, PlanEnded, RunStarted, TaskDone, TaskPlanned
+from agentpar.executor.driver import Driver, Emit
+from agentpar.executor.machine import Join, Limits, Machine, Plan
+from agentpar.plan import Ok, Ref, Task
+
+NAME = "agentpar"
+
+
+@tool
+async def work(seconds: float, after: list[int]) -> int:
+    """Sleep, then return the depth of this task. after: the depths of what it needs."""
+    if seconds:
+        await asyncio.sleep(seconds)
+    return 1 + max(after, default=0)
+
+
+def plan_of(shape: Shape) -> list[Task]:
+    return [
+        Task.of(node.id, "work", seconds=node.seconds, after=[Ref(need) for need in node.needs])
+        for node in shape.nodes
+    ]
+
+
+@dataclass
+class Run:
+    """One run, its journal readable afterwards."""
+
+    tasks: list[Task]
+    journal: list[Event] = field(default_factory=list)
+
+    async def __call__(self) -> int:
+        machine = Machine(Limits(max_tasks=len(self.tasks), concurrency=len(self.tasks)))
+        driver = Driver(
+            machine,
+            tools={work.name: work},
+            plan=self._plan,
+            join=self._join,
+            timeout=60.0,  # as an Agent sets it
+            observers=[self.journal.append],
+        )
+        self._clock = driver.clock
+        await driver.run(RunStarted("bench", "run the shape"))
+        results = (event.outcome for event in self.journal if isinstance(event, TaskDone))
+        return sum(outcome.value for outcome in results if isinstance(outcome, Ok))
+
+    async def _plan(self, command: Plan, emit: Emit) -> None:
+        for task in self.tasks:
+            emit(TaskPlanned(command.round, task, self._clock.now()))
+        emit(PlanEnded(command.round, self._clock.now()))
+
+    async def _join(self, command: Join, emit: Emit) -> None:
+        emit(Answered(command.round, "done", at=self._clock.now()))
+
+
+def prepare(shape: Shape) -> Callable[[], Awaitable[int]]:
+    return Run(plan_of(shape))
