@@ -208,8 +208,9 @@ class Agent:
         """This agent as a compiled LangGraph graph: state in ``question``, out ``answer``.
 
         The graph pauses (``interrupt``) before each call of a tool whose effect is
-        "write"; resume it with ``Command(resume={task_id: True})``. Needs the
-        ``langgraph`` extra.
+        "write"; resume it with ``Command(resume=True)``, or with a verdict
+        for each call: ``Command(resume={"2": True, "3": "not today"})``, by task id as text.
+        Needs the ``langgraph`` extra.
         """
         from agentpar.langgraph import build_graph
 

@@ -10,13 +10,13 @@ happened already; no finished call runs again.
 from __future__ import annotations
 
 import asyncio
-import operator
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, TypedDict
 
 from agentpar.errors import MissingPackage, UsageError
-from agentpar.events import ApprovalGiven, RunStarted
+from agentpar.events import ApprovalGiven, RunFinished, RunStarted
 from agentpar.executor.machine import Ask, Command, Plan
 from agentpar.executor.record import decode, encode
 from agentpar.ids import new_run_id
@@ -25,8 +25,15 @@ from agentpar.session import Session
 OpenSession = Callable[..., Awaitable[Session]]
 
 
+def _continued(record: list[dict[str, Any]], more: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How LangGraph puts a node's events into the state: a run that starts replaces the last."""
+    return more if more and more[0]["event"] == RunStarted.__name__ else record + more
+
+
 class GraphState(TypedDict, total=False):
     """What LangGraph checkpoints. Give ``question``; read ``answer`` and ``text``.
+
+    Another question on the same thread is another run: the state then holds that one.
 
     ``events`` is the record so far, one JSON object an event; ``pending`` lists the calls
     that wait for approval: task_id, tool, args.
@@ -34,7 +41,7 @@ class GraphState(TypedDict, total=False):
 
     question: str
     run_id: str
-    events: Annotated[list[dict[str, Any]], operator.add]
+    events: Annotated[list[dict[str, Any]], _continued]
     pending: list[dict[str, Any]]
     text: str
     answer: dict[str, Any]
@@ -82,7 +89,7 @@ def build_graph(
     def after_work(state: GraphState) -> str:
         if state.get("pending"):
             return "approve"
-        return END if "answer" in state else "work"
+        return END if state.get("answer") else "work"
 
     graph = StateGraph(GraphState)
     graph.add_node("work", RunnableLambda(work_sync, afunc=work, name="work"))
@@ -95,30 +102,43 @@ def build_graph(
 
 async def _work(open_session: OpenSession, state: GraphState) -> GraphState:
     """Run until the answer, or until a command that deserves a checkpoint."""
-    history = [decode(event) for event in state.get("events", [])]
-    run_id = state.get("run_id") or new_run_id()
-    session = await open_session(run_id, history=history, hold=_Boundary())
-    if history:
-        await session.run()
-    else:
-        question = state.get("question", "")
-        if not question.strip():
-            raise UsageError("the graph's state needs a 'question': graph.invoke({'question': …})")
-        await session.run(RunStarted(run_id, question))
+    question = state.get("question", "")
+    if not question.strip():
+        raise UsageError("the graph's state needs a 'question': graph.invoke({'question': …})")
+    past = [decode(event) for event in state.get("events", [])]
+    match past:
+        case [RunStarted(run_id, asked), *_, last] if asked == question and not isinstance(
+            last, RunFinished
+        ):
+            session = await open_session(run_id, history=past, hold=_Boundary())
+            await session.run()
+        case _:
+            past = []
+            session = await open_session(new_run_id(), hold=_Boundary())
+            await session.run(RunStarted(session.run_id, question))
+    asks = [command for command in session.held if isinstance(command, Ask)]
     update: GraphState = {
-        "run_id": run_id,
-        "events": [encode(event) for event in session.events[len(history) :]],
+        "run_id": session.run_id,
+        "events": [encode(event) for event in session.events[len(past) :]],
         "pending": [
-            {"task_id": ask.task.id, "tool": ask.task.tool, "args": dict(ask.args)}
-            for ask in session.held
-            if isinstance(ask, Ask)
+            {"task_id": ask.task.id, "tool": ask.task.tool, "args": _storable(ask.args)}
+            for ask in sorted(asks, key=lambda ask: ask.task.id)
         ],
+        "text": "",
+        "answer": {},
     }
     if session.machine.finished is not None:
         answer = session.answer()
         update["answer"] = answer.as_dict()
         update["text"] = answer.text
     return update
+
+
+def _storable(args: Mapping[str, Any]) -> Any:
+    """Arguments to look at; an integer that no saver can keep stands there as text."""
+    return json.loads(
+        json.dumps(args), parse_int=lambda text: int(text) if len(text) < 19 else text
+    )
 
 
 class _Boundary:
@@ -143,8 +163,8 @@ def _approval(call: Mapping[str, Any], verdicts: Any, at: float) -> ApprovalGive
     """The caller's verdict on one call: ``True`` or ``False`` for all, or by task id."""
     id = call["task_id"]
     verdict = verdicts
-    if isinstance(verdicts, Mapping):
-        verdict = verdicts.get(id, verdicts.get(str(id), False))
+    if isinstance(verdicts, Mapping):  # LangGraph takes no other keys than text
+        verdict = verdicts.get(str(id), False)
     if verdict is True:
         return ApprovalGiven(id, allowed=True, at=at)
     reason = verdict if isinstance(verdict, str) else "refused by the user"

@@ -25,6 +25,7 @@ FORMAT = 1
 
 _EVENTS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
 _OUTCOMES: dict[str, type] = {"ok": Ok, "failed": Failed, "skipped": Skipped}
+_OURS = frozenset(("$ref", "$int", "$literal"))
 _OUTCOME_NAMES = {kind: name for name, kind in _OUTCOMES.items()}
 
 
@@ -38,6 +39,8 @@ def encode(event: Event) -> dict[str, Any]:
 
 def _encode(value: Any) -> Any:
     match value:
+        case int() if value.bit_length() > 63:
+            return {"$int": hex(value)}  # not every reader of JSON has numbers that large
         case None | bool() | int() | float() | str():
             return value
         case Ref(task, path):
@@ -58,7 +61,7 @@ def _encode(value: Any) -> Any:
         case Mapping():
             data = {str(key): _encode(item) for key, item in value.items()}
             # A tool's own "$ref" key must not come back as a reference.
-            return {"$literal": data} if "$ref" in data or "$literal" in data else data
+            return {"$literal": data} if not data.keys().isdisjoint(_OURS) else data
         case list() | tuple():
             return [_encode(item) for item in value]
         case _:
@@ -101,6 +104,8 @@ def _decode(value: Any) -> Any:
         if "$ref" in value:
             task, *path = value["$ref"]
             return Ref(task, tuple(path))
+        if "$int" in value:
+            return int(value["$int"], 16)
         if "$literal" in value:
             value = value["$literal"]
         return {key: _decode(item) for key, item in value.items()}

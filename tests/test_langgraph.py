@@ -1,0 +1,322 @@
+"""The agent as a LangGraph graph, with LangGraph's real savers on real SQLite files."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentpar import Agent, ScriptedRuntime, tool
+
+if importlib.util.find_spec("langgraph") is None:
+    pytest.skip("langgraph is not installed", allow_module_level=True)
+
+ROOT = Path(__file__).parent.parent
+PLAN = '1. population(country="Chile")\n2. population(country="Peru")\njoin()'
+ANSWER = "Chile has 19 people [1]. Peru has 33 people [2].\nAnswer: Peru [2]"
+RISKY = '1. population(country="Chile")\n2. send(text=$1)\n3. send(text="hello")\njoin()'
+
+
+@pytest.fixture
+def calls() -> list[str]:
+    """Every tool call made, in order."""
+    return []
+
+
+def agent_of(texts: list[str], calls: list[str], **options: Any) -> Agent:
+    @tool
+    async def population(country: str) -> int:
+        """Population of a country."""
+        calls.append(country)
+        return {"Chile": 19, "Peru": 33}[country]
+
+    @tool(effect="write")
+    async def send(text: Any) -> str:
+        """Send a text."""
+        calls.append(f"send {text}")
+        return "sent"
+
+    return Agent([population, send], runtime=ScriptedRuntime(texts), **options)
+
+
+@pytest.fixture
+def saver(tmp_path: Path) -> Iterator[Any]:
+    from langgraph.checkpoint.sqlite import SqliteSaver
+
+    with SqliteSaver.from_conn_string(str(tmp_path / "graph.sqlite")) as saver:
+        yield saver
+
+
+def thread(name: str = "one") -> Any:
+    return {"configurable": {"thread_id": name}}
+
+
+def test_invoke_answers(saver: Any, calls: list[str]) -> None:
+    """The sync door, with the sync saver: question in, checked answer out."""
+    graph = agent_of([PLAN, ANSWER], calls).as_graph(saver)
+    state = graph.invoke({"question": "Chile or Peru?"}, thread())
+    assert state["text"] == ANSWER
+    assert state["answer"]["status"] == "answered"
+    assert [c["supported"] for c in state["answer"]["citations"]] == [True, True, True]
+    assert sorted(calls) == ["Chile", "Peru"]
+
+
+async def test_ainvoke_answers(tmp_path: Path, calls: list[str]) -> None:
+    """The async door, with the async saver."""
+    from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+
+    async with AsyncSqliteSaver.from_conn_string(str(tmp_path / "graph.sqlite")) as saver:
+        graph = agent_of([PLAN, ANSWER], calls).as_graph(saver)
+        state = await graph.ainvoke({"question": "Chile or Peru?"}, thread())
+        assert state["text"] == ANSWER
+        assert (await graph.aget_state(thread())).values["answer"] == state["answer"]
+
+
+async def test_sync_invoke_inside_a_running_loop(saver: Any, calls: list[str]) -> None:
+    """A notebook has a loop running already, and `invoke` works there all the same."""
+    graph = agent_of([PLAN, ANSWER], calls).as_graph(saver)
+    assert graph.invoke({"question": "Chile or Peru?"}, thread())["text"] == ANSWER
+
+
+def test_without_a_checkpointer(calls: list[str]) -> None:
+    """No saver, no pause: the graph just runs."""
+    graph = agent_of([PLAN, ANSWER], calls).as_graph()
+    assert graph.invoke({"question": "Chile or Peru?"})["text"] == ANSWER
+
+
+def test_question_is_required(calls: list[str]) -> None:
+    """An empty state says what it lacks."""
+    with pytest.raises(Exception, match="needs a 'question'"):
+        agent_of([], calls).as_graph().invoke({"question": " "})
+
+
+def test_risky_calls_wait_for_approval(saver: Any, calls: list[str]) -> None:
+    """The graph pauses before a risky call, once for all that wait, with their arguments."""
+    graph = agent_of([RISKY, "Answer: sent [2]"], calls).as_graph(saver)
+    state = graph.invoke({"question": "Send it"}, thread())
+    assert calls == ["Chile"]
+    assert state["__interrupt__"][0].value == {
+        "approve": [
+            {"task_id": 2, "tool": "send", "args": {"text": 19}},
+            {"task_id": 3, "tool": "send", "args": {"text": "hello"}},
+        ]
+    }
+
+
+def test_resumed_run_repeats_no_call(saver: Any, calls: list[str]) -> None:
+    """A fresh agent, as in another process, carries on: what has run does not run again."""
+    from langgraph.types import Command
+
+    agent_of([RISKY], calls).as_graph(saver).invoke({"question": "Send it"}, thread())
+    again = agent_of(["Answer: sent [2]"], calls).as_graph(saver)
+    state = again.invoke(Command(resume=True), thread())
+    assert state["answer"]["conclusion"] == "sent [2]"
+    assert calls[0] == "Chile"
+    assert sorted(calls[1:]) == ["send 19", "send hello"]
+
+
+def test_verdict_by_task(saver: Any, calls: list[str]) -> None:
+    """``resume={"task_id": …}`` allows one call and refuses another, which then is data."""
+    from langgraph.types import Command
+
+    graph = agent_of([RISKY, "Answer: sent once"], calls).as_graph(saver)
+    graph.invoke({"question": "Send it"}, thread())
+    state = graph.invoke(Command(resume={"2": True, "3": "not today"}), thread())
+    assert calls == ["Chile", "send 19"]
+    assert state["answer"]["tasks"]["3"]["ok"] is False
+    denied = [e for e in state["events"] if e["event"] == "TaskDone" and e["task_id"] == 3]
+    assert denied[0]["outcome"]["error"] == "not approved: not today"
+
+
+def test_refusal_reaches_the_joiner(saver: Any, calls: list[str]) -> None:
+    """No risky call runs after a refusal, and the joiner reads why."""
+    from langgraph.types import Command
+
+    agent = agent_of([RISKY, "Answer: nothing was sent"], calls)
+    graph = agent.as_graph(saver)
+    graph.invoke({"question": "Send it"}, thread())
+    graph.invoke(Command(resume=False), thread())
+    assert calls == ["Chile"]
+    assert isinstance(agent._runtime, ScriptedRuntime)
+    assert "not approved: refused by the user" in agent._runtime.requests[1].messages[-1].content
+
+
+RESUME = """
+import json, sys
+from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.types import Command
+from tests.test_langgraph import agent_of, thread
+
+calls = []
+with SqliteSaver.from_conn_string(sys.argv[1]) as saver:
+    graph = agent_of(["Answer: sent [2]"], calls).as_graph(saver)
+    state = graph.invoke(Command(resume=True), thread())
+print(json.dumps([calls, state["text"]]))
+"""
+
+
+def test_resume_in_another_process(tmp_path: Path, calls: list[str]) -> None:
+    """The SQLite file is all that a new process needs."""
+    from langgraph.checkpoint.sqlite import SqliteSaver
+
+    path = str(tmp_path / "graph.sqlite")
+    with SqliteSaver.from_conn_string(path) as saver:
+        agent_of([RISKY], calls).as_graph(saver).invoke({"question": "Send it"}, thread())
+    done = subprocess.run(
+        [sys.executable, "-c", RESUME, path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    later, text = json.loads(done.stdout)
+    assert text == "Answer: sent [2]"
+    assert calls == ["Chile"]
+    assert sorted(later) == ["send 19", "send hello"]
+
+
+def test_replan_makes_a_checkpoint(saver: Any, calls: list[str]) -> None:
+    """Before another round of planning LangGraph has the first one safe."""
+    first = '1. population(country="Chile")\njoin()'
+    second = '2. population(country="Peru")\njoin()'
+    texts = [first, "Replan: Peru is missing", second, ANSWER]
+    graph = agent_of(texts, calls).as_graph(saver)
+    state = graph.invoke({"question": "Chile or Peru?"}, thread())
+    assert state["text"] == ANSWER
+    assert calls == ["Chile", "Peru"]
+    saved = [s.values.get("events", []) for s in graph.get_state_history(thread())]
+    between = [events for events in saved if events and events[-1]["event"] == "ReplanAsked"]
+    assert len(between) == 1
+    assert [e["task_id"] for e in between[0] if e["event"] == "TaskDone"] == [1]
+
+
+def test_next_question_on_a_thread_is_a_new_run(saver: Any, calls: list[str]) -> None:
+    """A thread holds its last run: neither the old answer nor the old events come back."""
+    one, two = '1. population(country="Chile")', '1. population(country="Peru")'
+    texts = [one, "Chile has 19 people [1].", two, "Replan: more", "join()", "Peru has 33 [1]."]
+    graph = agent_of(texts, calls).as_graph(saver)
+    first = graph.invoke({"question": "Chile?"}, thread())
+    second = graph.invoke({"question": "Peru?"}, thread())
+    assert (first["text"], second["text"]) == ("Chile has 19 people [1].", "Peru has 33 [1].")
+    assert second["run_id"] != first["run_id"]
+    assert [e["event"] for e in second["events"]].count("RunStarted") == 1
+
+
+def test_question_instead_of_a_verdict_drops_the_paused_run(saver: Any, calls: list[str]) -> None:
+    """Who asks something else while a call waits for approval gets that answered."""
+    graph = agent_of([RISKY, PLAN, ANSWER], calls).as_graph(saver)
+    graph.invoke({"question": "Send it"}, thread())
+    assert graph.invoke({"question": "Chile or Peru?"}, thread())["text"] == ANSWER
+    assert not [call for call in calls if call.startswith("send")]
+
+
+def test_record_of_a_resumed_run_replays(tmp_path: Path, saver: Any, calls: list[str]) -> None:
+    """The record holds both parts of the run, and replays as one."""
+    from langgraph.types import Command
+
+    from agentpar.executor.record import read_record, replay
+
+    runs = tmp_path / "runs"
+    agent_of([RISKY], calls, runs=runs).as_graph(saver).invoke({"question": "Send it"}, thread())
+    graph = agent_of(["Answer: sent [2]"], calls, runs=runs).as_graph(saver)
+    state = graph.invoke(Command(resume=True), thread())
+    replayed = replay(read_record(runs / state["run_id"] / "events.jsonl"))
+    assert replayed.difference == ""
+    assert replayed.events == len(state["events"])
+
+
+def test_failed_run_is_data(saver: Any, calls: list[str]) -> None:
+    """A model server that is gone ends the graph with a failed answer, not in a loop."""
+    from agentpar import ModelServerError
+
+    texts: list[Any] = [ModelServerError("the server is gone")]
+    state = agent_of(texts, calls).as_graph(saver).invoke({"question": "Chile?"}, thread())
+    assert (state["answer"]["status"], state["answer"]["error"]) == ("failed", "the server is gone")
+
+
+def test_odd_values_are_checkpointed(saver: Any) -> None:
+    """Large integers and a tool's own "$ref" key survive a pause."""
+    from langgraph.types import Command
+
+    odd = {"$ref": [1], "big": 2**90, "list": [None, True, 0.5]}
+    seen: list[Any] = []
+
+    @tool
+    async def odd_value() -> Any:
+        """Something odd."""
+        return odd
+
+    @tool(effect="write")
+    async def keep(value: Any) -> str:
+        """Keep a value."""
+        seen.append(value)
+        return "kept"
+
+    runtime = ScriptedRuntime(["1. odd_value()\n2. keep(value=$1)\njoin()", "Answer: kept"])
+    graph = Agent([odd_value, keep], runtime=runtime).as_graph(saver)
+    graph.invoke({"question": "Keep it"}, thread())
+    graph.invoke(Command(resume=True), thread())
+    assert seen == [odd]
+
+
+async def test_cancelled_graph_leaves_nothing() -> None:
+    """Cancelling `ainvoke` cancels the tools; the graph can be asked again."""
+    started = asyncio.Event()
+
+    @tool
+    async def wait() -> str:
+        """Wait."""
+        started.set()
+        await asyncio.sleep(60)
+        return ""
+
+    graph = Agent([wait], runtime=ScriptedRuntime(["1. wait()\njoin()", "x"])).as_graph()
+    before = asyncio.all_tasks()
+    running = asyncio.create_task(graph.ainvoke({"question": "Wait"}))
+    await asyncio.wait_for(started.wait(), 5)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
+
+
+def test_langgraph_json_names_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Studio opens is there, and imports without a model server."""
+    monkeypatch.delenv("AGENTPAR_MODEL_URL", raising=False)
+    config = json.loads((ROOT / "langgraph.json").read_text())
+    for spec in config["graphs"].values():
+        path, _, name = spec.partition(":")
+        found = importlib.util.spec_from_file_location("studio_agent", ROOT / path)
+        assert found is not None
+        assert found.loader is not None
+        module = importlib.util.module_from_spec(found)
+        found.loader.exec_module(module)
+        assert {"work", "approve"} <= set(getattr(module, name).get_graph().nodes)
+
+
+def test_the_page_about_langgraph_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every Python block of docs/langgraph.md, in order, with the model's texts scripted."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "langgraph.md").read_text()
+    blocks = [part.partition("```")[0] for part in page.split("```python\n")[1:]]
+    plan = '1. population(country="Chile")\n2. send_report(text=$1)\njoin()'
+    script = ScriptedRuntime([plan, "The report was sent [2]."])
+    monkeypatch.setattr("agentpar.agent.open_runtime", lambda *_, **__: script)
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in blocks:
+        exec(compile(block, "docs/langgraph.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "send_report" in printed
+    assert "The report was sent [2]." in printed
