@@ -20,7 +20,7 @@ from agentpar.events import Event, RunStarted
 from agentpar.executor.driver import Approve, running
 from agentpar.executor.machine import Limits
 from agentpar.ids import new_run_id
-from agentpar.memory.evidence import check, sources
+from agentpar.memory.evidence import check
 from agentpar.planner.joiner import Joiner
 from agentpar.planner.planner import Planner
 from agentpar.planner.prompts import Example
@@ -299,7 +299,7 @@ class Agent:
         )
         joiner = Joiner(
             self._runtime,
-            lambda text, tasks, outcomes: check(text, sources(tasks, outcomes)),
+            check,
             instructions=self._instructions,
             temperature=self._temperature,
             seed=self._seed,

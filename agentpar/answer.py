@@ -16,9 +16,9 @@ class Answer:
     """How a run ended.
 
     ``text`` is all that the joiner wrote, with its ``[n]`` marks; `conclusion` is what
-    stands behind the last ``Answer:``. ``n`` of a citation is the id of the task whose
-    result is cited, also the key into ``outcomes`` and ``tasks``. ``unsupported`` holds
-    the sentences that nothing the run has read carries. ``seconds`` is wall time.
+    stands behind the last ``Answer:``. The ``task_id`` of a citation is a key into
+    ``tasks`` and ``outcomes``. ``unsupported`` holds the sentences that nothing the run has
+    read carries. ``seconds`` is wall time.
     """
 
     run_id: str
@@ -52,6 +52,7 @@ class Answer:
             "citations": [
                 {
                     "n": c.n,
+                    "task_id": c.task_id,
                     "source": c.source,
                     "title": c.title,
                     "sentence": c.sentence,

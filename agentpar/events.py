@@ -33,17 +33,33 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """Something the run has read, ``[n]`` in an answer: a page, or the result of a call.
+
+    ``origin`` is the page's address, or the call as text. A task that read several pages
+    brings several sources.
+    """
+
+    n: int
+    task_id: int
+    origin: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Citation:
     """One ``[n]`` of an answer, checked by program against what the run has read.
 
-    ``n`` is the id of the task whose result is cited. ``passage`` is the text in that
-    result that carries the sentence, empty where none does; then ``supported`` is False
-    and ``problem`` says why.
+    ``n`` is the number of the `Source`, ``task_id`` the task that read it (0 where there is
+    no such source). ``passage`` is the text in the source that carries the sentence, empty
+    where none does; then ``supported`` is False and ``problem`` says why.
     """
 
     n: int
     sentence: str
     source: str
+    task_id: int = 0
     title: str = ""
     passage: str = ""
     supported: bool = True

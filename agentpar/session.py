@@ -15,6 +15,7 @@ from agentpar.events import Event
 from agentpar.executor.driver import Approve, Driver, Emit, RunClock
 from agentpar.executor.machine import Command, Join, Limits, Machine, Plan, catch_up
 from agentpar.executor.record import RecordWriter
+from agentpar.memory.evidence import sources
 from agentpar.planner.joiner import Joiner, JoinRequest
 from agentpar.planner.planner import Planner, PlanRequest
 from agentpar.tools.base import Tool
@@ -116,5 +117,6 @@ class Session:
             machine.tasks,
             machine.outcomes,
             machine.faults,
+            sources(machine.tasks, machine.outcomes),
         )
         await self._joiner.join(request, emit, self.driver.clock)

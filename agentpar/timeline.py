@@ -216,7 +216,7 @@ def _evidence(number: int, citation: Citation, story: Story) -> str:
         body += f'<div class="problem">Not supported: {_safe(citation.problem)}</div>'
     title = f"{_safe(citation.title)} " if citation.title else ""
     return (
-        f'<li id="evidence-{number}"><a class="n" href="#task-{citation.n}" '
+        f'<li id="evidence-{number}"><a class="n" href="#task-{citation.task_id}" '
         f'title="The call that read it">[{citation.n}]</a> {title}'
         f'<span class="url">{link}</span>{body}</li>'
     )

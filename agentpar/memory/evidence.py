@@ -14,32 +14,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agentpar.events import Citation
+from agentpar.events import Citation, Source
 from agentpar.plan import Ok, Outcome, Task
 
 WORDS_NEEDED = 0.6
 """Share of a sentence's content words that its sources must contain."""
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """One page, or one tool result, that was read: where from, and its text."""
-
-    origin: str
-    title: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What task ``n`` brought, best page first."""
-
-    n: int
-    pages: tuple[Page, ...]
-
-    @property
-    def text(self) -> str:
-        return "\n".join(f"{page.title}\n{page.text}" for page in self.pages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,30 +28,29 @@ class Checked:
 
 
 def sources(tasks: Mapping[int, Task], outcomes: Mapping[int, Outcome]) -> dict[int, Source]:
-    """A source for every task that has a value, by task id.
+    """What the tasks have brought, numbered from 1 in the order of their ids.
 
-    A value with a ``url`` (a fetched page) is cited by it, and so is each of its
-    ``others``; any other value by its tool call, whose arguments then count as read too.
+    A value with a ``url`` (a fetched page) is a source by that address, and so is each of
+    its ``others``; any other value by its tool call, whose arguments then count as read.
     """
     found: dict[int, Source] = {}
-    for id, task in tasks.items():
+    for id in sorted(tasks):
         outcome = outcomes.get(id)
-        if isinstance(outcome, Ok):
-            values = [outcome.value, *_others(outcome.value)]
-            given = ", ".join(str(arg) for arg in task.args.values())
-            pages = tuple(_page(value, call=f"{task.tool}({given})") for value in values)
-            found[id] = Source(id, pages)
+        if not isinstance(outcome, Ok):
+            continue
+        given = ", ".join(str(arg) for arg in tasks[id].args.values())
+        call = f"{tasks[id].tool}({given})"
+        for value in (outcome.value, *_others(outcome.value)):
+            page: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
+            origin, title = str(page.get("url") or call), str(page.get("title") or call)
+            n = len(found) + 1
+            found[n] = Source(n, id, origin, title, as_text(value))
     return found
 
 
 def _others(value: Any) -> list[Any]:
     others = value.get("others") if isinstance(value, Mapping) else None
     return list(others) if isinstance(others, list) else []
-
-
-def _page(value: Any, call: str) -> Page:
-    named: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
-    return Page(str(named.get("url") or call), str(named.get("title") or call), as_text(value))
 
 
 def as_text(value: Any) -> str:
@@ -98,6 +76,12 @@ _SCALES = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
 _WORD = re.compile(r"[^\W\d_]{2,}", re.UNICODE)
 # A capital inside a sentence: "Lima" in "the capital is Lima", not the word that opens it.
 _NAME = re.compile(r"(?<=[\w,;] )[^\W\d_a-z][^\W\d_]+", re.UNICODE)
+# What was not found cannot be looked up.
+_ABSENCE = re.compile(
+    r"\bnot (?:found|known|given|stated|available)\b|\bno (?:page|information|result|source|data)\b"
+    r"|\b(?:do|does|did) not (?:say|hold|give|state|mention|contain|provide|include)\b",
+    re.IGNORECASE,
+)
 _COMMON = frozenset(
     "the and has have had was were are is be been its it of in on at to for from with by as than "
     "that this these those which who whose what when where not no so but or an more less most "
@@ -115,19 +99,19 @@ def check(text: str, known: Mapping[int, Source]) -> Checked:
     Returns one `Citation` per mark, in reading order, and the sentences that are not
     supported. A sentence without a mark is held against everything the run has read and
     every sentence supported so far: a conclusion needs no mark of its own, a number from
-    nowhere is found out.
+    nowhere is found out. That something was not found is not a claim to check.
     """
     citations: list[Citation] = []
     unsupported: list[str] = []
-    everything = "\n".join(source.text for source in known.values())
+    everything = "\n".join(map(_readable, known.values()))
     for sentence in split_sentences(text):
         marks = _marks(sentence)
         bare = _unmarked(sentence)
-        if not (_numbers(bare) or _content(bare)):
+        if _ABSENCE.search(bare) or not (_numbers(bare) or _content(bare)):
             continue
         if marks:
             cited = [known[n] for n in marks if n in known]
-            problem = _missing(bare, "\n".join(source.text for source in cited))
+            problem = _missing(bare, "\n".join(map(_readable, cited)))
             found = [_citation(n, bare, known.get(n), problem) for n in marks]
             citations += found
             supported = all(citation.supported for citation in found)
@@ -144,11 +128,16 @@ def _citation(n: int, sentence: str, source: Source | None, problem: str) -> Cit
     """One mark: ``problem`` is what all the sentence's sources together lack."""
     if source is None:
         return Citation(n, sentence, "", supported=False, problem=f"this run has no result [{n}]")
-    page = max(source.pages, key=lambda page: _shared(sentence, f"{page.title}\n{page.text}"))
-    if not problem and not _shared(sentence, f"{page.title}\n{page.text}"):
+    if not problem and not _shared(sentence, _readable(source)):
         problem = "nothing of this sentence is in the cited result"
-    passage = "" if problem else best_passage(sentence, page.text)
-    return Citation(n, sentence, page.origin, page.title, passage, not problem, problem)
+    passage = "" if problem else best_passage(sentence, source.text)
+    return Citation(
+        n, sentence, source.origin, source.task_id, source.title, passage, not problem, problem
+    )
+
+
+def _readable(source: Source) -> str:
+    return f"{source.title}\n{source.text}"
 
 
 def split_sentences(text: str) -> list[str]:

@@ -23,6 +23,7 @@ from agentpar.events import (
     ModelUsed,
     PlanFault,
     ReplanAsked,
+    Source,
     Usage,
 )
 from agentpar.plan import Outcome, Task
@@ -42,7 +43,10 @@ class Checked(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class JoinRequest:
-    """What to answer from. A ``final`` request may not ask for another plan."""
+    """What to answer from; ``sources`` are the numbers that an answer may cite.
+
+    A ``final`` request may not ask for another plan.
+    """
 
     question: str
     round: int = 1
@@ -50,6 +54,7 @@ class JoinRequest:
     tasks: Mapping[int, Task] = field(default_factory=dict)
     outcomes: Mapping[int, Outcome] = field(default_factory=dict)
     faults: Sequence[PlanFault] = ()
+    sources: Mapping[int, Source] = field(default_factory=dict)
 
 
 class Joiner:
@@ -58,7 +63,7 @@ class Joiner:
     def __init__(
         self,
         runtime: Runtime,
-        check: Callable[[str, Mapping[int, Task], Mapping[int, Outcome]], Checked],
+        check: Callable[[str, Mapping[int, Source]], Checked],
         *,
         instructions: str = "",
         max_tokens: int = 512,
@@ -83,6 +88,7 @@ class Joiner:
             request.tasks,
             request.outcomes,
             request.faults,
+            request.sources,
             final=request.final,
             instructions=self._instructions,
         )
@@ -115,7 +121,7 @@ class Joiner:
             raise ModelServerError("the model wrote an empty answer")
         if shown == 0:
             emit(JoinText(request.round, answer, clock.now()))
-        checked = self._check(answer, request.tasks, request.outcomes)
+        checked = self._check(answer, request.sources)
         emit(Answered(request.round, answer, checked.citations, checked.unsupported, clock.now()))
 
 

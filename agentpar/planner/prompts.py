@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentpar.errors import PlanError
-from agentpar.events import PlanFault
+from agentpar.events import PlanFault, Source
 from agentpar.plan import Failed, Ok, Outcome, Ref, Skipped, Task, resolve
 from agentpar.planner.parser import format_call
 from agentpar.ports import Message
@@ -94,9 +94,9 @@ Tools:
 {tools}"""
 
 _JOINER = """\
-You answer a question from the numbered results of tool calls.
+You answer a question from the results of tool calls.
 First write the facts that answer it, each as one short sentence that ends with the number \
-of its result, like [3]. Then write a last line that starts with "Answer:".
+of its source, like [3]. Then write a last line that starts with "Answer:".
 Use only the results. If sources disagree, give what each says. If the results do not hold \
 the answer, write: Answer: not found"""
 
@@ -106,25 +106,25 @@ Replan: what is missing"""
 
 _JOIN_EXAMPLES = (
     (
-        '[1] web_lookup(query="Nile", find="length") = 6650\nNile - Atlas: Length | 6,650 km\n'
-        '[2] web_lookup(query="Danube", find="length") = 2850\n'
-        "Danube - Atlas: Length | 2,850 km\n"
+        'web_lookup(query="Nile", find="length") = 6650\n[1] Nile - Atlas: Length | 6,650 km\n'
+        'web_lookup(query="Danube", find="length") = 2850\n'
+        "[2] Danube - Atlas: Length | 2,850 km\n"
         "[3] calc(expression=\"argmax({'Nile': a, 'Danube': b})\", a=6650, b=2850) = Nile",
         "Which is longer, the Nile or the Danube?",
         "The Nile is 6,650 km long [1]. The Danube is 2,850 km long [2].\n"
         "Answer: the Nile is longer [3]",
     ),
     (
-        '[1] web_lookup(query="Lake Baikal", find="depth") = 1642\n'
-        "Baikal - Atlas: Depth | 1,642 m\nBaikal - Lakes: Depth | 1,620 m",
+        'web_lookup(query="Lake Baikal", find="depth") = 1642\n'
+        "[1] Baikal - Atlas: Depth | 1,642 m\n[2] Baikal - Lakes: Depth | 1,620 m",
         "How deep is Lake Baikal?",
-        "One source says that Lake Baikal is 1,642 m deep, another 1,620 m [1].\n"
-        "Answer: the sources disagree: 1,642 m or 1,620 m [1]",
+        "Lake Baikal is 1,642 m deep [1]. Another source says 1,620 m [2].\n"
+        "Answer: the sources disagree: 1,642 m [1] or 1,620 m [2]",
     ),
     (
         '[1] web_lookup(query="Kenya", find="anthem author")\nKenya - Atlas: Capital | Nairobi',
         "Who wrote the anthem of Kenya?",
-        "The results do not say who wrote it [1].\nAnswer: not found",
+        "The results do not say who wrote it.\nAnswer: not found",
     ),
 )
 
@@ -152,7 +152,7 @@ def plan_messages(
         messages.append(Message("assistant", example.plan))
     asked = f"Question: {question}"
     if tasks:
-        asked += f"\n\nDone already, usable as $1, $2, …:\n{observations(tasks, outcomes or {})}"
+        asked += f"\n\nDone already, usable as $1, $2, …:\n{_done(tasks, outcomes or {})}"
     if why:
         asked += f"\n\nStill missing: {why}\nPlan only the calls that find it, from {first_id} on."
     messages.append(Message("user", asked))
@@ -188,6 +188,7 @@ def join_messages(
     tasks: Mapping[int, Task],
     outcomes: Mapping[int, Outcome],
     faults: Sequence[PlanFault] = (),
+    sources: Mapping[int, Source] | None = None,
     *,
     final: bool = True,
     instructions: str = "",
@@ -200,7 +201,7 @@ def join_messages(
     for results, example, answer in _JOIN_EXAMPLES:
         messages.append(Message("user", _asked(example, results)))
         messages.append(Message("assistant", answer))
-    results = observations(tasks, outcomes, faults) or "(no tool was called)"
+    results = observations(tasks, outcomes, faults, sources or {}) or "(no tool was called)"
     messages.append(Message("user", _asked(question, results)))
     return tuple(messages)
 
@@ -215,38 +216,77 @@ def observations(
     tasks: Mapping[int, Task],
     outcomes: Mapping[int, Outcome],
     faults: Sequence[PlanFault] = (),
+    sources: Mapping[int, Source] | None = None,
 ) -> str:
-    """Every task and plan fault with how it ended, by number."""
-    used = {
+    """Every task and plan fault with how it ended, by id, and the sources under their numbers."""
+    used = _used(tasks, outcomes)
+    brought: dict[int, list[Source]] = {}
+    for source in (sources or {}).values():
+        brought.setdefault(source.task_id, []).append(source)
+    blocks = {
+        id: _observation(task, outcomes, brought.get(id, []), id in used)
+        for id, task in tasks.items()
+    }
+    loose: list[str] = []
+    for fault in faults:
+        line = f" (line {fault.line!r:.160})" if fault.line else ""
+        text = f"A line of the plan was not usable: {fault.message}{line}"
+        if fault.task_id is None or fault.task_id in blocks:
+            loose.append(text)
+        else:
+            blocks[fault.task_id] = text
+    return "\n".join([*(blocks[id] for id in sorted(blocks)), *loose])
+
+
+def _used(tasks: Mapping[int, Task], outcomes: Mapping[int, Outcome]) -> set[int]:
+    """The tasks whose results have fed another call that went well."""
+    return {
         need
         for id, task in tasks.items()
         if isinstance(outcomes.get(id), Ok)
         for need in task.needs
     }
-    blocks = {id: _observation(tasks[id], outcomes, id in used) for id in tasks}
-    loose: list[str] = []
-    for fault in faults:
-        text = f"not usable: {fault.message}" + (
-            f" (line {fault.line!r:.160})" if fault.line else ""
-        )
-        if fault.task_id is None or fault.task_id in blocks:
-            loose.append(f"A line of the plan was {text}")
-        else:
-            blocks[fault.task_id] = f"[{fault.task_id}] {text}"
-    return "\n".join([*(blocks[id] for id in sorted(blocks)), *loose])
 
 
-def _observation(task: Task, outcomes: Mapping[int, Outcome], used: bool) -> str:
+def _observation(
+    task: Task, outcomes: Mapping[int, Outcome], sources: Sequence[Source], used: bool
+) -> str:
+    outcome = outcomes.get(task.id)
+    head = _headline(task, outcomes)
+    if not isinstance(outcome, Ok):
+        return head
+    if _is_page(outcome.value):
+        share = PAGE_CHARS // max(1, len(sources))
+        pages = [outcome.value, *_others(outcome.value)]
+        shown = zip(sources, pages, strict=False)
+        return "\n".join([head, *(f"[{s.n}] {_cut(_page(page), share)}" for s, page in shown)])
+    mark = f"[{sources[0].n}] " if sources else ""
+    if _short(outcome.value) is not None:
+        return f"{mark}{head}"
+    limit = USED_CHARS if used else VALUE_CHARS
+    if isinstance(outcome.value, str):
+        limit = PAGE_CHARS
+    return f"{mark}{head}\n{_cut(_plain(outcome.value), limit)}"
+
+
+def _done(tasks: Mapping[int, Task], outcomes: Mapping[int, Outcome]) -> str:
+    """What earlier rounds did, a line a task, for a planner that may refer to it."""
+    return "\n".join(f"${id}: {_headline(tasks[id], outcomes)}" for id in sorted(tasks))
+
+
+def _headline(task: Task, outcomes: Mapping[int, Outcome]) -> str:
+    """The call and, in short, how it ended: ``web_lookup(query="Nile", …) = 6650``."""
     call = format_call(task.tool, {k: _shown(v, outcomes) for k, v in task.args.items()})
     match outcomes.get(task.id):
         case Ok(value):
-            return f"[{task.id}] {call}{_brief(value, used)}"
+            short = _short(value.get("value") if _is_page(value) else value)
+            return call if short is None else f"{call} = {short}"
         case Failed(error):
-            return f"[{task.id}] {call}\nfailed: {_cut(error, VALUE_CHARS)}"
+            return f"{call} failed: {_cut(error, VALUE_CHARS)}"
         case Skipped(because):
-            return f"[{task.id}] {call}\nskipped, because [{because}] has no value"
+            return f"{call} skipped, because call {because} has no value"
         case _:
-            return f"[{task.id}] {call}\nnot finished"
+            return f"{call} not finished"
 
 
 def _shown(arg: Any, outcomes: Mapping[int, Outcome]) -> Any:
@@ -261,20 +301,23 @@ def _shown(arg: Any, outcomes: Mapping[int, Outcome]) -> Any:
     return arg
 
 
-def _brief(value: Any, used: bool) -> str:
-    """What a call returned: short values on its line, pages below it."""
-    if isinstance(value, Mapping) and isinstance(value.get("text"), str):
-        found = value.get("value")
-        head = "" if found is None else f" = {_cut(str(found), USED_CHARS)}"
-        others = value.get("others")
-        pages = [value, *(others if isinstance(others, list) else ())]
-        share = PAGE_CHARS // len(pages)
-        return head + "".join(f"\n{_cut(_page(page), share)}" for page in pages)
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    if len(text) <= 60 and "\n" not in text:
-        return f" = {text}"
-    limit = PAGE_CHARS if isinstance(value, str) else USED_CHARS if used else VALUE_CHARS
-    return f"\n{_cut(text, limit)}"
+def _is_page(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("text"), str)
+
+
+def _others(page: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    others = page.get("others")
+    return others if isinstance(others, list) else ()
+
+
+def _short(value: Any) -> str | None:
+    """A value that fits on the call's own line, or None."""
+    text = _plain(value)
+    return text if value is not None and len(text) <= 60 and "\n" not in text else None
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _page(page: Mapping[str, Any]) -> str:
