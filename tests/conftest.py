@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test never goes to the hub by chance
+
 
 @pytest.fixture(scope="session")
 def vllm_url() -> Iterator[str]:
@@ -68,6 +70,3 @@ def _command(pid: int) -> str:
     except OSError:
         return f"process {pid} (ended)"
     return b" ".join(words).decode(errors="replace")[:200] or f"process {pid}"
-
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test never goes to the hub by chance

@@ -10,7 +10,7 @@ import asyncio
 import email.utils
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -23,6 +23,7 @@ from agentpar.ports import Capability, ModelRequest
 
 MAX_LINE = 16 << 20  # bytes; no honest piece of a stream is longer
 MAX_RETRY_AFTER = 60.0  # seconds; a server that asks for more is given up on at once
+_NO_SUCH_PAGE = frozenset({404, 405})
 
 
 class OpenAIRuntime:
@@ -91,7 +92,7 @@ class OpenAIRuntime:
         """What the server can enforce: both where it is vLLM, nothing where it is unknown."""
         if self._capabilities is None:
             root = self._url.removesuffix("/v1")
-            answer = await self._get(f"{root}/version")
+            answer = await self._get(f"{root}/version", absent=_NO_SUCH_PAGE | {400, 401, 403})
             is_vllm = isinstance(answer, dict) and isinstance(answer.get("version"), str)
             self._capabilities = frozenset({"grammar", "json_schema"} if is_vllm else ())
         return self._capabilities
@@ -203,13 +204,13 @@ class OpenAIRuntime:
             raise _Refused(f"{self.base_url} broke off: {self._public(_message(chunk))}")
         return chunk
 
-    async def _get(self, url: str) -> Any:
-        """The JSON that ``url`` answers with, None where it has no such page."""
+    async def _get(self, url: str, *, absent: Collection[int] = _NO_SUCH_PAGE) -> Any:
+        """The JSON that ``url`` answers with, None where its status is in ``absent``."""
         try:
             async for attempt in self._attempts(_again):
                 with attempt:
                     async with self._http().stream("GET", url) as response:
-                        if response.status_code in {404, 405}:
+                        if response.status_code in absent:
                             return None
                         await self._check(response)
                         try:

@@ -12,7 +12,9 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -198,14 +200,43 @@ def test_hub_cache_counts_when_it_is_whole(tmp_path: Path, have: str) -> None:
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """A model hub that accepts connections and then says nothing, or 404."""
+    """A model hub with one model, ``owner/model``; ``owner/slow`` keeps silent."""
 
+    protocol_version = "HTTP/1.1"
     silent = threading.Event()
+    files: ClassVar = {"config.json": b"{}", "model.safetensors": b"w" * 999, "model.bin": b"no"}
+    got: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
-        if self.path.startswith("/api/models/owner/slow"):
+        path = self.path.partition("?")[0]
+        name = path.rpartition("/")[2]
+        if path == "/api/models/owner/slow":
             self.silent.wait(5)
-        self.send_error(404)
+        if path.startswith("/api/models/owner/model/tree/"):
+            tree = [
+                {"type": "file", "path": n, "size": len(data), "oid": n}
+                for n, data in self.files.items()
+            ]
+            self.answer(json.dumps(tree))
+        elif path.startswith("/api/models/owner/model"):
+            files = [{"rfilename": n, "size": len(data)} for n, data in self.files.items()]
+            self.answer(json.dumps({"id": "owner/model", "sha": "a" * 40, "siblings": files}))
+        elif path.startswith("/owner/model/resolve/") and name in self.files:
+            self.got.append(name)
+            self.answer(self.files[name].decode(), etag=f'"{name}"')
+        else:
+            self.send_error(404)
+
+    do_HEAD = do_GET
+
+    def answer(self, text: str, etag: str = "") -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.send_header("X-Repo-Commit", "a" * 40)
+        self.send_header("ETag", etag)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(text.encode())
 
     def log_message(self, *args: object) -> None:
         pass
@@ -239,6 +270,20 @@ def test_hub_that_does_not_know_the_model_says_so(hub: None) -> None:
     """The status and the id."""
     with pytest.raises(WeightsError, match=r"did not give 'owner/none': .*404"):
         models.resolve("owner/none")
+
+
+@pytest.mark.skipif(find_spec("huggingface_hub") is None, reason="needs huggingface_hub")
+def test_hub_gives_the_files_that_are_needed(hub: None, tmp_path: Path) -> None:
+    """Config and safetensors land in the hub's own cache, other formats stay where they are."""
+    told: list[tuple[str, float]] = []
+    folder = models.resolve(
+        "owner/model", progress=lambda step, _, total: told.append((step, total))
+    )
+    assert folder.is_relative_to(tmp_path / "hub")
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert "model.bin" not in Hub.got
+    assert ("downloading owner/model", 1001) in told
+    assert models.find("owner/model") == folder
 
 
 def test_file_is_whole_or_old(tmp_path: Path) -> None:
