@@ -183,9 +183,9 @@ def _watch(title: str, process: subprocess.Popen[str], lines: list[str], began: 
 
 def _shortened(lines: list[str]) -> str:
     """What pip does now, without paths and addresses."""
-    line = lines[-1].strip() if lines else ""
-    line = re.sub(r"\s*\(from .*", "", line)
-    return re.sub(r"\S*/(\S+)", r"\1", line)
+    telling = (line.strip() for line in reversed(lines) if not line.startswith("WARNING"))
+    line = re.sub(r"\s*\(from .*", "", next(telling, ""))
+    return re.sub(r"\S*/(\S+)", r"\1", line)[:60]
 
 
 def _say(text: str, *, last: bool = False) -> None:

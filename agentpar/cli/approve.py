@@ -47,25 +47,24 @@ class AskAtTerminal:
 
         async with self._turn:
             call = one_line(format_call(task.tool, args), 1_000)
-            self._console.print(
-                Text.assemble(("Allow ", "bold yellow"), call, (" ? y allows, any key denies", ""))
-            )
-            allowed = await _key() in ("y", "Y")
+            question = Text.assemble(("Allow ", "bold yellow"), call, "? y allows, any key denies")
+            # What was typed before the question was no answer to it: it is thrown away here.
+            with _single_keys(sys.stdin.fileno()):
+                self._console.print(question)
+                allowed = await _key(sys.stdin.fileno()) in ("y", "Y")
         return True if allowed else "denied at the terminal"
 
 
-async def _key() -> str:
-    """The next key pressed at stdin, a terminal."""
-    stdin = sys.stdin.fileno()
+async def _key(terminal: int) -> str:
+    """The next key pressed."""
     loop = asyncio.get_running_loop()
     pressed = asyncio.Event()
-    with _single_keys(stdin):
-        loop.add_reader(stdin, pressed.set)
-        try:
-            await pressed.wait()
-        finally:
-            loop.remove_reader(stdin)
-        return os.read(stdin, 64).decode(errors="replace")[:1]
+    loop.add_reader(terminal, pressed.set)
+    try:
+        await pressed.wait()
+    finally:
+        loop.remove_reader(terminal)
+    return os.read(terminal, 64).decode(errors="replace")[:1]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,129 @@
+"""Commands about recorded runs: graph, trace, replay."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from harness import Cli
+
+from agentpar import Agent, ScriptedRuntime, tool
+
+PLAN = 'Thought: both.\n1. size(of="a")\n2. size(of="b")\n3. total(parts=[$1, $2])\njoin()\n'
+
+
+@tool
+async def size(of: str) -> int:
+    """Size of a thing."""
+    return len(of)
+
+
+@tool
+async def total(parts: list[int]) -> int:
+    """Sum of the parts."""
+    return sum(parts)
+
+
+@pytest.fixture
+async def recorded(tmp_path: Path) -> Path:
+    """Two runs under ``runs``; the folder of the newer one."""
+    for name in ("20260101-aaa", "20260102-bbb"):
+        runtime = ScriptedRuntime([PLAN, "Both have size 1 [1].\nAnswer: 2"])
+        async with Agent(tools=[size, total], runtime=runtime, runs=tmp_path / "runs") as agent:
+            await agent.ask("How large are they?", run_id=name)
+    return tmp_path / "runs" / "20260102-bbb"
+
+
+def test_replay_proves_a_run(cli: Cli, recorded: Path) -> None:
+    """The newest run is found as 'last', and its counts are told."""
+    done = cli("replay", "last")
+    assert done.returncode == 0
+    assert str(recorded.relative_to(cli.folder)) in done.stdout
+    assert "the same" in done.stdout
+
+
+def test_replay_finds_a_forged_command(cli: Cli, recorded: Path) -> None:
+    """A record in which another call was made than decided: exit 1, and the difference."""
+    record = recorded / "events.jsonl"
+    forged = record.read_text().replace('"args": {"of": "b"}', '"args": {"of": "forged"}')
+    lines = [
+        new if '"command": "Execute"' in new else old
+        for old, new in zip(record.read_text().splitlines(), forged.splitlines(), strict=True)
+    ]
+    record.write_text("\n".join(lines) + "\n")
+    done = cli("replay", "20260102")
+    assert done.returncode == 1
+    assert "forged" in done.stderr
+
+
+def test_trace_shows_the_run_again(cli: Cli, recorded: Path) -> None:
+    """The timeline comes out of the record alone; --html writes the page anew."""
+    done = cli("trace", str(recorded))
+    assert "3. total(parts=[$1, $2])" in done.stdout
+    assert "Both have size 1 [1]." in done.stdout
+    page = Path(cli.folder, cli("trace", "20260102", "--html").stdout.strip())
+    assert page == recorded / "timeline.html"
+    assert "How large are they?" in page.read_text()
+
+
+def test_a_record_that_broke_off_is_still_shown(cli: Cli, recorded: Path) -> None:
+    """A process killed while it wrote a line leaves a record that trace and graph read."""
+    record = recorded / "events.jsonl"
+    text = record.read_text()
+    record.write_text(text[: text.index('"TaskStarted"') + 30])
+    assert cli("trace", "last").returncode == 0
+    assert "size" in cli("graph", "last").stdout
+
+
+def test_graph_draws_a_run_as_mermaid_and_svg(cli: Cli, recorded: Path) -> None:
+    """Mermaid goes to stdout, a file's ending says what is drawn."""
+    assert cli("graph", "last").stdout.startswith("flowchart LR")
+    assert cli("graph", "last", "-o", "plan.svg").stdout == "plan.svg\n"
+    assert (cli.folder / "plan.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.browser
+def test_graph_draws_a_png(cli: Cli, recorded: Path) -> None:
+    """The PNG has a PNG's first bytes."""
+    assert cli("graph", "last", "-o", "plan.png").returncode == 0
+    assert (cli.folder / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_graph_draws_a_plan_from_a_text_file(cli: Cli) -> None:
+    """What cannot be read of it is told, not dropped."""
+    (cli.folder / "plan.txt").write_text('1. find("x")\n2. open(url=$1.url)\n3. what(\njoin()\n')
+    done = cli("graph", "plan.txt")
+    assert "t1 --> t2" in done.stdout
+    assert "what(" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("trace", "2026"), "begins 2 runs"),
+        (("replay", "nope"), "the newest are 20260101-aaa, 20260102-bbb"),
+        (("graph", "nope.txt"), "no plan at 'nope.txt'"),
+        (("graph", "last", "--format", "png"), "-o plan.png"),
+        (("graph", "last", "-o", "plan.gif"), "--format"),
+    ],
+)
+def test_a_wrong_name_says_what_there_is(
+    cli: Cli, recorded: Path, words: tuple[str, ...], message: str
+) -> None:
+    """The caller's mistake: exit 2 and one line that helps."""
+    done = cli(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_damaged_record_is_named_with_its_line(cli: Cli, recorded: Path) -> None:
+    """Damage in the middle is not skipped over."""
+    record = recorded / "events.jsonl"
+    lines = record.read_text().splitlines()
+    lines[2] = json.dumps({"event": "Unknown"})
+    record.write_text("\n".join(lines))
+    done = cli("replay", "last")
+    assert done.returncode == 2
+    assert "events.jsonl:3" in done.stderr
