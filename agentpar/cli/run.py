@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from agentpar.cli.asking import Output, Wish, ask
+from agentpar.cli.templates import DEMO, QUESTION
 from agentpar.errors import UsageError
-
-QUESTION = "Which has more people, Chile or Peru?"
 
 ModelUrl = Annotated[
     str | None,
@@ -62,9 +61,11 @@ def demo(
 
     It searches and reads a simulated web on this machine, with a model on this machine.
     """
-    from importlib.resources import as_file, files
+    import tempfile
 
-    with as_file(files("agentpar") / "demo.yaml") as file:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "demo.yaml"
+        file.write_text(DEMO, encoding="utf-8")
         ask(Wish(file, question, model_url, model, _output(json, quiet), runs))
 
 

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from agentpar.cli.templates import DEFAULT_MODEL
 from agentpar.errors import UsageError
 
 if TYPE_CHECKING:
     from agentpar.runtime.server import ServerHandle
-
-DEFAULT_MODEL = "qwen2.5-coder-1.5b"
 
 
 def serve(

@@ -1,6 +1,19 @@
-"""The files of a new project, as ``agentpar init`` writes them."""
+"""The files that ``agentpar init`` writes, and the agent that ``agentpar demo`` asks."""
 
 QUESTION = "Which has more people, Chile or Peru?"
+DEFAULT_MODEL = "qwen2.5-coder-1.5b"
+
+# The same as examples/web_research/agent.yaml, which an installed package does not have.
+DEMO = """\
+version: 1
+name: web-research
+model:
+  id: "${AGENTPAR_MODEL:-qwen2.5-coder-1.5b}"
+tools:
+  - web_search: {url: "${SEARX_URL:-miniweb://}"}
+  - web_fetch: {max_chars: 600}
+  - calc
+"""
 
 _AGENT = """\
 version: 1

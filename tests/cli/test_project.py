@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from harness import Cli
 
+from agentpar.cli import templates
+
 
 def test_validate_tells_every_mistake_of_every_file(cli: Cli) -> None:
     """Exit 2, all mistakes of all files with their places; the good file is named as fine."""
@@ -30,6 +32,15 @@ def test_schema_is_json(cli: Cli) -> None:
     assert "tools" in json.loads(cli("schema").stdout)["properties"]
 
 
+def test_the_demo_is_the_example() -> None:
+    """The installed command asks the agent that the repository shows, served by default."""
+    example = Path(__file__).parents[2] / "examples" / "web_research" / "agent.yaml"
+    shown = [line for line in example.read_text().splitlines() if not line.startswith("#")]
+    assert templates.DEMO.splitlines() == shown
+    assert f":-{templates.DEFAULT_MODEL}}}" in templates.DEMO
+
+
+@pytest.mark.slow
 def test_init_makes_a_project_whose_test_passes(cli: Cli) -> None:
     """The files fit together: the YAML is valid and the test is green, with no model."""
     done = cli("init", "mine")

@@ -112,6 +112,7 @@ def test_quiet_is_the_answer_and_its_sources(cli: Cli, folder: Path, model_serve
     assert "planning" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_fails_the_run(cli: Cli, folder: Path) -> None:
     """Exit 1; its address is told on stderr, without a traceback, and the JSON says failed."""
     with socket.socket() as free:
