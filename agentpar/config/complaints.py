@@ -55,6 +55,5 @@ def _shown(node: Node, loc: tuple[str | int, ...]) -> str:
             return ", not a list"
         case None:
             return "; nothing is given"
-    plain = node.value if str(node.written) == str(node.value) else node.written
-    text = repr(plain)
+    text = repr(node.written) if isinstance(node.value, str) else str(node.written)
     return f", not {text if len(text) <= 80 else text[:79] + '…'}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, overload
 
 from pydantic import (
     BaseModel,
@@ -46,8 +46,11 @@ Count = Annotated[
     Field(ge=1),
     _or_text("integer", r"\d+(\.\d+)? ?[kM]?", minimum=1),
 ]
-CountOrNone = Annotated[
-    int, BeforeValidator(count), _or_text("integer", r"\d+(\.\d+)? ?[kM]?", minimum=0)
+CountOrZero = Annotated[
+    int,
+    BeforeValidator(count),
+    Field(ge=0),
+    _or_text("integer", r"\d+(\.\d+)? ?[kM]?", minimum=0),
 ]
 Duration = Annotated[
     float,
@@ -55,7 +58,12 @@ Duration = Annotated[
     Field(gt=0),
     _or_text("number", r"\d+(\.\d+)? ?(ms|s|m|min|h)?", exclusiveMinimum=0),
 ]
-Number = Annotated[float, BeforeValidator(number), _or_text("number", r"[-+]?[0-9.eE+-]+")]
+Temperature = Annotated[
+    float,
+    BeforeValidator(number),
+    Field(ge=0, le=2),
+    _or_text("number", r"\d+(\.\d+)?", minimum=0, maximum=2),
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,9 +113,9 @@ class Section(BaseModel):
 class ModelSettings(Section):
     """How the model writes."""
 
-    temperature: Annotated[Number, Field(ge=0, le=2)] = 0.0
+    temperature: Temperature = 0.0
     """Randomness of the model, 0 to 2; 0 always takes the likeliest word."""
-    seed: Annotated[CountOrNone, Field(ge=0)] | None = None
+    seed: CountOrZero | None = None
     """Seed of the model's randomness, so that a temperature above 0 can be repeated."""
 
 
@@ -148,7 +156,7 @@ class PlannerFields(Section):
 
     max_tasks: Count = 1000
     """Most tool calls in one run, all rounds together."""
-    replans: Annotated[CountOrNone, Field(ge=0)] = 2
+    replans: CountOrZero = 2
     """How many more rounds the joiner may ask for; 0 for none."""
     examples: Annotated[list[PlanExample], Field(min_length=1), _OR_FILE] | None = None
     """Plans shown to the model, or a ``file:`` that holds them; by default the built-in ones."""
@@ -188,6 +196,17 @@ class WebFetch(Section):
     """Time for one page, redirects included."""
 
 
+class WebLookup(Section):
+    """Find one fact on the web in one call: search, and read the best pages side by side."""
+
+    search: WebSearch = WebSearch()
+    """Where to search; the same fields as ``web_search``."""
+    fetch: WebFetch = WebFetch()
+    """How to read pages; the same fields as ``web_fetch``."""
+    pages: Count = 2
+    """Most pages that one call reads."""
+
+
 class Calc(Section):
     """Arithmetic and comparisons; nothing to set."""
 
@@ -223,6 +242,8 @@ class ToolEntry(Section):
     """Search the web."""
     web_fetch: WebFetch | None = None
     """Read web pages."""
+    web_lookup: WebLookup | None = None
+    """Find one fact on the web in one call."""
     calc: Calc | None = None
     """Arithmetic and comparisons."""
     python: str | None = None
@@ -238,7 +259,7 @@ class ToolEntry(Section):
         return next(iter(self.model_fields_set))
 
 
-OPTIONLESS = frozenset({"web_search", "web_fetch", "calc"})
+OPTIONLESS = frozenset({"web_search", "web_fetch", "web_lookup", "calc"})
 """Tools of our own that a name alone stands for."""
 
 
@@ -301,6 +322,11 @@ def section_in(annotation: Any) -> type[Section] | None:
     return next((section for section in held if section is not None), None)
 
 
+def holds_list(annotation: Any) -> bool:
+    """Whether a field's type is a list, or one among others."""
+    return get_origin(annotation) is list or any(map(holds_list, get_args(annotation)))
+
+
 def is_secret(section: type[Section] | None, loc: tuple[str | int, ...]) -> bool:
     """Whether what stands at ``loc`` within ``section`` must never be shown."""
     for step in loc:
@@ -313,3 +339,16 @@ def is_secret(section: type[Section] | None, loc: tuple[str | int, ...]) -> bool
             return True
         section = section_in(field.annotation)
     return False
+
+
+@overload
+def revealed(secret: SecretStr) -> str: ...
+
+
+@overload
+def revealed(secret: None) -> None: ...
+
+
+def revealed(secret: SecretStr | None) -> str | None:
+    """The text of a credential, for the one who needs it."""
+    return None if secret is None else secret.get_secret_value()

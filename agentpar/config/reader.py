@@ -12,10 +12,10 @@ from pydantic import ValidationError
 
 from agentpar.config.complaints import complaints
 from agentpar.config.environment import fill
-from agentpar.config.fields import AgentFile, ToolEntry
+from agentpar.config.fields import AgentFile, ToolEntry, revealed
 from agentpar.config.shape import Remark, Shape, dotted
 from agentpar.config.source import Loc, Mark, Node, read_text, read_yaml
-from agentpar.config.tools import Make, makers, revealed
+from agentpar.config.tools import Make, makers
 from agentpar.errors import ConfigError
 from agentpar.planner.planner import plan_problems
 from agentpar.planner.prompts import Example
@@ -106,7 +106,8 @@ def load(
     for loc, message in mistakes:
         shape.problems.append(Remark(root.find(loc).mark, f"{dotted(loc)}: {message}"))
     if fields is not None:
-        _check_model(fields, root, shape)
+        if not any(loc[0] == "model" for loc, _ in unfilled):
+            _check_model(fields, root, shape)
         if not shape.problems:
             _check_examples(fields, root, known, shape)
     if fields is None or shape.problems:

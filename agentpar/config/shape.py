@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from agentpar.config.fields import OPTIONLESS, AgentFile, Section, ToolEntry, section_in
+from agentpar.config.fields import OPTIONLESS, AgentFile, Section, ToolEntry, holds_list, section_in
 from agentpar.config.source import Loc, Mark, Node
 
 _RELEASE = "0.1"
@@ -80,15 +80,22 @@ class Shape:
         return None
 
     def _inner(self, child: Node, section: type[Section], loc: Loc) -> Node:
-        inner = section_in(section.model_fields[str(loc[-1])].annotation)
+        annotation = section.model_fields[str(loc[-1])].annotation
+        inner = section_in(annotation)
         if inner is None:
             return child
-        if child.value is None and not any(f.is_required() for f in inner.model_fields.values()):
+        if (
+            child.value is None
+            and not holds_list(annotation)
+            and not any(f.is_required() for f in inner.model_fields.values())
+        ):
             return replace(child, value={})  # "defaults:" with nothing below it
-        if isinstance(child.value, list):
-            items = [self.fitted(item, inner, (*loc, i)) for i, item in enumerate(child.value)]
-            return replace(child, value=items)
-        return self.fitted(child, inner, loc)
+        if not holds_list(annotation):
+            return self.fitted(child, inner, loc)
+        if not isinstance(child.value, list):
+            return child
+        items = [self.fitted(item, inner, (*loc, i)) for i, item in enumerate(child.value)]
+        return replace(child, value=items)
 
     def _problem(self, child: Node, loc: Loc, text: str) -> None:
         self.problems.append(Remark(child.place, f"{dotted(loc)}: {text}"))
@@ -122,5 +129,5 @@ def _sections(section: type[Section], path: str = "") -> Iterator[tuple[str, typ
     for name, info in section.model_fields.items():
         annotation: Any = info.annotation
         if (inner := section_in(annotation)) is not None:
-            listed = "[]" if "list[" in str(annotation) else ""
+            listed = "[]" if holds_list(annotation) else ""
             yield from _sections(inner, f"{path}{name}{listed}.")

@@ -176,8 +176,9 @@ class _Builder:
         before = self.nodes
         self._count(event, 1)
         if isinstance(event, ScalarEvent):
-            value = event.value if event.style else self._resolved(event)
-            node, levels = Node(value, self._mark(event), written=event.value), 1
+            text = self._text(event)
+            value = text if event.style else self._resolved(event)
+            node, levels = Node(value, self._mark(event), written=text), 1
         elif isinstance(event, MappingStartEvent):
             node, levels = self._mapping(event, events, depth)
         else:
@@ -194,15 +195,17 @@ class _Builder:
         while not isinstance(event := next(events), MappingEndEvent):
             if not isinstance(event, ScalarEvent):
                 raise self._refused(event, "a key must be a plain name")
-            if event.value in entries:
-                first = entries[event.value].place
-                raise self._refused(
-                    event, f"{event.value!r} stands here twice (first in line {first.line})"
-                )
-            if event.value == "<<" and not event.style:
+            key = self._text(event)
+            if key in entries:
+                line = entries[key].place.line
+                raise self._refused(event, f"{key!r} stands here twice (first in line {line})")
+            if key == "<<" and not event.style:
                 raise self._refused(event, "YAML 1.2 has no merge key '<<'; write the fields out")
             child, below = self._node(next(events), events, depth + 1)
-            entries[event.value] = Node(child.value, child.mark, self._mark(event), child.written)
+            at = self._mark(event)
+            # A value that is left out has no place of its own; its event stands further down.
+            mark = at if child.written == "" and child.value is None else child.mark
+            entries[key] = Node(child.value, mark, at, child.written)
             levels = max(levels, below)
         return Node(entries, self._mark(start)), levels + 1
 
@@ -233,6 +236,15 @@ class _Builder:
         self.nodes += more
         if self.nodes > MAX_NODES:
             raise self._refused(event, f"more than {MAX_NODES:,} values, aliases included")
+
+    def _text(self, event: Any) -> str:
+        """The text of a scalar, with two escapes that make one character together joined."""
+        try:
+            return str(event.value).encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            raise self._refused(
+                event, "half of a pair of \\u escapes, which is no character"
+            ) from None
 
     def _resolved(self, event: Any) -> Any:
         try:

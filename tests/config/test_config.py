@@ -1,0 +1,722 @@
+"""Agent files: what loads, and every mistake with file, line, column and key."""
+
+# ruff: noqa: E501, ASYNC240 (messages are quoted whole; small files are written at once)
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import agentpar
+from agentpar.agent import Agent
+from agentpar.config import AgentSpec, json_schema, load
+from agentpar.config.fields import AgentFile, Section, section_in
+from agentpar.config.source import Node, read_yaml, resolve_plain
+from agentpar.config.web import mini_web_options
+from agentpar.errors import ConfigError, UsageError
+from agentpar.runtime.scripted import ScriptedRuntime
+from agentpar.tools.base import Tool, ToolSource
+from agentpar.tools.mcp import McpServer
+
+REPOSITORY = Path(agentpar.__file__).parents[1]
+EXAMPLES = sorted(REPOSITORY.glob("examples/*/agent.yaml"))
+ALLOWED = {"quickstart": ["rivers"]}
+
+CANARY = "sk-canary-4711"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to stand in, so that messages begin with ``agent.yaml``."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def loaded(text: str, *, allow: tuple[str, ...] = (), **env: str) -> AgentSpec:
+    Path("agent.yaml").write_text(text, encoding="utf-8")
+    return load("agent.yaml", allow_modules=allow, env=env)
+
+
+def mistakes(text: str | bytes, **env: str) -> list[str]:
+    """The lines of the error that ``text`` gives."""
+    data = text if isinstance(text, bytes) else text.encode()
+    Path("agent.yaml").write_bytes(data)
+    with pytest.raises(ConfigError) as caught:
+        load("agent.yaml", env=env)
+    return str(caught.value).splitlines()
+
+
+# What loads
+
+
+def test_every_field_reaches_the_agent(folder: Path) -> None:
+    """Each field of a full file becomes the argument it stands for."""
+    spec = loaded(
+        """
+version: 1
+name: full
+instructions: Be brief.
+model:
+  id: some/model
+  base_url: http://localhost:8000/v1
+  api_key: "${KEY}"
+  settings: {temperature: 0.5, seed: 7}
+planner:
+  max_tasks: 2k
+  replans: 0
+  grammar: never
+  examples: [{question: What is 1 + 1?, plan: "1. calc(expression=\\"1 + 1\\")\\njoin()"}]
+tools: [calc]
+defaults: {timeout: 1m, concurrency: 8}
+limits: {max_result_bytes: 1MiB}
+""",
+        KEY=CANARY,
+    )
+    arguments = spec.arguments()
+    (example,) = arguments.pop("examples")
+    assert (example.question, example.plan) == (
+        "What is 1 + 1?",
+        '1. calc(expression="1 + 1")\njoin()',
+    )
+    (tool,) = arguments.pop("tools")
+    assert tool.name == "calc"
+    assert arguments == {
+        "name": "full",
+        "instructions": "Be brief.",
+        "model": "http://localhost:8000/v1",
+        "model_id": "some/model",
+        "api_key": CANARY,
+        "temperature": 0.5,
+        "seed": 7,
+        "grammar": False,
+        "max_tasks": 2000,
+        "max_replans": 0,
+        "concurrency": 8,
+        "timeout": 60.0,
+        "max_result_bytes": 2**20,
+    }
+    assert isinstance(Agent(**spec.arguments()), Agent)
+
+
+def test_what_the_file_leaves_out_is_as_the_agent_has_it(folder: Path) -> None:
+    """The defaults of the file are the defaults of `Agent`."""
+    arguments = loaded("model: {id: qwen2.5-coder-1.5b}\n").arguments()
+    defaults = inspect.signature(Agent).parameters
+    for name in set(arguments) - {"tools", "model"}:
+        assert arguments[name] == defaults[name].default, name
+
+
+def test_an_id_alone_is_the_model(folder: Path) -> None:
+    """Known weights and engines in this process have no address."""
+    arguments = loaded("model: {id: 'vllm:some/folder', base_url: '${URL:-}'}\n").arguments()
+    assert (arguments["model"], arguments["model_id"]) == ("vllm:some/folder", None)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.parent.name)
+def test_examples_load_and_name_their_schema(path: Path) -> None:
+    """Each shipped example is right, and an editor finds the schema from its first line."""
+    spec = load(path, allow_modules=ALLOWED.get(path.parent.name, ()), env={})
+    assert not spec.notes
+    Agent(**spec.arguments())
+    first = path.read_text().splitlines()[0]
+    schema = path.parent / first.removeprefix("# yaml-language-server: $schema=")
+    assert json.loads(schema.read_text()) == json_schema()
+
+
+def test_the_examples_are_there() -> None:
+    """The parametrised test above has something to test."""
+    assert {"web_research", "quickstart"} <= {path.parent.name for path in EXAMPLES}
+
+
+async def test_an_agent_from_a_file_answers(folder: Path) -> None:
+    """From the file through a tool beside it to an answer."""
+    Path("own_lakes.py").write_text("async def depth(lake: str) -> int:\n    return 1642\n")
+    spec = loaded("tools:\n  - python: own_lakes:depth\n", allow=("own_lakes",))
+    runtime = ScriptedRuntime(
+        ['1. depth(lake="Baikal")\njoin()', "1642 m [1].\nAnswer: 1642 m [1]"]
+    )
+    async with Agent(**spec.arguments(), runtime=runtime) as agent:
+        answer = await agent.ask("How deep is Lake Baikal?")
+    assert answer.outcomes[1].value == 1642
+
+
+def test_a_known_other_word_is_read_with_a_note(folder: Path) -> None:
+    """``system_prompt`` is ``instructions``, and the file's author hears of it."""
+    spec = loaded("tools: []\nsystem_prompt: Be kind.\nplanner: {max_replans: 1}\n")
+    assert spec.arguments()["instructions"] == "Be kind."
+    assert spec.arguments()["max_replans"] == 1
+    assert spec.notes == (
+        "agent.yaml:2:1: system_prompt: read as instructions; write instructions",
+        "agent.yaml:3:11: planner.max_replans: read as replans; write replans",
+    )
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "name: x\nlimits:\n  max_concurency: 3\n",
+            "agent.yaml:3:3: limits.max_concurency: unknown field, did you mean defaults.concurrency?",
+        ),
+        (
+            "defaults:\n  max_concurency: 3\n",
+            "agent.yaml:2:3: defaults.max_concurency: unknown field, did you mean concurrency?",
+        ),
+        ("tols: []\n", "agent.yaml:1:1: tols: unknown field, did you mean tools?"),
+        (
+            "zzz: 1\n",
+            "agent.yaml:1:1: zzz: unknown field, known here: version, name, instructions, model, "
+            "planner, tools, defaults, limits",
+        ),
+        ("tools:\n  - calcc\n", "agent.yaml:2:5: tools[0]: there is no tool 'calcc', did you mean calc?"),
+        (
+            "tools:\n  - web_serch: {}\n",
+            "agent.yaml:2:5: tools[0].web_serch: unknown field, did you mean web_search?",
+        ),
+        ("tools: calc\n", "agent.yaml:1:8: tools: must be a list, not 'calc'"),
+        ("tools: [3]\n", "agent.yaml:1:9: tools[0]: must hold fields, not 3"),
+        ("name: 3\n", "agent.yaml:1:7: name: must be a text, not 3"),
+        ("name:\n", "agent.yaml:1:1: name: must be a text; nothing is given"),
+        ("version: 2\n", "agent.yaml:1:10: version: must be 1, not 2"),
+        ("instructions: {fil: x}\n", "agent.yaml:1:15: instructions: must be a text, not a mapping"),
+        ("system_prompt: x\ninstructions: y\n",
+         "agent.yaml:2:1: instructions: instructions is given already, by another word"),
+        ("planner: {grammar: yes}\n",
+         "agent.yaml:1:20: planner.grammar: must be 'auto', 'always' or 'never', not 'yes'"),
+        ("planner: {stream: true}\n",
+         "agent.yaml:1:11: planner.stream: the plan is always streamed; leave it out"),
+        ("planner: {examples: [{question: q}]}\n",
+         "agent.yaml:1:22: planner.examples[0].plan: is needed"),
+        ("model: {}\n", "agent.yaml:1:1: model: id or base_url is needed"),
+        ("model: qwen\n", "agent.yaml:1:8: model: must hold fields, not 'qwen'"),
+        ("model: {base_url: 'localhost:1'}\n",
+         "agent.yaml:1:19: model.base_url: must be an address such as http://localhost:8000/v1"),
+        ("model: {id: x, settings: {temperature: .nan}}\n",
+         "agent.yaml:1:40: model.settings.temperature: must be a number such as 0.2, not .nan"),
+        ("model: {id: x, settings: {temperature: 3}}\n",
+         "agent.yaml:1:40: model.settings.temperature: must be at most 2, not 3"),
+        ("defaults: {concurrency: true}\n",
+         "agent.yaml:1:25: defaults.concurrency: must be a whole number such as 40 or 200k, not true"),
+        ("defaults: {concurrency: 1.5}\n",
+         "agent.yaml:1:25: defaults.concurrency: must be a whole number such as 40 or 200k, not 1.5"),
+        ("planner: {max_tasks: 0}\n", "agent.yaml:1:22: planner.max_tasks: must be at least 1, not 0"),
+        ("defaults: {timeout: 0s}\n",
+         "agent.yaml:1:21: defaults.timeout: must be more than 0, not '0s'"),
+        ("defaults: {timeout: .inf}\n",
+         "agent.yaml:1:21: defaults.timeout: must be a duration such as 500ms, 20s or 1m, not .inf"),
+        ("tools: [calc, calc]\n",
+         "agent.yaml:1:15: tools[1].calc: there is a tool named 'calc' already"),
+        ("tools: [{calc: {}, mcp: {}}]\n",
+         "agent.yaml:1:9: tools[0]: a tool is a mapping with one key, such as web_search; "
+         "put '- ' before each"),
+        ("tools: [{web_search: {provider: brave}}]\n",
+         "agent.yaml:1:22: tools[0].web_search: provider 'brave' needs api_key"),
+        ("tools: [{web_fetch: {allow_domains: ['http://x']}}]\n",
+         "agent.yaml:1:21: tools[0].web_fetch: 'http://x' is not a domain: write a name such as "
+         "'example.org', '*.example.org' or '*'"),
+        ("tools: [{web_search: {url: 'miniweb://?latncy=1s'}}]\n",
+         "agent.yaml:1:22: tools[0].web_search: miniweb:// has no switch 'latncy', "
+         "did you mean latency?"),
+        ("tools: [{mcp: {}}]\n",
+         "agent.yaml:1:15: tools[0].mcp: an MCP server needs either url=… or command=[…], and not both"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_with_its_place(folder: Path, text: str, message: str) -> None:
+    """File, line, column, key, what is wrong, and what to write."""
+    assert mistakes(text) == [message]
+
+
+def test_every_mistake_of_a_file_is_told_at_once(folder: Path) -> None:
+    """Keys, values, tools and the environment, in the order of the file."""
+    found = mistakes(
+        "nme: x\nmodel: {id: 3, base_url: '${NOPE}'}\n"
+        "tools: [calcc, {web_fetch: {max_bytes: 2XB}}]\ndefaults: {timeout: soon}\n"
+    )
+    places = [re.match(r"agent\.yaml:(\d+):\d+: ([^:]+): ", line) for line in found]
+    assert [(int(place[1]), place[2]) for place in places if place] == [
+        (1, "nme"),
+        (2, "model.id"),
+        (2, "model.base_url"),
+        (3, "tools[0]"),
+        (3, "tools[1].web_fetch.max_bytes"),
+        (4, "defaults.timeout"),
+    ]
+
+
+NOT_BUILT = [
+    *((key, "{}", key) for key in ("workers", "teams", "memory", "permissions", "output_schema")),
+    ("limits", "{max_steps: 60}", "limits.max_steps"),
+    ("limits", "{max_tokens: 200k}", "limits.max_tokens"),
+    ("limits", "{max_cost_usd: 1}", "limits.max_cost_usd"),
+    ("limits", "{deadline: 120s}", "limits.deadline"),
+    ("defaults", "{retries: 2}", "defaults.retries"),
+    ("defaults", "{rate: 10/s}", "defaults.rate"),
+    ("tools", "[openapi: {spec: ./api.yaml}]", "tools[0].openapi"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "name"), NOT_BUILT, ids=[row[2] for row in NOT_BUILT])
+def test_what_is_not_built_yet_is_refused_by_name(
+    folder: Path, key: str, value: str, name: str
+) -> None:
+    """Neither unknown nor ignored."""
+    (message,) = mistakes(f"{key}: {value}\n")
+    assert re.fullmatch(
+        rf"agent\.yaml:1:\d+: {re.escape(name)}: not available in agentpar 0\.1 yet", message
+    )
+
+
+def test_an_example_plan_that_cannot_run_is_a_mistake(folder: Path) -> None:
+    """It would teach the model to write the same."""
+    assert mistakes(
+        'planner:\n  examples:\n    - question: q\n      plan: |\n        1. serach(query="x")\n'
+        "        join()\ntools: [calc]\n"
+    ) == ["agent.yaml:4:13: planner.examples[0].plan: unknown tool 'serach'; there is 'calc'"]
+
+
+def test_examples_beside_an_mcp_server_are_not_checked_and_that_is_said(folder: Path) -> None:
+    """Its tools are known only when it runs."""
+    spec = loaded(
+        "planner: {examples: [{question: q, plan: '1. find(x=1)'}]}\n"
+        "tools: [{mcp: {command: [server]}}]\n"
+    )
+    assert spec.notes == (
+        "agent.yaml:1:11: planner.examples: not checked, as an MCP server's tools are known "
+        "when it runs",
+    )
+
+
+# YAML
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "agent.yaml:1:1: the file is empty"),
+        (b"# nothing\n", "agent.yaml:1:1: the file is empty"),
+        (b"- calc\n", "agent.yaml:1:1: an agent is a mapping with fields such as tools:"),
+        (b"name: a\nname: b\n", "agent.yaml:2:1: 'name' stands here twice (first in line 1)"),
+        (b"tools:\n\t- calc\n", "agent.yaml:2:1: not YAML: a tab: YAML is indented with spaces"),
+        (b"name: \xff\n", "agent.yaml:1:7: byte 0xff is not UTF-8"),
+        ("name: ä\nx: ".encode("utf-16"), "agent.yaml:1:1: byte 0xff is not UTF-8"),
+        (b"name: a\n---\nname: b\n", "agent.yaml:2:1: a second document; one file holds one agent"),
+        (b"name: a\x00\n", "agent.yaml:1:8: a control character cannot stand here"),
+        (b"name: !!python/object:os.system {}\n",
+         "agent.yaml:1:7: tags such as 'tag:yaml.org,2002:python/object:os.system' are not read"),
+        (b'name: "\\ud800"\n', "agent.yaml:1:7: half of a pair of \\u escapes, which is no character"),
+        (b"name: *a\n", "agent.yaml:1:7: '*a' has no finished anchor '&a' before it"),
+        (b"name: &a [*a]\n", "agent.yaml:1:11: '*a' has no finished anchor '&a' before it"),
+        (b"name: x\n<<: {a: 1}\n",
+         "agent.yaml:2:1: YAML 1.2 has no merge key '<<'; write the fields out"),
+        (b"? [a]\n: b\n", "agent.yaml:1:3: a key must be a plain name"),
+        (b"%YAML 1.1\n---\nname: x\n",
+         "agent.yaml:2:1: the file is read as YAML 1.2; drop the directive"),
+        (b"tools: [calc\n", "agent.yaml:2:1: not YAML: expected ',' or ']', but got '<stream end>'"),
+        (b"name: " + b"9" * 5000, "agent.yaml:1:7: a number with too many digits"),
+        (b"name: x\n" + b"#" * 1_000_000, "agent.yaml:1:1: the file is larger than 1,000,000 bytes"),
+    ],
+    ids=range(19),
+)  # fmt: skip
+def test_what_is_not_safe_yaml_is_refused(folder: Path, text: bytes, message: str) -> None:
+    """With its place, and before any field is looked at."""
+    assert mistakes(text) == [message]
+
+
+def test_bombs_are_refused_before_they_grow(folder: Path) -> None:
+    """Aliases of aliases and deep nests cost next to nothing."""
+    levels = "\n".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 12))
+    began = time.perf_counter()
+    (aliases,) = mistakes(f"l0: &l0 [x, x]\n{levels}\n")
+    (deep,) = mistakes("tools: " + "[" * 50_000)
+    (chained,) = mistakes(
+        "a: &a [[[[[[[[[[[[1]]]]]]]]]]]]\nb: &b [[[[[[[[[[[[*a]]]]]]]]]]]]\nc: [[[[[[[[[[[[*b]]]]]]]]]]]]\n"
+    )
+    assert time.perf_counter() - began < 2.0
+    assert "more than 20,000 values, aliases included" in aliases
+    assert "nested deeper than 32 levels" in deep
+    assert chained == "agent.yaml:3:16: nested deeper than 32 levels"
+
+
+def test_a_path_that_is_no_file_is_refused(folder: Path) -> None:
+    """A missing file and a folder are told apart."""
+    with pytest.raises(ConfigError, match=r"^nope\.yaml:1:1: there is no such file$"):
+        load("nope.yaml")
+    with pytest.raises(ConfigError, match=r":1:1: this is a folder, where a file is needed$"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("yes", "yes"), ("on", "on"), ("1_000", "1_000"), ("2001-01-01", "2001-01-01"),
+        ("017", 17), ("0o17", 15), ("0xff", 255), ("1e3", 1000.0), ("-1.5", -1.5), (".5", 0.5),
+        ("true", True), ("False", False), ("~", None), ("", None), ("12:30", "12:30"), ("nan", "nan"),
+    ],
+)  # fmt: skip
+def test_plain_values_follow_yaml_1_2(text: str, value: object) -> None:
+    """The core schema, not the guesses of YAML 1.1."""
+    assert resolve_plain(text) == value
+    assert type(resolve_plain(text)) is type(value)
+
+
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.text()
+        | st.floats(allow_nan=False, allow_infinity=False),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(st.text().filter(lambda key: key != "<<"), inner, max_size=4)
+        ),
+        max_leaves=12,
+    )
+)
+def test_every_json_document_reads_as_itself(value: Any) -> None:
+    """JSON is YAML 1.2: read with our reader it gives the same values, each at a real place."""
+    text = json.dumps(value)
+    node = read_yaml(text, "x")
+    assert node.plain() == value
+    assert all(text[n.mark.column - 1 :] for n in nodes(node))
+
+
+def nodes(node: Node) -> Iterator[Node]:
+    yield node
+    children = node.value.values() if isinstance(node.value, dict) else node.value
+    if isinstance(node.value, dict | list):
+        for child in children:
+            yield from nodes(child)
+
+
+@given(st.text(alphabet="ab:-[]{}&*!|>'\"#%@` \n\t$?,1.~", max_size=60))
+def test_any_text_loads_or_is_refused_with_a_place(text: str) -> None:
+    """Nothing but `ConfigError` comes out of the reader, and it starts with a position."""
+    try:
+        read_yaml(text, "x")
+    except ConfigError as error:
+        place = re.match(r"x:\d+:\d+: ", str(error))
+    else:
+        return
+    assert place
+
+
+# The environment
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("${A}", "one"), ("a${A}b${A}", "aonebone"), ("${B:-two}", "two"), ("${E:-two}", "two"),
+        ("${A:-two}", "one"), ("${A:?no}", "one"), ("$${A}", "${A}"), ("$A $5", "$A $5"),
+        ("x${E}", "x"),
+    ],
+)  # fmt: skip
+def test_references_are_filled_in(folder: Path, written: str, name: str) -> None:
+    """As in a shell, for the three forms there are."""
+    assert loaded(f"name: '{written}'\n", A="one", E="").name == name
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("${B}", "B is not set: set it in the environment, or write ${B:-default}"),
+        ("${B:?get one at example.org}", "B is not set: get one at example.org"),
+        ("${E:?empty too}", "E is not set: empty too"),
+        ("${B", "'${' begins no reference: write ${NAME}, ${NAME:-default} or ${NAME:?message}, "
+         "and $${ for the characters themselves"),
+    ],
+)  # fmt: skip
+def test_what_is_not_set_is_a_mistake(folder: Path, written: str, message: str) -> None:
+    """Told once, at the value."""
+    assert mistakes(f"model:\n  id: '{written}'\n", E="") == [
+        f"agent.yaml:2:7: model.id: {message}"
+    ]
+
+
+def test_a_value_cannot_add_structure(folder: Path) -> None:
+    """References are filled in after the YAML is read."""
+    assert loaded("name: ${A}\n", A="x\ntools: [calc]").fields.tools == []
+
+
+def test_numbers_may_come_from_the_environment(folder: Path) -> None:
+    """What a variable holds is text, and is read as the field needs it."""
+    spec = loaded(
+        "defaults: {timeout: '${T}', concurrency: '${N}'}\nplanner: {max_tasks: '${M}'}\n"
+        "model: {id: x, settings: {temperature: '${H}', seed: '${S}'}}\n",
+        T="500ms", N="4", M="1.5k", H="0.25", S="3",
+    )  # fmt: skip
+    arguments = spec.arguments()
+    assert [
+        arguments[k] for k in ("timeout", "concurrency", "max_tasks", "temperature", "seed")
+    ] == [
+        0.5,
+        4,
+        1500,
+        0.25,
+        3,
+    ]
+
+
+def test_no_credential_is_shown(folder: Path) -> None:
+    """Neither in the spec, nor in an error, nor where a wrong field got it."""
+    spec = loaded(
+        "model: {base_url: 'http://h/v1', api_key: '${K}'}\n"
+        "tools: [{web_search: {provider: brave, api_key: '${K}'}},"
+        " {mcp: {url: 'http://h', headers: {X-Key: '${K}'}}}]\n",
+        K=CANARY,
+    )
+    assert CANARY not in repr(spec) + str(spec.fields) + spec.fields.model_dump_json()
+    assert spec.arguments()["api_key"] == CANARY
+    told = mistakes(
+        f"name: '${{K}}{'x' * 100}'\nmodel: {{id: x, api_key: [{CANARY}], "
+        "settings: {temperature: '${K}', seed: '${K}'}}\n"
+        f"tools: [{{mcp: {{url: u, headers: {{k: [{CANARY}]}}}}}}, {{web_search: {{timeout: '${{K}}',"
+        " provider: '${K}'}}]\n",
+        K=CANARY,
+    )
+    assert len(told) == 7
+    assert CANARY not in "\n".join(told)
+
+
+# Files that the file names
+
+
+def test_instructions_and_examples_come_from_files(folder: Path) -> None:
+    """Text is taken as it is; examples are YAML with positions of their own."""
+    Path("prompts").mkdir()
+    Path("prompts/main.md").write_text("Use ${braces} and $${these}.\n")
+    Path("prompts/plans.yaml").write_text(
+        "- question: '${Q}'\n  plan: '1. calc(expression=\"1\")'\n"
+    )
+    text = (
+        "instructions: {file: prompts/main.md}\ntools: [calc]\n"
+        "planner: {examples: {file: prompts/plans.yaml}}\n"
+    )
+    arguments = loaded(text, Q="One?").arguments()
+    assert arguments["instructions"] == "Use ${braces} and $${these}."
+    assert arguments["examples"][0].question == "One?"
+    Path("prompts/plans.yaml").write_text("- question: q\n  plan: 3\n- qestion: q\n  plan: x\n")
+    assert mistakes(text) == [
+        "prompts/plans.yaml:2:9: planner.examples[0].plan: must be a text, not 3",
+        "prompts/plans.yaml:3:3: planner.examples[1].qestion: unknown field, did you mean question?",
+        "prompts/plans.yaml:3:3: planner.examples[1].question: is needed",
+    ]
+
+
+def test_no_file_outside_the_folder_is_read(folder: Path) -> None:
+    """Neither by '..', nor by an absolute path, nor through a link."""
+    inner = folder / "inner"
+    inner.mkdir()
+    secret = folder / "secret.md"
+    secret.write_text(CANARY)
+    (inner / "link.md").symlink_to(secret)
+    for name in ("../secret.md", str(secret), "link.md"):
+        (inner / "agent.yaml").write_text(f"instructions: {{file: {name}}}\n")
+        with pytest.raises(ConfigError, match="lies outside the folder of") as caught:
+            load(inner / "agent.yaml")
+        assert CANARY not in str(caught.value)
+
+
+def test_an_included_file_that_is_absent_is_a_mistake(folder: Path) -> None:
+    """At the place that names it."""
+    assert mistakes("instructions: {file: no.md}\n") == [
+        "agent.yaml:1:22: instructions.file: no.md:1:1: there is no such file"
+    ]
+
+
+# Tools
+
+
+def test_python_runs_only_where_allowed(folder: Path) -> None:
+    """The message names the flag, and nothing was imported."""
+    Path("own_evil.py").write_text("open('ran', 'w').close()\ndef f(x: int) -> int: return x\n")
+    text = "tools:\n  - python: own_evil:f\n"
+    assert mistakes(text) == [
+        "agent.yaml:2:13: tools[0].python: a file may only run code that you allow: to run "
+        "'own_evil', use --allow-module own_evil (in Python: load(path, "
+        "allow_modules=['own_evil']))"
+    ]
+    assert not Path("ran").exists()
+    (tool,) = loaded(text, allow=("own_evil",)).arguments()["tools"]
+    assert tool.name == "f"
+    assert str(folder) not in sys.path
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("own_other:nope", "module 'own_other' has no 'nope'"),
+        ("own_other:lokup", "module 'own_other' has no 'lokup', did you mean lookup?"),
+        ("own_absent:f", "module 'own_absent' cannot be imported: ModuleNotFoundError: "),
+        ("own_broken:f", "module 'own_broken' cannot be imported: ZeroDivisionError: "),
+        ("own_other", "'own_other' must be module:name, such as mypackage.tools:lookup"),
+        ("own_other:lookup.__globals__", "must be module:name"),
+        ("own_other:NUMBER", "3 is not a tool"),
+        ("json:dumps", "is not json.py beside this file"),
+    ],
+)
+def test_a_python_reference_that_leads_nowhere(folder: Path, reference: str, message: str) -> None:
+    """Each says what is wrong with it."""
+    Path("own_other.py").write_text("NUMBER = 3\ndef lookup(x: int) -> int: return x\n")
+    Path("own_broken.py").write_text("1 / 0\n")
+    Path("json.py").write_text("def dumps(x: int) -> int: return x\n")
+    allow = ("own_other", "own_absent", "own_broken", "json")
+    with pytest.raises(ConfigError) as caught:
+        loaded(f"tools: [{{python: '{reference}'}}]\n", allow=allow)
+    expected = message.replace("is not json.py", "json.py")
+    assert expected.split(" json.py")[0] in str(caught.value)
+    sys.modules.pop("own_other", None)
+
+
+def test_tools_keep_the_order_of_the_file(folder: Path) -> None:
+    """The model sees them in the order in which they are written."""
+    text = (
+        "tools: [{mcp: {command: [server], allowed_tools: [find], effect: read}}, calc, web_fetch,"
+        " {web_search: {url: 'http://127.0.0.1:8888'}}]\n"
+    )
+    spec = loaded(text)
+    first, *others = spec.arguments()["tools"]
+    assert isinstance(first, McpServer)
+    assert isinstance(first, ToolSource)
+    assert [tool.name for tool in others] == ["calc", "web_fetch", "web_search"]
+    again, *_ = spec.arguments()["tools"]
+    assert again is not first
+
+
+@pytest.mark.parametrize(
+    ("address", "options"),
+    [
+        ("miniweb://", {}),
+        ("miniweb://?latency=80ms&jitter=1s", {"latency": 0.08, "jitter": 1.0}),
+    ],
+)
+def test_the_mini_web_has_switches(address: str, options: dict[str, float]) -> None:
+    """In the query of its address."""
+    read = mini_web_options(address)
+    read.pop("faults")
+    assert read == options
+
+
+def test_the_mini_web_fails_as_asked() -> None:
+    """Shares, seeds and injections reach `Faults`; what cannot be read is refused."""
+    faults = mini_web_options("miniweb://?broken=0.5&injections=on&seed=3")["faults"]
+    assert (faults.broken, faults.injections, faults.seed) == (0.5, True, 3)
+    for bad in ("latency=x", "broken=2", "injections=maybe", "seed=1&seed=2", "nope=1"):
+        with pytest.raises(UsageError):
+            mini_web_options(f"miniweb://?{bad}")
+    with pytest.raises(UsageError, match="write miniweb://"):
+        mini_web_options("miniweb://host/path")
+
+
+async def test_web_tools_live_on_the_mini_web(folder: Path) -> None:
+    """Search and fetch work on its origin, nothing else there, and nothing is left after."""
+    spec = loaded(
+        "tools: [{web_search: {url: 'miniweb://?latency=0ms'}}, {web_fetch: {max_chars: 300}}, calc]\n"
+    )
+    source, calc = spec.arguments()["tools"]
+    assert calc.name == "calc"
+    assert "simulated" in source.banner
+    async with Agent([source, calc], runtime=ScriptedRuntime([])) as agent:
+        tools = await agent.tools()
+        assert list(tools) == ["web_search", "web_fetch", "calc"]
+        hits = await tools["web_search"].call(query="Chile population")
+        page = await tools["web_fetch"].call(url=hits[0]["url"], find="population")
+        assert "Chile" in page["title"]
+        assert len(page["text"]) <= 300
+        origin = httpx.URL(hits[0]["url"])
+        assert f"{origin.host}:{origin.port}" in source.banner
+        with pytest.raises(agentpar.errors.FetchError, match="refused"):
+            await tools["web_fetch"].call(url=f"http://{origin.host}:1/")
+    with socket.socket() as probe:
+        assert probe.connect_ex((origin.host, origin.port)) != 0
+
+
+async def test_web_lookup_works_on_the_mini_web_too(folder: Path) -> None:
+    """One call searches and reads."""
+    spec = loaded("tools: [{web_lookup: {search: {url: 'miniweb://?latency=0ms'}}}]\n")
+    async with Agent(**spec.arguments(), runtime=ScriptedRuntime([])) as agent:
+        found = await (await agent.tools())["web_lookup"].call(query="Chile", find="capital")
+    assert found["value"] == "Santiago"
+
+
+def test_only_one_mini_web(folder: Path) -> None:
+    """Two searches with different switches would be two."""
+    text = (
+        "tools: [{web_search: {url: 'miniweb://'}},"
+        " {web_lookup: {search: {url: 'miniweb://?latency=1s'}}}]\n"
+    )
+    assert "one agent has one mini-web" in mistakes(text)[0]
+
+
+# The schema
+
+
+def test_the_committed_schema_is_true() -> None:
+    """`python -m agentpar.config > agentpar/agentpar.schema.json` writes it anew."""
+    committed = Path(agentpar.__file__).with_name("agentpar.schema.json").read_text()
+    printed = subprocess.run(
+        [sys.executable, "-m", "agentpar.config"], capture_output=True, text=True, timeout=30
+    )
+    assert printed.stdout == committed
+    assert json.loads(committed) == json_schema()
+
+
+def sections(section: type[Section] = AgentFile) -> Iterator[type[Section]]:
+    yield section
+    for field in section.model_fields.values():
+        if (inner := section_in(field.annotation)) is not None:
+            yield from sections(inner)
+
+
+def test_every_field_is_explained() -> None:
+    """In the schema, so that editors show it, and in the documentation."""
+    documentation = (REPOSITORY / "docs/yaml.md").read_text()
+    for section in sections():
+        for name, field in section.model_fields.items():
+            assert (field.description or "").strip(), f"{section.__name__}.{name}"
+            assert f"`{name}`" in documentation, f"{section.__name__}.{name}"
+        for word in (*section.also, *section.later):
+            assert f"`{word}`" in documentation, word
+
+
+def test_the_documentation_is_true(folder: Path) -> None:
+    """Every whole example in docs/yaml.md loads."""
+    documentation = (REPOSITORY / "docs/yaml.md").read_text()
+    examples = re.findall(r"```yaml\n(# agent\.yaml\n.*?)```", documentation, re.DOTALL)
+    assert examples
+    for example in examples:
+        loaded(example, allow=("mypackage",), VLLM_KEY="k")
+
+
+def test_importing_the_agent_loads_no_yaml() -> None:
+    """ruamel.yaml loads with the first file."""
+    script = "import sys, agentpar.agent; print('ruamel' in ' '.join(sys.modules))"
+    printed = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert printed.stdout.strip() == "False"
+
+
+def test_known_tools_are_tools(folder: Path) -> None:
+    """What `arguments` hands over is what the agent takes."""
+    things = loaded("tools: [calc, web_fetch, {web_search: {provider: ddgs}}]\n").arguments()[
+        "tools"
+    ]
+    assert all(isinstance(thing, Tool) for thing in things)
