@@ -16,7 +16,7 @@ from agentpar.plan import Outcome, Task
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one or more model calls; ``cached_tokens`` of the prompt came from a prefix cache."""
+    """Tokens of ``calls`` model calls; ``cached_tokens`` came from the server's prefix cache."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0

@@ -55,6 +55,16 @@ EXAMPLES = (
         '1. web_lookup(query="Lake Baikal", find="depth")\njoin()',
     ),
     Example(
+        "Which language is spoken in the country whose largest city is Casablanca?",
+        '1. web_lookup(query="Casablanca", find="country")\n'
+        '2. web_lookup(query=$1.value, find="language")\n'
+        "join()",
+    ),
+    Example(
+        "How many moons does Jupiter have?",
+        '1. web_lookup(query="Jupiter", find="moons")\njoin()',
+    ),
+    Example(
         "How long are the Rhine, the Elbe and the Oder together?",
         '1. web_lookup(query="Rhine", find="length")\n'
         '2. web_lookup(query="Elbe", find="length")\n'
@@ -97,14 +107,33 @@ _JOINER = """\
 You answer a question from the results of tool calls.
 First write the facts that answer it, each as one short sentence that ends with the number \
 of its source, like [3]. Then write a last line that starts with "Answer:".
-Use only the results. If sources disagree, give what each says. If the results do not hold \
-the answer, write: Answer: not found"""
+Use only the results. What calc has worked out is right. If sources disagree, give what each \
+says. If the results do not hold the answer, write: Answer: not found"""
 
 _REPLAN = """\
 If a result is missing that other calls could find, write instead only one line: \
 Replan: what is missing"""
 
 _JOIN_EXAMPLES = (
+    (
+        'web_lookup(query="Kenya", find="anthem author")\n[1] Kenya - Atlas: Capital | Nairobi',
+        "Who wrote the anthem of Kenya?",
+        "The results do not say who wrote it.\nAnswer: not found",
+    ),
+    (
+        'web_lookup(query="Lake Baikal", find="depth") = 1642, elsewhere 1555\n'
+        "[1] Baikal - Atlas: Depth | 1,642 m\n[2] Baikal - Lakes: Depth | 1,555 m",
+        "How deep is Lake Baikal? Do the sources agree?",
+        "Lake Baikal is 1,642 m deep [1]. Another source says 1,555 m [2].\n"
+        "Answer: the sources disagree: 1,642 m [1] or 1,555 m [2]",
+    ),
+    (
+        'web_lookup(query="Rhine", find="length") = 1233\n[1] Rhine - Atlas: Length | 1,233 km\n'
+        'web_lookup(query="Oder", find="length") = 840\n[2] Oder - Atlas: Length | 840 km\n'
+        '[3] calc(expression="a + b", a=1233, b=840) = 2073',
+        "How long are the Rhine and the Oder together?",
+        "The Rhine is 1,233 km long [1]. The Oder is 840 km long [2].\nAnswer: 2,073 km [3]",
+    ),
     (
         'web_lookup(query="Nile", find="length") = 6650\n[1] Nile - Atlas: Length | 6,650 km\n'
         'web_lookup(query="Danube", find="length") = 2850\n'
@@ -113,18 +142,6 @@ _JOIN_EXAMPLES = (
         "Which is longer, the Nile or the Danube?",
         "The Nile is 6,650 km long [1]. The Danube is 2,850 km long [2].\n"
         "Answer: the Nile is longer [3]",
-    ),
-    (
-        'web_lookup(query="Lake Baikal", find="depth") = 1642\n'
-        "[1] Baikal - Atlas: Depth | 1,642 m\n[2] Baikal - Lakes: Depth | 1,620 m",
-        "How deep is Lake Baikal?",
-        "Lake Baikal is 1,642 m deep [1]. Another source says 1,620 m [2].\n"
-        "Answer: the sources disagree: 1,642 m [1] or 1,620 m [2]",
-    ),
-    (
-        '[1] web_lookup(query="Kenya", find="anthem author")\nKenya - Atlas: Capital | Nairobi',
-        "Who wrote the anthem of Kenya?",
-        "The results do not say who wrote it.\nAnswer: not found",
     ),
 )
 
@@ -279,7 +296,7 @@ def _headline(task: Task, outcomes: Mapping[int, Outcome]) -> str:
     call = format_call(task.tool, {k: _shown(v, outcomes) for k, v in task.args.items()})
     match outcomes.get(task.id):
         case Ok(value):
-            short = _short(value.get("value") if _is_page(value) else value)
+            short = _found(value) if _is_page(value) else _short(value)
             return call if short is None else f"{call} = {short}"
         case Failed(error):
             return f"{call} failed: {_cut(error, VALUE_CHARS)}"
@@ -308,6 +325,21 @@ def _is_page(value: Any) -> bool:
 def _others(page: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     others = page.get("others")
     return others if isinstance(others, list) else ()
+
+
+def _found(page: Mapping[str, Any]) -> str | None:
+    """The page's value, and the numbers that other pages give instead: ``1642, elsewhere 1555``."""
+    value = page.get("value")
+    short = _short(value)
+    if short is None or not isinstance(value, int | float):
+        return short
+    elsewhere = [other.get("value") for other in _others(page)]
+    differing = [
+        str(other)
+        for other in elsewhere
+        if isinstance(other, int | float) and abs(other - value) > 0.01 * abs(value)
+    ]
+    return ", elsewhere ".join([short, *dict.fromkeys(differing)])
 
 
 def _short(value: Any) -> str | None:

@@ -23,8 +23,9 @@ def make_web_lookup(search: Tool, fetch: Tool, *, pages: int = 2) -> Tool:
     Its value is that of the best page that has one for ``find``: ``{"url", "title", "text",
     "value"}``, and ``"others"``, a list of the same for the other pages that were read.
     At most ``pages`` are read, those of the first hits that mention ``query``. Pages that
-    cannot be read are left out; `FetchError` where no page is about ``query`` or none
-    could be read. The two tools it is made of are not closed with it.
+    cannot be read, or have no value while another has, are left out; `FetchError` where no
+    page is about ``query``, none mentions ``find``, or none could be read. The two tools it
+    is made of are not closed with it.
     """
     if pages < 1:
         raise UsageError(f"web_lookup: pages must be at least 1, got {pages!r}")
@@ -48,8 +49,13 @@ def make_web_lookup(search: Tool, fetch: Tool, *, pages: int = 2) -> Tool:
         if not fitting:
             raise FetchError(f"no page about {query!r} was found")
         read = await _read(fetch, [hit["url"] for hit in fitting[:pages]], find)
-        best = next((page for page in read if page["value"] is not None), read[0])
-        return {**best, "others": [page for page in read if page is not best]}
+        # Beside a page that has the value, one that has none is only more to read.
+        telling = [page for page in read if page["value"] is not None] or [
+            page for page in read if words(find) & words(page["text"])
+        ]
+        if not telling:
+            raise FetchError(f"the pages about {query!r} say nothing about {find!r}")
+        return {**telling[0], "others": telling[1:]}
 
     return lookup
 
