@@ -26,7 +26,8 @@ from agentpar.config import AgentSpec, json_schema, load
 from agentpar.config.fields import AgentFile, Section, section_in
 from agentpar.config.source import Node, read_yaml, resolve_plain
 from agentpar.config.web import mini_web_options
-from agentpar.errors import ConfigError, UsageError
+from agentpar.errors import ConfigError, FetchError, UsageError
+from agentpar.miniweb import MiniWeb
 from agentpar.runtime.scripted import ScriptedRuntime
 from agentpar.tools.base import Tool, ToolSource
 from agentpar.tools.mcp import McpServer
@@ -569,7 +570,7 @@ def test_python_runs_only_where_allowed(folder: Path) -> None:
         ("own_other", "'own_other' must be module:name, such as mypackage.tools:lookup"),
         ("own_other:lookup.__globals__", "must be module:name"),
         ("own_other:NUMBER", "3 is not a tool"),
-        ("json:dumps", "is not json.py beside this file"),
+        ("json:dumps", "not json.py beside this file"),
     ],
 )
 def test_a_python_reference_that_leads_nowhere(folder: Path, reference: str, message: str) -> None:
@@ -580,8 +581,7 @@ def test_a_python_reference_that_leads_nowhere(folder: Path, reference: str, mes
     allow = ("own_other", "own_absent", "own_broken", "json")
     with pytest.raises(ConfigError) as caught:
         loaded(f"tools: [{{python: '{reference}'}}]\n", allow=allow)
-    expected = message.replace("is not json.py", "json.py")
-    assert expected.split(" json.py")[0] in str(caught.value)
+    assert message in str(caught.value)
     sys.modules.pop("own_other", None)
 
 
@@ -642,10 +642,38 @@ async def test_web_tools_live_on_the_mini_web(folder: Path) -> None:
         assert len(page["text"]) <= 300
         origin = httpx.URL(hits[0]["url"])
         assert f"{origin.host}:{origin.port}" in source.banner
-        with pytest.raises(agentpar.errors.FetchError, match="refused"):
+        with pytest.raises(FetchError, match="refused"):
             await tools["web_fetch"].call(url=f"http://{origin.host}:1/")
     with socket.socket() as probe:
         assert probe.connect_ex((origin.host, origin.port)) != 0
+
+
+async def test_an_engine_at_a_private_address_is_granted_to_search_alone(folder: Path) -> None:
+    """Your own SearXNG answers; pages on its origin stay out of reach."""
+    async with MiniWeb(latency=0) as engine:
+        spec = loaded(f"tools: [{{web_search: {{url: '{engine.origin}'}}}}, web_fetch]\n")
+        async with Agent(**spec.arguments(), runtime=ScriptedRuntime([])) as agent:
+            tools = await agent.tools()
+            hits = await tools["web_search"].call(query="Chile")
+            with pytest.raises(FetchError, match="loopback"):
+                await tools["web_fetch"].call(url=hits[0]["url"])
+
+
+async def test_an_mcp_server_from_a_file_runs_while_the_agent_is_open(folder: Path) -> None:
+    """Its chosen tools come in their place, with the effect that the file names."""
+    pytest.importorskip("mcp")
+    server = REPOSITORY / "tests/tools/mcp_server.py"
+    spec = loaded(
+        f"tools: [calc, {{mcp: {{command: ['{sys.executable}', '{server}'], allowed_tools: [add],"
+        " effect: write, timeout: 1m}}]\n"
+    )
+    async with Agent(**spec.arguments(), runtime=ScriptedRuntime([])) as agent:
+        tools = await agent.tools()
+        assert {name: tool.effect for name, tool in tools.items()} == {
+            "calc": "read",
+            "add": "write",
+        }
+        assert await tools["add"].call(a=2, b=3) == 5
 
 
 async def test_web_lookup_works_on_the_mini_web_too(folder: Path) -> None:
