@@ -21,6 +21,14 @@ async def test_texts_come_in_order_and_in_pieces() -> None:
     assert runtime.requests == [ASK, ASK]
 
 
+async def test_text_ends_before_a_stop_string() -> None:
+    """At the first of them, as on a real server; usage counts what was written."""
+    request = ModelRequest(ASK.messages, stop=("\njoin()", "END"))
+    runtime = ScriptedRuntime(["1. a()\njoin()\nand more END", "all of it"], chunk=64)
+    assert [i async for i in runtime.stream(request)] == ["1. a()", Usage(3, 2, calls=1)]
+    assert [i async for i in runtime.stream(request)] == ["all of it", Usage(3, 3, calls=1)]
+
+
 async def test_empty_text_is_usage_alone() -> None:
     """A model may say nothing."""
     assert [i async for i in ScriptedRuntime([""]).stream(ASK)] == [Usage(3, 0, calls=1)]
