@@ -38,7 +38,8 @@ check: setup ## lint, format, types, and that the schema file is up to date
 	  || { echo "out of date: agentpar schema > agentpar/agentpar.schema.json" >&2; exit 1; }
 
 bench: setup ## the benchmarks, against their baselines
-	@set -e; for script in bench/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $$(grep -l __main__ bench/*.py); do \
+	  echo "== $$script"; $(BIN)/python $$script; done
 
 clean: ## remove what was built here; weights stay in the user's cache
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

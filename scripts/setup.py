@@ -58,7 +58,7 @@ def main() -> int:
     if not has_gpu:
         _step("4/4", "out with what does not fit", [*_pip("uninstall"), "--yes", *STRANGERS])
     STAMP.write_text(fingerprint, encoding="utf-8")
-    print(f"set up in {VENV}; 'agentpar doctor' there says what this machine has", flush=True)
+    print(f"set up; '{_short(VENV)}/bin/agentpar doctor' says what this machine has", flush=True)
     return 0
 
 
@@ -67,6 +67,10 @@ def _fingerprint(has_gpu: bool) -> str:
     project = hashlib.sha256((ROOT / "pyproject.toml").read_bytes())
     project.update(Path(__file__).read_bytes())
     return f"{project.hexdigest()} {sys.version.split()[0]} gpu={has_gpu}\n"
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _is_of_this_python() -> bool:

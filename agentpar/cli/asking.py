@@ -79,13 +79,13 @@ async def _model(wish: Wish, named: str | None) -> dict[str, Any]:
         raise UsageError(f"{wish.file} names no model: give --model or --model-url")
     if name.startswith(("http://", "https://", "vllm:")):
         return {"model": name}
+    from agentpar.cli.servers import state_of
     from agentpar.runtime.server import ensure
 
     with _waiting(wish, "model") as progress:
         handle = await ensure(name, progress=progress)
     if wish.output == "view":
-        state = "started; 'agentpar serve --stop' ends it" if handle.started else "already up"
-        typer.echo(f"model: {handle.model} at {handle.base_url} ({state})", err=True)
+        typer.echo(f"model: {handle.model} at {handle.base_url} ({state_of(handle)})", err=True)
     return {"model": handle.base_url, "model_id": handle.model}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -65,8 +67,15 @@ def _start(model: str, port: int | None) -> None:
 
     with progress_bar("model") as progress:
         handle = run_async(ensure(model, port=port, progress=progress))
-    state = "started" if handle.started else "already up"
-    typer.echo(f"{_line(handle)} ({state}; log {handle.log}; 'agentpar serve --stop' ends it)")
+    typer.echo(f"{_line(handle)} ({state_of(handle)}; log {handle.log})")
+
+
+def state_of(handle: ServerHandle) -> str:
+    """Whether this command started the server, and how a server is ended from here."""
+    if not handle.started:
+        return "already up"
+    program = "agentpar" if shutil.which("agentpar") else sys.argv[0]
+    return f"started; '{program} serve --stop' ends it"
 
 
 def _line(handle: ServerHandle) -> str:
