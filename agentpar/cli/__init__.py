@@ -18,11 +18,7 @@ def main() -> None:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
         from agentpar.cli.app import app
-        from agentpar.cli.leaving import leave
 
-        try:
-            app()
-        except SystemExit as exit:
-            leave(exit.code)
+        app()
     except KeyboardInterrupt:
         sys.exit(130)

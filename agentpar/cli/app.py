@@ -31,7 +31,7 @@ app = typer.Typer(
 
 @app.callback()
 def common(
-    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     if debug:
         os.environ["AGENTPAR_DEBUG"] = "1"

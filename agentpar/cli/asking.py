@@ -6,6 +6,7 @@ waiting goes to stderr.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -43,9 +44,7 @@ class Wish:
 
 def ask(wish: Wish) -> None:
     """Do what ``wish`` says. Raises `typer.Exit` with 0 for an answer and 1 for none."""
-    from agentpar.cli.leaving import run_async
-
-    raise typer.Exit(run_async(_ask(wish)))
+    raise typer.Exit(asyncio.run(_ask(wish)))
 
 
 async def _ask(wish: Wish) -> int:

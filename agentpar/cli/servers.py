@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -61,12 +62,11 @@ def _stop(model: str | None, port: int | None) -> None:
 
 
 def _start(model: str, port: int | None) -> None:
-    from agentpar.cli.leaving import run_async
     from agentpar.display import progress_bar
     from agentpar.runtime.server import ensure
 
     with progress_bar("model") as progress:
-        handle = run_async(ensure(model, port=port, progress=progress))
+        handle = asyncio.run(ensure(model, port=port, progress=progress))
     typer.echo(f"{_line(handle)} ({state_of(handle)}; log {handle.log})")
 
 
