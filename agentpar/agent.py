@@ -166,11 +166,18 @@ class Agent:
     def from_yaml(cls, path: str | Path, **changes: Any) -> Self:
         """The agent that a YAML file describes; ``changes`` replace what it says.
 
+        Another ``model`` or a ``runtime`` replaces all that the file says of where its model
+        is: the file's key goes to no other server.
+
         Raises `ConfigError` with file:line:column, the key and a suggestion.
         """
         from agentpar.config import load
 
-        return cls(**{**load(path).arguments(), **changes})
+        arguments = load(path).arguments()
+        if "model" in changes or "runtime" in changes:
+            for name in ("model", "model_id", "api_key"):
+                arguments.pop(name, None)
+        return cls(**(arguments | changes))
 
     async def ask(self, question: str, *, run_id: str | None = None) -> Answer:
         """Answer ``question``. Raises `RunFailed` where the run ends without an answer."""

@@ -57,6 +57,8 @@ async def _ask(wish: Wish) -> int:
 
     arguments = load(wish.file, allow_modules=wish.allow_modules).arguments()
     console = Console(highlight=False, stderr=wish.output != "view")
+    if wish.model_url or wish.model:  # the file's key goes to no other server
+        arguments |= {"model_id": None, "api_key": None}
     arguments |= await _model(wish, arguments.get("model"))
     arguments |= {
         "runs": wish.runs,
