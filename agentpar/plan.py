@@ -52,7 +52,10 @@ class Ok:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The task's call failed. ``kind``: plan | reference | arguments | tool | timeout | size | denied."""
+    """The task has no value: ``error`` says why.
+
+    ``kind`` is one of plan, reference, arguments, tool, timeout, size, denied.
+    """
 
     error: str
     kind: str = "tool"

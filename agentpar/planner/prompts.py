@@ -36,13 +36,14 @@ class Example:
 
 
 EXAMPLES = (
-    # With web_lookup, a fact is one call.
+    # With web_lookup, a fact is one call. The last example weighs most with small models.
     Example(
-        "Which is longer, the Nile or the Danube?",
-        '1. web_lookup(query="Nile", find="length")\n'
-        '2. web_lookup(query="Danube", find="length")\n'
-        "3. calc(expression=\"argmax({'Nile': a, 'Danube': b})\", a=$1.value, b=$2.value)\n"
-        "join()",
+        "How many moons does Jupiter have?",
+        '1. web_lookup(query="Jupiter", find="moons")\njoin()',
+    ),
+    Example(
+        "Which figures do the sources give for the depth of Lake Baikal?",
+        '1. web_lookup(query="Lake Baikal", find="depth")\njoin()',
     ),
     Example(
         "How many people live in the capital of Kenya?",
@@ -51,18 +52,10 @@ EXAMPLES = (
         "join()",
     ),
     Example(
-        "Which figures do the sources give for the depth of Lake Baikal?",
-        '1. web_lookup(query="Lake Baikal", find="depth")\njoin()',
-    ),
-    Example(
         "Which language is spoken in the country whose largest city is Casablanca?",
         '1. web_lookup(query="Casablanca", find="country")\n'
         '2. web_lookup(query=$1.value, find="language")\n'
         "join()",
-    ),
-    Example(
-        "How many moons does Jupiter have?",
-        '1. web_lookup(query="Jupiter", find="moons")\njoin()',
     ),
     Example(
         "How long are the Rhine, the Elbe and the Oder together?",
@@ -70,6 +63,13 @@ EXAMPLES = (
         '2. web_lookup(query="Elbe", find="length")\n'
         '3. web_lookup(query="Oder", find="length")\n'
         '4. calc(expression="a + b + c", a=$1.value, b=$2.value, c=$3.value)\n'
+        "join()",
+    ),
+    Example(
+        "Which is longer, the Nile or the Danube?",
+        '1. web_lookup(query="Nile", find="length")\n'
+        '2. web_lookup(query="Danube", find="length")\n'
+        "3. calc(expression=\"argmax({'Nile': a, 'Danube': b})\", a=$1.value, b=$2.value)\n"
         "join()",
     ),
     # Without it, a fact is a search and a page.
@@ -226,7 +226,10 @@ def join_messages(
 def _asked(question: str, results: str) -> str:
     # The question last: it is nearest to what the model writes, and while tools still run
     # the results before it can be read already.
-    return f"Results:\n{results}\n\nQuestion: {question}"
+    return (
+        f"Results:\n{results}\n\nQuestion: {question}\n"
+        "(First the facts with their figures and [numbers], then the line Answer:)"
+    )
 
 
 def observations(
