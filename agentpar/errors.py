@@ -8,6 +8,7 @@ AgentparError
 └── BackendError          the world
     ├── RunFailed         a run ended without an answer (`answer` holds what it did find)
     ├── ModelServerError  the model server: unreachable, refused, broke off
+    │   └── GrammarRefused  it cannot decode under the grammar of a request
     ├── WeightsError      model weights: not found, wrong hash, not convertible
     └── FetchError        a page or a search: refused address, too large, not text
 
@@ -60,6 +61,10 @@ class RunFailed(BackendError):
 
 class ModelServerError(BackendError):
     """The model server could not be started or reached, refused, or broke off."""
+
+
+class GrammarRefused(ModelServerError):
+    """The model server cannot decode under the grammar it was given; without one it may."""
 
 
 class WeightsError(BackendError):

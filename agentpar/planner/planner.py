@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from agentpar.errors import PlanError, UsageError
+from agentpar.errors import GrammarRefused, PlanError, UsageError
 from agentpar.events import (
     Event,
     ModelUsed,
@@ -44,9 +44,9 @@ class PlanRequest:
 class Planner:
     """Asks ``runtime`` for a plan over ``tools``.
 
-    ``grammar`` None uses constrained decoding where the runtime has it, True insists,
-    False never does. ``max_lines`` bounds a constrained plan. ``examples`` None takes the
-    built-in ones that these tools can run.
+    ``grammar`` None uses constrained decoding where the runtime has it and takes our
+    grammar, True insists, False never does. ``max_lines`` bounds a constrained plan.
+    ``examples`` None takes the built-in ones that these tools can run.
     """
 
     def __init__(
@@ -78,11 +78,27 @@ class Planner:
         Raises what the runtime raises; tasks emitted before that stand.
         """
         emit(PlanStarted(request.round, clock.now()))
+        asked = await self._request(request)
+        try:
+            await self._read(asked, request, emit, clock)
+        except GrammarRefused as error:
+            if self._grammar:
+                raise
+            self._grammar = False  # the parser checks all that the grammar would have
+            message = f"the plan was written without a grammar: {error}"
+            emit(PlanFault(request.round, message, at=clock.now()))
+            await self._read(replace(asked, grammar=None), request, emit, clock)
+        emit(PlanEnded(request.round, clock.now()))
+
+    async def _read(
+        self, asked: ModelRequest, request: PlanRequest, emit: Callable[[Event], None], clock: Clock
+    ) -> None:
+        """One model call: its text, its tasks as they come, and what it took."""
         reading = _Reading(request, self._tools, emit, clock)
         started = clock.now()
         first_token = 0.0
         usage = Usage(calls=1)
-        async with aclosing(self._runtime.stream(await self._request(request))) as pieces:
+        async with aclosing(self._runtime.stream(asked)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, Usage):
                     usage = piece
@@ -94,7 +110,6 @@ class Planner:
         reading.close()
         seconds = clock.now() - started
         emit(ModelUsed("plan", request.round, usage, first_token, seconds, clock.now()))
-        emit(PlanEnded(request.round, clock.now()))
 
     async def _request(self, request: PlanRequest) -> ModelRequest:
         grammar = None

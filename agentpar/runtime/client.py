@@ -10,14 +10,14 @@ import asyncio
 import email.utils
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
 from contextlib import aclosing
 from typing import Any
 
 import httpx
-import stamina
+import tenacity
 
-from agentpar.errors import ModelServerError, UsageError
+from agentpar.errors import GrammarRefused, ModelServerError, UsageError
 from agentpar.events import Usage
 from agentpar.ports import Capability, ModelRequest
 
@@ -67,13 +67,14 @@ class OpenAIRuntime:
         """Yield text pieces, then one `Usage` (all zeros but ``calls`` if the server tells none).
 
         Closing the generator closes the connection, upon which the server stops writing.
-        Raises `ModelServerError` with the server's own message where it gave one, and
-        `UsageError` for a constraint this server cannot enforce.
+        Raises `ModelServerError` with the server's own message where it gave one
+        (`GrammarRefused` where it is about the grammar), and `UsageError` for a constraint
+        this server cannot enforce.
         """
         body = await self._body(request)
         begun = False
 
-        def again(error: Exception) -> bool | float:
+        def again(error: BaseException) -> bool:
             return not begun and _again(error)
 
         try:
@@ -84,7 +85,9 @@ class OpenAIRuntime:
                             begun = True
                             yield piece
         except _Refused as error:
-            raise ModelServerError(str(error)) from None
+            about_grammar = request.grammar is not None and "grammar" in str(error).lower()
+            kind = GrammarRefused if about_grammar and not begun else ModelServerError
+            raise kind(str(error)) from None
         except httpx.HTTPError as error:
             raise self._failed(error, begun=begun) from error
 
@@ -116,9 +119,12 @@ class OpenAIRuntime:
         if client is not None:
             await client.aclose()
 
-    def _attempts(self, again: Any) -> AsyncIterator[Any]:
-        return stamina.retry_context(
-            on=again, attempts=1 + self._retries, timeout=None, wait_initial=0.2, wait_max=5.0
+    def _attempts(self, again: Callable[[BaseException], bool]) -> tenacity.AsyncRetrying:
+        return tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(again),
+            stop=tenacity.stop_after_attempt(1 + self._retries),
+            wait=_pause,
+            reraise=True,
         )
 
     def _http(self) -> httpx.AsyncClient:
@@ -266,19 +272,26 @@ class _Refused(Exception):
         self.retry_after = retry_after
 
 
-def _again(error: Exception) -> bool | float:
-    """Whether to try again after ``error``; a number is the wait in seconds."""
+def _again(error: BaseException) -> bool:
+    """Whether to try again after ``error``."""
     match error:
-        case _Refused(status=429 | 500 | 502 | 503 | 504, retry_after=None):
-            return True
-        case _Refused(status=429 | 500 | 502 | 503 | 504, retry_after=float(wait)):
-            return wait if wait <= MAX_RETRY_AFTER else False
+        case _Refused(status=429 | 500 | 502 | 503 | 504, retry_after=wait):
+            return wait is None or wait <= MAX_RETRY_AFTER
         case httpx.ReadTimeout():
             return False  # the server has the request: a second one doubles its work
-        case httpx.TransportError():
-            return True
         case _:
-            return False
+            return isinstance(error, httpx.TransportError)
+
+
+_backoff = tenacity.wait_random_exponential(multiplier=1.0, min=0.2, max=5.0)  # seconds
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    """Seconds until the next attempt: what the server asks for, else more each time."""
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, _Refused) and error.retry_after is not None:
+        return error.retry_after
+    return _backoff(state)
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import socket
+import sys
 import time
 from typing import Any
 
 import pytest
 
-from agentpar.errors import ModelServerError, UsageError
+from agentpar.errors import GrammarRefused, ModelServerError, UsageError
 from agentpar.events import Usage
 from agentpar.ports import Message, ModelRequest, Runtime
 from agentpar.runtime import open_runtime
@@ -124,6 +125,58 @@ async def test_5xx_is_retried_then_reported(wire: Any) -> None:
     runtime = OpenAIRuntime(wire.url, retries=2)
     with pytest.raises(ModelServerError, match="HTTP 503 for /v1/chat/completions: warming up"):
         await read(runtime)
+    assert len(wire.requests) == 3
+    await runtime.aclose()
+
+
+async def test_a_retry_prints_nothing(wire: Any) -> None:
+    """In a program that has not set up logging, a request that is asked again is not heard."""
+    wire.answers = [refuse("503 Service Unavailable", "retry-after: 0"), good]
+    program = f"""
+import asyncio
+from agentpar.ports import Message, ModelRequest
+from agentpar.runtime.client import OpenAIRuntime
+
+async def main():
+    runtime = OpenAIRuntime({wire.url!r})
+    request = ModelRequest((Message("user", "Hi"),))
+    print("".join([piece async for piece in runtime.stream(request) if isinstance(piece, str)]))
+    await runtime.aclose()
+
+asyncio.run(main())
+"""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        program,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(30):
+        printed = await process.communicate()
+    assert len(wire.requests) == 2
+    assert printed == (b"Hello\n", b"")
+
+
+async def test_a_refused_grammar_is_an_error_of_its_own(wire: Any) -> None:
+    """By status or inside the stream, as vLLM does; other refusals are no `GrammarRefused`."""
+    body = '{"error": {"message": "Invalid grammar specification: rule x", "code": 400}}'
+
+    async def inside(request: Any) -> None:
+        await request.head()
+        await request.send(f"data: {body}\n\ndata: [DONE]\n\n")
+
+    too_long = refuse("400 Bad Request", body='{"error": {"message": "context length is 8192"}}')
+    wire.is_vllm = True
+    wire.answers = [refuse("400 Bad Request", body=body), inside, too_long]
+    runtime = OpenAIRuntime(wire.url)
+    bound = ModelRequest(ASK.messages, grammar="root ::= x")
+    for _ in range(2):
+        with pytest.raises(GrammarRefused, match="Invalid grammar specification: rule x"):
+            await read(runtime, bound)
+    with pytest.raises(ModelServerError, match="context length") as caught:
+        await read(runtime, bound)
+    assert not isinstance(caught.value, GrammarRefused)
     assert len(wire.requests) == 3
     await runtime.aclose()
 
