@@ -6,7 +6,6 @@ addresses and, with a mini-web, at exactly its origin.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Sequence
 from typing import Any
@@ -91,16 +90,10 @@ def _fetch(fields: WebFetch, origin: str | None) -> Tool:
 
 
 def _lookup(fields: WebLookup, origin: str | None) -> Tool:
-    from agentpar.tools.lookup import make_web_lookup
+    from agentpar.tools.lookup import web_lookup
 
-    parts = (_search(fields.search, origin), _fetch(fields.fetch, origin))
-
-    async def close() -> None:
-        for part in parts:
-            if part.close is not None:
-                await part.close()
-
-    return dataclasses.replace(make_web_lookup(*parts, pages=fields.pages), close=close)
+    search, fetch = _search(fields.search, origin), _fetch(fields.fetch, origin)
+    return web_lookup(search=search, fetch=fetch, pages=fields.pages)
 
 
 _SECONDS = ("latency", "jitter", "retry_after", "drip_seconds")

@@ -8,6 +8,7 @@ back what they say; where two of them disagree, both stand in the result.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,15 +18,15 @@ from agentpar.tools.function import tool
 from agentpar.tools.passages import words
 
 
-def make_web_lookup(search: Tool, fetch: Tool, *, pages: int = 2) -> Tool:
-    """A tool ``web_lookup(query, find)`` over a `make_web_search` and a `make_web_fetch` tool.
+def web_lookup(*, search: Tool, fetch: Tool, pages: int = 2) -> Tool:
+    """A tool ``web_lookup(query, find)`` over a `web_search` and a `web_fetch` tool.
 
     Its value is that of the best page that has one for ``find``: ``{"url", "title", "text",
     "value"}``, and ``"others"``, a list of the same for the other pages that were read.
     At most ``pages`` are read, those of the first hits that mention ``query``. Pages that
     cannot be read, or have no value while another has, are left out; `FetchError` where no
     page is about ``query``, none mentions ``find``, or none could be read. The two tools it
-    is made of are not closed with it.
+    is made of are closed with it.
     """
     if pages < 1:
         raise UsageError(f"web_lookup: pages must be at least 1, got {pages!r}")
@@ -51,13 +52,18 @@ def make_web_lookup(search: Tool, fetch: Tool, *, pages: int = 2) -> Tool:
         read = await _read(fetch, [hit["url"] for hit in fitting[:pages]], find)
         # Beside a page that has the value, one that has none is only more to read.
         telling = [page for page in read if page["value"] is not None] or [
-            page for page in read if words(find) & words(page["text"])
+            page for page in read if not words(find) or words(find) & words(page["text"])
         ]
         if not telling:
             raise FetchError(f"the pages about {query!r} say nothing about {find!r}")
         return {**telling[0], "others": telling[1:]}
 
-    return lookup
+    async def close() -> None:
+        for part in (search, fetch):
+            if part.close is not None:
+                await part.close()
+
+    return dataclasses.replace(lookup, close=close)
 
 
 async def _read(fetch: Tool, urls: list[str], find: str) -> list[Mapping[str, Any]]:
