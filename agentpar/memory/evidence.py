@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from agentpar.events import Citation, Source
-from agentpar.plan import Ok, Outcome, Task
+from agentpar.plan import Ok, Outcome, Task, fill
 
 WORDS_NEEDED = 0.6
 """Share of a sentence's content words that its sources must contain."""
@@ -38,7 +39,8 @@ def sources(tasks: Mapping[int, Task], outcomes: Mapping[int, Outcome]) -> dict[
         outcome = outcomes.get(id)
         if not isinstance(outcome, Ok):
             continue
-        given = ", ".join(str(arg) for arg in tasks[id].args.values())
+        args = fill(tasks[id].args, outcomes).values()
+        given = ", ".join(_cut(as_text(arg).replace("\n", " ")) for arg in args)
         call = f"{tasks[id].tool}({given})"
         for value in (outcome.value, *_others(outcome.value)):
             page: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
@@ -53,8 +55,12 @@ def _others(value: Any) -> list[Any]:
     return list(others) if isinstance(others, list) else []
 
 
+def _cut(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
 def as_text(value: Any) -> str:
-    """A result as text to read: strings as they are, anything else as JSON."""
+    """A result as text to read: strings as they are, a line for each item or small record."""
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping) and isinstance(value.get("text"), str):
@@ -62,20 +68,42 @@ def as_text(value: Any) -> str:
         rest = {key: item for key, item in value.items() if key not in apart and item is not None}
         facts = "\n".join(f"{key}: {as_text(item)}" for key, item in rest.items())
         return f"{facts}\n{value['text']}"
-    return json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, Mapping):
+        small = not any(isinstance(item, Mapping | list) for item in value.values())
+        lines = (f"{key}: {as_text(item)}" for key, item in value.items())
+        return (", " if small else "\n").join(lines)
+    if isinstance(value, list):
+        return "\n".join(map(as_text, value))
+    return json.dumps(value)
 
 
 _MARK = re.compile(r"\[(\d{1,6}(?:\s*,\s*\d{1,6})*)\]")
-# A sentence ends at . ! ? before a space, or at a line's end; marks behind the stop belong to it.
-_SENTENCE = re.compile(
-    r"[^\n]+?(?:(?<!\b[A-Z])[.!?](?=\s|$|\[)(?:\s*\[\d[\d,\s]*\])*|(?=\n)|$)", re.UNICODE
+_ABBREVIATED = "".join(
+    rf"(?<!\b{re.escape(word)})"
+    for word in "Dr Mr Mrs Ms Prof St Mt No vs approx ca e.g i.e".split()
 )
-_NUMBER = re.compile(r"(?<![\w.,])-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|(?<![\w.])-?\d+(?:\.\d+)?")
+# A sentence ends at . ! ? before a space, or at a line's end; marks behind the stop belong to
+# it. The number of a list's item is no sentence.
+_SENTENCE = re.compile(
+    r"(?:(?m:^)[^\S\n]*\d{1,3}[.)][^\S\n]+)?"
+    rf"[^\n]+?(?:(?<!\b[A-Z]){_ABBREVIATED}[.!?](?=\s|$|\[)(?:[^\S\n]*\[\d[\d, ]*\])*|(?=\n)|$)"
+)
+_ITEM = re.compile(r"^\s*(?:\d{1,3}[.)]|[-*•])\s+")
+# Thousands are parted by a comma, an apostrophe, or a space that does not break.
+_NUMBER = re.compile(
+    r"(?<![\w.,])-?\d{1,3}(?:[,'’\u00a0\u2009\u202f]\d{3})+(?!\d)(?:\.\d+)?"
+    r"|(?<![\w.])-?\d+(?:\.\d+)?"
+)
+_PARTING = str.maketrans("", "", ",'’\u00a0\u2009\u202f")
 _SCALE = re.compile(r"\s*(thousand|million|billion|trillion)\b", re.IGNORECASE)
 _SCALES = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
 _WORD = re.compile(r"[^\W\d_]{2,}", re.UNICODE)
-# A capital inside a sentence: "Lima" in "the capital is Lima", not the word that opens it.
+# A capital inside a sentence: "Lima" in "the capital is Lima". The word that opens one always
+# has a capital; it is held for a name where it is the subject: "Peru has", "Peru's".
 _NAME = re.compile(r"(?<=[\w,;] )[^\W\d_a-z][^\W\d_]+", re.UNICODE)
+_SUBJECT = re.compile(
+    r"(?:^|: )\W{0,4}([^\W\d_a-z][^\W\d_]+)(?=['’]s\b|\s+(?:has|have|had|is|are|was|were)\b)"
+)
 # What was not found cannot be looked up.
 _ABSENCE = re.compile(
     r"\bnot (?:found|known|given|stated|available)\b|\bno (?:page|information|result|source|data)\b"
@@ -103,41 +131,86 @@ def check(text: str, known: Mapping[int, Source]) -> Checked:
     """
     citations: list[Citation] = []
     unsupported: list[str] = []
-    everything = "\n".join(map(_readable, known.values()))
+    read = {n: _Reading(source) for n, source in known.items()}
+    everything = _Facts.union(reading.facts for reading in read.values())
     for sentence in split_sentences(text):
         marks = _marks(sentence)
         bare = _unmarked(sentence)
-        if _ABSENCE.search(bare) or not (_numbers(bare) or _content(bare)):
+        said = _Facts.of(bare)
+        if not said.numbers and (not said.words or _ABSENCE.search(bare)):
             continue
         if marks:
-            cited = [known[n] for n in marks if n in known]
-            problem = _missing(bare, "\n".join(map(_readable, cited)))
-            found = [_citation(n, bare, known.get(n), problem) for n in marks]
+            problem = _missing(bare, _Facts.union(read[n].facts for n in marks if n in read))
+            found = [
+                Citation(n, bare, "", supported=False, problem=f"this run has no result [{n}]")
+                if n not in read
+                else _citation(bare, said, read[n], problem)
+                for n in marks
+            ]
             citations += found
             supported = all(citation.supported for citation in found)
         else:
             supported = not _missing(bare, everything)
         if supported:
-            everything += f"\n{bare}"
+            everything = _Facts.union((everything, said))
         else:
             unsupported.append(sentence)
     return Checked(tuple(citations), tuple(unsupported))
 
 
-def _citation(n: int, sentence: str, source: Source | None, problem: str) -> Citation:
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What can be looked up in a text: its numbers, and its content words' stems."""
+
+    numbers: frozenset[float] = frozenset()
+    words: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, text: str) -> _Facts:
+        return cls(frozenset(value for value, _ in _numbers(text)), frozenset(_content(text)))
+
+    @classmethod
+    def union(cls, all_facts: Iterable[_Facts]) -> _Facts:
+        parts = tuple(all_facts)
+        return cls(
+            frozenset().union(*(part.numbers for part in parts)),
+            frozenset().union(*(part.words for part in parts)),
+        )
+
+
+class _Reading:
+    """A source as far as it has been read: as a whole at first, piece by piece once cited."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.facts = _Facts.of(f"{source.title}\n{source.text}")
+
+    @cached_property
+    def pieces(self) -> list[tuple[str, _Facts]]:
+        return [(piece, _Facts.of(piece)) for piece in _pieces(self.source.text)]
+
+    def passage(self, sentence: str, words: frozenset[str]) -> str:
+        """The piece that shares most with ``sentence``, whose content is ``words``."""
+        numbers = _numbers(sentence)
+        best = max(self.pieces, key=lambda p: _shared(numbers, words, p[1]), default=("", _Facts()))
+        return best[0]
+
+
+def _citation(sentence: str, said: _Facts, reading: _Reading, problem: str) -> Citation:
     """One mark: ``problem`` is what all the sentence's sources together lack."""
-    if source is None:
-        return Citation(n, sentence, "", supported=False, problem=f"this run has no result [{n}]")
-    if not problem and not _shared(sentence, _readable(source)):
+    source = reading.source
+    if not problem and not _shared(_numbers(sentence), said.words, reading.facts):
         problem = "nothing of this sentence is in the cited result"
-    passage = "" if problem else best_passage(sentence, source.text)
     return Citation(
-        n, sentence, source.origin, source.task_id, source.title, passage, not problem, problem
+        n=source.n,
+        sentence=sentence,
+        source=source.origin,
+        task_id=source.task_id,
+        title=source.title,
+        passage="" if problem else reading.passage(sentence, said.words),
+        supported=not problem,
+        problem=problem,
     )
-
-
-def _readable(source: Source) -> str:
-    return f"{source.title}\n{source.text}"
 
 
 def split_sentences(text: str) -> list[str]:
@@ -145,17 +218,17 @@ def split_sentences(text: str) -> list[str]:
     return [part for part in (m.group().strip() for m in _SENTENCE.finditer(text)) if part]
 
 
-def best_passage(sentence: str, text: str, width: int = 300) -> str:
-    """The line of ``text`` that shares most with ``sentence``, cut to ``width`` characters."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return max(lines, key=lambda line: _shared(sentence, line), default="")[:width]
+def _pieces(text: str, width: int = 300) -> Iterator[str]:
+    """The lines of ``text``; those longer than ``width`` in pieces that overlap by half."""
+    for line in filter(None, map(str.strip, text.splitlines())):
+        for at in range(0, max(1, len(line) - width // 2), width // 2):
+            yield line[at : at + width]
 
 
-def _shared(sentence: str, text: str) -> int:
-    """How much of ``sentence`` stands in ``text``; a number counts three words."""
-    there = [value for value, _ in _numbers(text)]
-    hits = sum(_written(number, there) for number in _numbers(sentence))
-    return len(_content(sentence) & _content(text)) + 3 * hits
+def _shared(numbers: Iterable[tuple[float, float]], words: frozenset[str], there: _Facts) -> int:
+    """How much of a sentence stands ``there``; a number counts three words."""
+    hits = sum(_written(number, there.numbers) for number in numbers)
+    return len(words & there.words) + 3 * hits
 
 
 def _marks(sentence: str) -> list[int]:
@@ -164,21 +237,20 @@ def _marks(sentence: str) -> list[int]:
 
 
 def _unmarked(sentence: str) -> str:
-    return re.sub(r"\s+(?=[.!?,;])", "", _MARK.sub("", sentence)).strip()
+    words = _MARK.sub("", _ITEM.sub("", sentence, count=1))
+    return re.sub(r"(?<!\s)\s+(?=[.!?,;])", "", words).strip()
 
 
-def _missing(sentence: str, text: str) -> str:
-    """What of ``sentence`` does not stand in ``text``, in words; empty when it is supported."""
-    there = [value for value, _ in _numbers(text)]
+def _missing(sentence: str, known: _Facts) -> str:
+    """What of ``sentence`` is not in ``known``, in words; empty when it is supported."""
     for number in _numbers(sentence):
-        if not _written(number, there):
-            return f"the number {number[0]:,.10g} is not in the cited result"
-    known = _content(text)
-    for name in _NAME.findall(sentence):
-        if not _content(name) <= known:
+        if not _written(number, known.numbers):
+            return f"the number {number[0]:,.15g} is not in the cited result"
+    for name in (*_SUBJECT.findall(sentence), *_NAME.findall(sentence)):
+        if name[0].isupper() and not _content(name) <= known.words:
             return f"the name {name!r} is not in the cited result"
     words = _content(sentence)
-    absent = words - known
+    absent = words - known.words
     if len(absent) > (1 - WORDS_NEEDED) * len(words):
         listed = ", ".join(repr(word) for word in sorted(absent)[:4])
         return f"the cited result does not mention {listed}"
@@ -194,8 +266,9 @@ def _content(text: str) -> set[str]:
 def _numbers(text: str) -> list[tuple[float, float]]:
     """Numbers in ``text`` as (value, half a unit of the last digit written)."""
     found: list[tuple[float, float]] = []
+    text = text.replace("\N{MINUS SIGN}", "-")
     for match in _NUMBER.finditer(text):
-        digits = match.group().replace(",", "")
+        digits = match.group().translate(_PARTING)
         decimals = len(digits.partition(".")[2])
         scale = 1.0
         if after := _SCALE.match(text, match.end()):
@@ -210,8 +283,9 @@ def _written(number: tuple[float, float], there: Iterable[float]) -> bool:
     "19.1 million" reads 19,116,201; a whole number written in full must match exactly.
     """
     value, half = number
-    slack = half if half > 0.5 or value != int(value) else 0.0
-    return any(abs(value - other) <= slack + 1e-9 * abs(other) for other in there)
+    slack = half if half > 0.5 or not value.is_integer() else 0.0
+    slack += 1e-12 * abs(value)  # for scaled decimals, which are not exact
+    return any(abs(value - other) <= slack for other in there)
 
 
 def mark_unsupported(text: str, unsupported: Iterable[str]) -> str:
