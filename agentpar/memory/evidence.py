@@ -9,6 +9,7 @@ a statement comes from, not that the source is right.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -283,6 +284,8 @@ def _written(number: tuple[float, float], there: Iterable[float]) -> bool:
     "19.1 million" reads 19,116,201; a whole number written in full must match exactly.
     """
     value, half = number
+    if math.isinf(value):
+        return False  # of so many digits that they cannot be told apart
     slack = half if half > 0.5 or not value.is_integer() else 0.0
     slack += 1e-12 * abs(value)  # for scaled decimals, which are not exact
     return any(abs(value - other) <= slack for other in there)

@@ -1,0 +1,307 @@
+"""Citations: what stands in a source is supported, whatever else is found out and named."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentpar.events import Source
+from agentpar.memory.evidence import (
+    as_text,
+    check,
+    mark_unsupported,
+    sources,
+    split_sentences,
+)
+from agentpar.plan import Failed, Ok, Ref, Skipped, Task
+
+CHILE = (
+    "Chile\nCapital | Santiago\nPopulation | 19,116,201 (2020 estimate)\nArea | 756,102 km²\n"
+    "The Atacama in the north is the driest desert; it can reach −5 degrees at night.\n"
+    "About 88.6% of the people live in cities. Its highest mountain is the Ojos del Salado."
+)
+PERU = "Peru\nCapital | Lima\nPopulation | 32,971,854\nSpanish, Quechua and Aymará are spoken."
+KNOWN = {
+    1: Source(1, 4, "http://atlas/chile", "Chile - Atlas", CHILE),
+    2: Source(2, 5, "http://atlas/peru", "Peru - Atlas", PERU),
+}
+
+
+def problems(text: str) -> list[str]:
+    """What is wrong with each citation, and the unsupported sentences."""
+    checked = check(text, KNOWN)
+    return [c.problem for c in checked.citations if c.problem] + list(checked.unsupported)
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Chile has 19,116,201 people [1].",
+        "Chile has 19116201 people [1].",
+        "Chile has about 19.1 million people [1].",
+        "Chile has around 19 million people [1].",
+        "Chile has 0.019 billion people [1].",
+        "Chile's population is 19,116,201 [1].",
+        "The population of Chile was 19,116,201 in 2020. [1]",
+        "In cities live 88.6% of the people of Chile [1].",
+        "At night the Atacama reaches -5 degrees [1].",
+        "At night the Atacama reaches −5 degrees [1].",
+        "The capital of Peru is Lima [2].",
+        "In Peru, Quechua and Aymará are spoken [2].",
+        "In PERU QUECHUA is spoken [2].",
+        "Chile's capital is Santiago, and Peru's is Lima [1, 2].",
+        "Chile's capital is Santiago [1], and Peru's is Lima [2].",
+        "1. Chile has 19,116,201 people [1].",
+        "- **Peru** has 32,971,854 people [2].",
+        "Answer: Chile [1]",
+    ],
+)
+def test_what_stands_in_the_source_is_supported(sentence: str) -> None:
+    """However it is written: rounded, grouped, declined, in a list."""
+    assert problems(sentence) == []
+
+
+@pytest.mark.parametrize(
+    ("sentence", "problem"),
+    [
+        ("Chile has 19,116,202 people [1].", "the number 19,116,202 is not"),
+        ("Chile has about 19.2 million people [1].", "the number 19,200,000 is not"),
+        ("Chile has 18 million people [1].", "the number 18,000,000 is not"),
+        ("Chile has 756,102 people and 4 deserts [1].", "the number 4 is not"),
+        ("In cities live 89% of the people of Chile [1].", "the number 89 is not"),
+        ("At night the Atacama reaches 5 degrees [1].", "the number 5 is not"),
+        ("The population of Chile was 19,116,201 in 2021 [1].", "the number 2,021 is not"),
+        ("The capital of Chile is Lima [1].", "the name 'Lima' is not"),
+        ("Lima is the capital and the population is 19,116,201 [1].", "the name 'Lima' is not"),
+        ("Peru's population is 19,116,201, an estimate of 2020 [1].", "the name 'Peru' is not"),
+        ("Answer: Peru has the population of 19,116,201 [1].", "the name 'Peru' is not"),
+        ("Peru exports copper [2].", "does not mention 'copper', 'export'"),
+        ("The capital of Chile is Santiago [9].", "this run has no result [9]"),
+        ("The driest desert is the Atacama [1, 2].", "nothing of this sentence"),
+    ],
+)
+def test_what_does_not_is_found_out(sentence: str, problem: str) -> None:
+    """The problem names what is missing; the sentence is unsupported as it was written."""
+    found = problems(sentence)
+    assert problem in found[0]
+    assert found[-1] == sentence
+
+
+def test_a_large_number_must_match_to_the_last_digit() -> None:
+    """Eight billion with one wrong digit is another number; rounded on purpose it is not."""
+    known = {1: Source(1, 1, "", "World", "Population 8,045,311,447")}
+    assert check("The population is 8,045,311,448 [1].", known).unsupported
+    assert not check("The population is 8,045,311,447 [1].", known).unsupported
+    assert not check("The population is 8.05 billion [1].", known).unsupported
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\u202f", "\u2009", "'", "’", ","])
+def test_thousands_in_groups(space: str) -> None:
+    """Grouped as in many countries, on both sides."""
+    known = {1: Source(1, 1, "", "Chile", f"Population 19{space}116{space}201")}
+    assert not check("The population is 19,116,201 [1].", known).unsupported
+    known = {1: Source(1, 1, "", "Chile", "Population 19116201")}
+    assert not check(f"The population is 19{space}116{space}201 [1].", known).unsupported
+
+
+@pytest.mark.parametrize("digits", ["1" * 400, "1" * 10_000])
+def test_a_monstrous_number_supports_nothing(digits: str) -> None:
+    """More digits than a float can hold: neither an error nor a match for every number."""
+    known = {1: Source(1, 1, "", "Chile", f"Population {digits}")}
+    assert check("The population is 5 [1].", known).unsupported
+    assert check(f"The population is {digits} [1].", {1: KNOWN[1]}).unsupported
+
+
+def test_each_mark_is_a_citation_with_its_passage() -> None:
+    """In reading order, with the source's address, task and title, and the line that carries it."""
+    first, second = check("Chile's capital is Santiago, Peru's is Lima [1][2].", KNOWN).citations
+    assert (first.n, first.task_id, first.source) == (1, 4, "http://atlas/chile")
+    assert (first.passage, second.passage) == ("Capital | Santiago", "Capital | Lima")
+    assert (second.title, second.supported) == ("Peru - Atlas", True)
+    assert first.sentence == "Chile's capital is Santiago, Peru's is Lima."
+
+
+def test_the_passage_of_a_long_line_is_the_part_that_matters() -> None:
+    """Not its first 300 characters."""
+    line = "word " * 2000 + "Chile has 19,116,201 people. " + "word " * 2000
+    (citation,) = check(
+        "Chile has 19,116,201 people [1].", {1: Source(1, 1, "", "", line)}
+    ).citations
+    assert "Chile has 19,116,201 people." in citation.passage
+    assert len(citation.passage) <= 300
+
+
+def test_marks_behind_the_stop_belong_to_the_sentence() -> None:
+    """And a mark that opens the next line to that line."""
+    text = "Lima is in Peru. [2] Santiago is in Chile.[1]\n[2] Quechua is spoken."
+    assert split_sentences(text) == [
+        "Lima is in Peru. [2]",
+        "Santiago is in Chile.[1]",
+        "[2] Quechua is spoken.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "It has 19.1 million people.",
+        "The U.S. is larger.",
+        "J. F. Smith wrote it.",
+        "St. Louis is near Mt. Elbert, says Dr. Ray.",
+        "It is large, e.g. 5 km, i.e. very (approx. 3 mi).",
+        "1. Chile is long.",
+        "Version 1.2.3 is out!",
+        "Is it?",
+    ],
+)
+def test_stops_that_end_nothing(sentence: str) -> None:
+    """Decimals, initials, abbreviations and the numbers of a list do not cut a sentence."""
+    assert split_sentences(f"{sentence} And so on.") == [sentence, "And so on."]
+
+
+def test_an_uncited_conclusion_may_use_what_was_supported() -> None:
+    """It needs no mark of its own; a number or a name from nowhere is found out all the same."""
+    facts = "Chile has 19,116,201 people [1]. Peru has 32,971,854 people [2].\n"
+    assert problems(f"{facts}Answer: Peru has more people than Chile") == []
+    assert problems(f"{facts}Answer: Peru, by 13,855,653") == ["Answer: Peru, by 13,855,653"]
+    assert problems(f"{facts}The larger of the two is Bolivia.")
+
+
+def test_an_unsupported_sentence_supports_nothing_after_it() -> None:
+    """A made-up number does not become known by being said twice."""
+    made_up = "Chile has 99 million people [1]."
+    assert problems(f"{made_up} So 99 million people live in Chile.")[1:] == [
+        made_up,
+        "So 99 million people live in Chile.",
+    ]
+
+
+def test_that_nothing_was_found_is_no_claim() -> None:
+    """There is nothing to look up; but a number beside it is checked."""
+    assert problems("Answer: not found") == []
+    assert problems("The results do not say who wrote the anthem [1].") == []
+    assert problems("Chile has 99 million people; the area is not known [1].") != []
+
+
+def test_text_without_content_is_passed_over() -> None:
+    """Marks alone, blanks and punctuation are no claims."""
+    assert check("[1]\n\n ... \n- [2]", KNOWN) == check("", KNOWN)
+
+
+def test_unicode_names() -> None:
+    """Letters are letters in every script; only capitals open a name."""
+    known = {1: Source(1, 1, "", "", "Ísafjörður, Þórshöfn; 東京 東京都; Київ; élan vital")}
+    assert not check("In Iceland lies Ísafjörður, also Þórshöfn [1].", known).citations[0].supported
+    assert not check("There lies Ísafjörður, also Þórshöfn [1].", known).unsupported
+    assert not check("Київ, 東京 [1].", known).unsupported
+    assert check("There lies Ólafsvík [1].", known).unsupported
+    assert check("There is Львів [1].", known).unsupported
+
+
+# What counts as read
+
+
+def test_sources_are_numbered_page_by_page() -> None:
+    """A page by its address, the others beside it too, any other value by its call."""
+    pages = {"url": "http://a", "title": "A", "text": "alpha"}
+    others = [{"url": "http://b", "title": "B", "text": "beta"}]
+    tasks = {
+        7: Task.of(7, "population", country="Chile"),
+        3: Task.of(3, "web_lookup", query="a"),
+        5: Task.of(5, "broken"),
+        6: Task.of(6, "never", a=Ref(5)),
+    }
+    outcomes = {
+        3: Ok({**pages, "others": others}),
+        5: Failed("x"),
+        6: Skipped(5),
+        7: Ok(19_116_201),
+    }
+    found = sources(tasks, outcomes)
+    assert [(s.n, s.task_id, s.origin) for s in found.values()] == [
+        (1, 3, "http://a"),
+        (2, 3, "http://b"),
+        (3, 7, "population(Chile)"),
+    ]
+    assert not check("Chile has 19,116,201 people [3].", found).unsupported
+
+
+def test_a_calls_references_count_as_the_values_they_had() -> None:
+    """``$1`` is no number 1, and what it pointed to may be cited."""
+    tasks = {
+        1: Task.of(1, "area"),
+        2: Task.of(2, "larger", a=Ref(1, ("km2",)), b=[Ref(1, ("km2",))]),
+    }
+    outcomes = {1: Ok({"km2": 756_102}), 2: Ok("Chile")}
+    known = sources(tasks, outcomes)
+    assert known[2].origin == "larger(756102, 756102)"
+    assert not check("Chile has 756,102 [2].", known).unsupported
+    assert check("Chile has 1 desert [2].", known).unsupported
+
+
+def test_records_read_as_lines() -> None:
+    """A small record is a line, so that it is a passage; newlines in strings stay newlines."""
+    value = [{"name": "Chile", "people": 19}, {"name": "Peru", "note": "line\nLima"}]
+    assert as_text(value) == "name: Chile, people: 19\nname: Peru, note: line\nLima"
+    assert as_text({"a": {"b": [1, 2]}, "c": None, "d": True}) == "a: b: 1\n2\nc: null\nd: true"
+    known = sources({1: Task.of(1, "table")}, {1: Ok(value)})
+    (citation,) = check("Chile has 19 people [1].", known).citations
+    assert citation.passage == "name: Chile, people: 19"
+    assert not check("In Peru there is Lima [1].", known).unsupported
+
+
+def test_unsupported_sentences_are_marked() -> None:
+    """Where they stand, in the words that were written."""
+    text = "Chile is long [1]. Chile is wide [1]."
+    assert mark_unsupported(text, ["Chile is wide [1]."]) == f"{text} [unsupported]"
+
+
+# Hostile text
+
+LINE = 200_000
+HOSTILE = {
+    "letters": "a" * LINE,
+    "digits": "1" * LINE,
+    "stops": "." * LINE,
+    "blanks behind a stop": "a." + " " * LINE + "[1",
+    "open marks": "[1," * (LINE // 3),
+    "groups": "1" + ",111" * (LINE // 4),
+    "apostrophes": "1" + "'" * LINE,
+    "colons": "word: " + ": " * (LINE // 2) + "word",
+    "punctuation": "word: " + "!" * LINE,
+    "sentences": "Chile has 19 million. " * (LINE // 22),
+    "capitals": "Aa " * (LINE // 3),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_page_is_read_in_linear_time(name: str) -> None:
+    """200 KB in one line, made to send a regular expression back and forth: under half a second."""
+    known = {1: Source(1, 1, "", "", f"{HOSTILE[name]} Chile has 9 rivers")}
+    start = time.perf_counter()
+    check("Chile has 9 rivers [1].", known)
+    assert time.perf_counter() - start < 0.5
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_answer_is_checked_in_linear_time(name: str) -> None:
+    """A model that repeats itself for 50 KB."""
+    start = time.perf_counter()
+    check(HOSTILE[name][: LINE // 4], KNOWN)
+    assert time.perf_counter() - start < 0.5
+
+
+@given(st.text(max_size=200), st.text(max_size=200))
+def test_any_text_can_be_checked(answer: str, page: str) -> None:
+    """No text raises, and every unsupported sentence is one of the answer's."""
+    checked = check(answer, {1: Source(1, 1, "", "", page)})
+    assert all(sentence in answer for sentence in checked.unsupported)
+
+
+@given(st.text("aA1.[ ]\n,-’", max_size=60))
+def test_what_was_read_supports_itself(page: str) -> None:
+    """A page's own text, uncited, is never unsupported."""
+    assert not check(page, {1: Source(1, 1, "", "", page)}).unsupported
