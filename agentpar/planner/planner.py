@@ -105,8 +105,10 @@ class Planner:
                     continue
                 first_token = first_token or clock.now() - started
                 emit(PlanText(request.round, piece, clock.now()))
-                if reading.feed(piece):
-                    break  # join() is written; closing the stream stops the model
+                if reading.feed(piece) and asked.grammar is None:
+                    # join() is written, and closing the stream stops the model. Under a
+                    # grammar it stops by itself, and the server still counts its tokens.
+                    break
         reading.close()
         seconds = clock.now() - started
         emit(ModelUsed("plan", request.round, usage, first_token, seconds, clock.now()))

@@ -1,55 +1,283 @@
-"""The planner over a scripted model: what becomes of a grammar that the server refuses."""
+"""The planner: tasks leave while it writes, what cannot be used is told, and when it stops."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
 import pytest
 
-from agentpar.errors import GrammarRefused
-from agentpar.events import Event, PlanEnded, PlanFault, TaskPlanned
-from agentpar.planner.planner import Planner, PlanRequest
+from agentpar import tool
+from agentpar.errors import ModelServerError, UsageError
+from agentpar.events import (
+    Event,
+    ModelUsed,
+    PlanEnded,
+    PlanFault,
+    PlanStarted,
+    PlanText,
+    TaskPlanned,
+    Usage,
+)
+from agentpar.plan import Failed, Ok, Ref, Task
+from agentpar.planner.planner import Planner, PlanRequest, plan_problems, usable_examples
+from agentpar.planner.prompts import EXAMPLES, Example
+from agentpar.ports import ModelRequest
 from agentpar.runtime.scripted import ScriptedRuntime
-from agentpar.tools.calc import calc
+from agentpar.tools.base import Tool
 
-PLAN = '1. calc(expression="1 + 1")\n2. clac(expression="1")\njoin()'
-REFUSAL = GrammarRefused("Invalid grammar specification")
+
+@tool
+async def population(country: str) -> int:
+    """Population of a country."""
+    return 19
+
+
+@tool
+async def add(a: float, b: float) -> float:
+    """Add."""
+    return a + b
+
+
+TOOLS: Mapping[str, Tool] = {"population": population, "add": add}
 
 
 class Clock:
+    """Seconds that pass when they are read."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
     def now(self) -> float:
-        return 0.0
+        self.seconds += 1
+        return self.seconds
 
 
-def refusing() -> ScriptedRuntime:
-    return ScriptedRuntime([REFUSAL, PLAN, PLAN], capabilities=["grammar"])
+async def plan(
+    text: str | Exception,
+    request: PlanRequest | None = None,
+    *,
+    chunk: int = 5,
+    **options: Any,
+) -> list[Event]:
+    events: list[Event] = []
+    planner = Planner(ScriptedRuntime([text], chunk=chunk), TOOLS, **options)
+    await planner.plan(request or PlanRequest("Chile?"), events.append, Clock())
+    return events
 
 
-async def test_a_refused_grammar_is_told_and_planned_without() -> None:
-    """The plan is asked for again without the grammar, and the parser checks its lines."""
-    runtime, events = refusing(), list[Event]()
-    planner = Planner(runtime, {"calc": calc})
-    await planner.plan(PlanRequest("What is 1 + 1?"), events.append, Clock())
-    first, second = runtime.requests
-    assert first.grammar
-    assert second.grammar is None
-    assert second.messages == first.messages
-    told, wrong = (event.message for event in events if isinstance(event, PlanFault))
-    assert told == "the plan was written without a grammar: Invalid grammar specification"
-    assert "'clac'" in wrong
-    assert [event.task.id for event in events if isinstance(event, TaskPlanned)] == [1]
-    assert [type(event) for event in events].count(PlanEnded) == 1
+def tasks(events: list[Event]) -> list[Task]:
+    return [event.task for event in events if isinstance(event, TaskPlanned)]
 
 
-async def test_a_refusal_is_remembered() -> None:
-    """The next round does not send the grammar again."""
-    runtime, events = refusing(), list[Event]()
-    planner = Planner(runtime, {"calc": calc})
-    for round in (1, 2):
-        await planner.plan(PlanRequest("What is 1 + 1?", round), events.append, Clock())
-    assert [request.grammar is None for request in runtime.requests] == [False, True, True]
+def faults(events: list[Event]) -> list[PlanFault]:
+    return [event for event in events if isinstance(event, PlanFault)]
 
 
-async def test_a_grammar_that_is_insisted_on_is_not_dropped() -> None:
-    """With ``grammar=True`` the refusal is the caller's to know."""
-    planner = Planner(refusing(), {"calc": calc}, grammar=True)
-    with pytest.raises(GrammarRefused):
-        await planner.plan(PlanRequest("What is 1 + 1?"), lambda event: None, Clock())
+async def test_a_task_leaves_at_its_closing_bracket() -> None:
+    """Before the model has written another letter."""
+    events = await plan('1. population("Chile")\n2. population("Peru")\njoin()', chunk=1)
+    at = next(n for n, event in enumerate(events) if isinstance(event, TaskPlanned))
+    written = "".join(event.text for event in events[:at] if isinstance(event, PlanText))
+    assert written == '1. population("Chile")'
+    assert isinstance(events[0], PlanStarted)
+    assert isinstance(events[-2], ModelUsed)
+    assert isinstance(events[-1], PlanEnded)
+
+
+async def test_tasks_are_bound_to_their_tools() -> None:
+    """Places become names, references become needs."""
+    events = await plan('1. population("Chile")\nThought: twice\n2. add($1, b=$1)')
+    assert tasks(events)[1] == Task(2, "add", {"a": Ref(1), "b": Ref(1)}, (1,), "twice")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('1. poplation("Chile")', "did you mean 'population'"),
+        ('1. population("Chile", "Peru")', "takes 1 arguments"),
+        ('1. population(city="Lima")', "no argument 'city'"),
+        ("1. population()", "needs 'country'"),
+        ('1. add("one", 2)', "argument 'a'"),
+        ("1. add($7, 2)", "which is not planned before it"),
+        ("1. add($1, 2)", "refers to itself"),
+        ("1. add(1,", "closed"),
+    ],
+)
+async def test_what_cannot_be_used_is_told(line: str, message: str) -> None:
+    """With its number and its text; the next line is not lost."""
+    events = await plan(f'{line}\n2. population("Peru")\njoin()')
+    (fault,) = faults(events)
+    assert message in fault.message
+    assert fault.task_id == 1
+    assert fault.line
+    assert [task.id for task in tasks(events)] == [2]
+
+
+async def test_a_faulty_line_keeps_its_number() -> None:
+    """Who refers to it is skipped because of it, not refused."""
+    events = await plan("1. unknown()\n2. add($1, 2)")
+    assert [task.needs for task in tasks(events)] == [(1,)]
+
+
+async def test_a_number_used_twice_is_told_without_settling_the_first() -> None:
+    """The fault has no number, so the first task stands."""
+    events = await plan('1. population("Chile")\n1. population("Peru")')
+    assert len(tasks(events)) == 1
+    (fault,) = faults(events)
+    assert fault.task_id is None
+    assert "task 1 already" in fault.message
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "join()", "<END_OF_PLAN>"])
+async def test_an_empty_plan_is_a_plan(text: str) -> None:
+    """No task, no fault, an end."""
+    events = await plan(text)
+    assert tasks(events) == faults(events) == []
+    assert isinstance(events[-1], PlanEnded)
+
+
+async def test_prose_is_told() -> None:
+    """Text that is no plan at all."""
+    assert "I cannot" in faults(await plan("I cannot plan this."))[0].line
+
+
+async def test_nothing_is_read_after_join() -> None:
+    """A model that writes on adds no tasks."""
+    events = await plan('1. population("Chile")\njoin()\n2. population("Peru")', chunk=1000)
+    assert [task.id for task in tasks(events)] == [1]
+
+
+async def test_the_stream_is_closed_at_join() -> None:
+    """Closing it is what makes a server stop writing."""
+    closed: list[bool] = []
+
+    class Endless(ScriptedRuntime):
+        async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
+            try:
+                yield "join()\n"
+                while True:
+                    yield "and more "
+            finally:
+                closed.append(True)
+
+    events: list[Event] = []
+    await Planner(Endless([]), TOOLS).plan(PlanRequest("?"), events.append, Clock())
+    assert closed == [True]
+    assert isinstance(events[-1], PlanEnded)
+
+
+async def test_a_broken_server_keeps_what_was_planned() -> None:
+    """The error comes out; the tasks before it have been told."""
+
+    class Breaks(ScriptedRuntime):
+        async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
+            yield '1. population("Chile")\n2. pop'
+            raise ModelServerError("gone")
+
+    events: list[Event] = []
+    with pytest.raises(ModelServerError, match="gone"):
+        await Planner(Breaks([]), TOOLS).plan(PlanRequest("?"), events.append, Clock())
+    assert [task.id for task in tasks(events)] == [1]
+    assert not [event for event in events if isinstance(event, PlanEnded)]
+
+
+async def test_tokens_are_counted() -> None:
+    """As the server says; the server ends the text before join()."""
+    events = await plan('1. population("Chile")\njoin()')
+    used = next(event for event in events if isinstance(event, ModelUsed))
+    assert (used.purpose, used.usage.completion_tokens, used.usage.calls) == ("plan", 2, 1)
+    assert 0 < used.first_token < used.seconds
+
+
+# Later rounds
+
+
+async def test_a_later_round_may_use_earlier_results() -> None:
+    """Their numbers are known, and taken."""
+    past = {1: Task.of(1, "population", country="Chile")}
+    request = PlanRequest("Chile?", 2, 3, "Peru", past, {1: Ok(19), 2: Failed("bad line", "plan")})
+    runtime = ScriptedRuntime(["3. add($1, $2)\n1. add(1, 1)"])
+    events: list[Event] = []
+    await Planner(runtime, TOOLS).plan(request, events.append, Clock())
+    assert [task.needs for task in tasks(events)] == [(1, 2)]
+    assert "task 1 already" in faults(events)[0].message
+    asked = runtime.requests[0].messages[-1].content
+    assert "Still missing: Peru" in asked
+    assert '$1: population(country="Chile") = 19' in asked
+
+
+# Grammar
+
+
+async def test_a_grammar_where_the_server_has_one() -> None:
+    """By default; False never, True or an error."""
+    for capable, wanted, used in (
+        (True, None, True),
+        (True, True, True),
+        (True, False, False),
+        (False, None, False),
+        (False, False, False),
+    ):
+        runtime = ScriptedRuntime(["join()"], capabilities=["grammar"] if capable else [])
+        planner = Planner(runtime, TOOLS, grammar=wanted)
+        await planner.plan(PlanRequest("?"), lambda event: None, Clock())
+        assert (runtime.requests[0].grammar is not None) is used
+
+
+async def test_insisting_on_a_grammar_in_vain() -> None:
+    """Says what to do."""
+    with pytest.raises(UsageError, match="use vLLM, or leave grammar out"):
+        await plan("join()", grammar=True)
+
+
+async def test_settings_reach_the_model() -> None:
+    """Temperature, seed and the bound on tokens."""
+    runtime = ScriptedRuntime(["join()"])
+    planner = Planner(
+        runtime, TOOLS, temperature=0.7, seed=3, max_tokens=99, instructions="Be quick."
+    )
+    await planner.plan(PlanRequest("Chile?"), lambda event: None, Clock())
+    (request,) = runtime.requests
+    assert (request.temperature, request.seed, request.max_tokens) == (0.7, 3, 99)
+    assert "Be quick." in request.messages[0].content
+    assert "population(country: string)" in request.messages[0].content
+
+
+# Examples
+
+
+def test_examples_are_those_that_the_tools_can_run() -> None:
+    """An agent without web tools is shown none that use them."""
+    assert usable_examples(TOOLS) == ()
+    for example in EXAMPLES:
+        assert plan_problems(example.plan, TOOLS)
+
+
+def test_every_built_in_example_runs_with_the_built_in_tools() -> None:
+    """A tool that changes its signature takes its examples with it; none may go unnoticed."""
+    from agentpar.tools.calc import calc
+    from agentpar.tools.lookup import make_web_lookup
+    from agentpar.tools.search import web_search
+    from agentpar.tools.web import web_fetch
+
+    tools = {made.name: made for made in (calc, web_search, web_fetch)}
+    tools["web_lookup"] = make_web_lookup(web_search, web_fetch)
+    assert usable_examples(tools) == EXAMPLES
+
+
+async def test_own_examples_are_shown() -> None:
+    """Question and plan, as an exchange."""
+    runtime = ScriptedRuntime(["join()"])
+    own = Example("How many in Peru?", '1. population(country="Peru")\njoin()')
+    planner = Planner(runtime, TOOLS, examples=[own])
+    await planner.plan(PlanRequest("Chile?"), lambda event: None, Clock())
+    contents = [message.content for message in runtime.requests[0].messages]
+    assert contents[1:3] == ["Question: How many in Peru?", own.plan]
+
+
+def test_problems_of_a_plan() -> None:
+    """One message for each line that cannot run."""
+    assert plan_problems('1. population("Chile")\n2. add($1, 2)\njoin()\nmore', TOOLS) == []
+    problems = plan_problems("1. unknown()\nprose\n2. add(1)\n", TOOLS)
+    assert len(problems) == 3
