@@ -117,12 +117,14 @@ Replan: what is missing"""
 _JOIN_EXAMPLES = (
     (
         'web_lookup(query="Kenya", find="anthem author")\n[1] Kenya - Atlas: Capital | Nairobi',
+        "",
         "Who wrote the anthem of Kenya?",
         "The results do not say who wrote it.\nAnswer: not found",
     ),
     (
         'web_lookup(query="Lake Baikal", find="depth") = 1642, elsewhere 1555\n'
         "[1] Baikal - Atlas: Depth | 1,642 m\n[2] Baikal - Lakes: Depth | 1,555 m",
+        "",
         "How deep is Lake Baikal? Do the sources agree?",
         "Lake Baikal is 1,642 m deep [1]. Another source says 1,555 m [2].\n"
         "Answer: the sources disagree: 1,642 m [1] or 1,555 m [2]",
@@ -131,6 +133,7 @@ _JOIN_EXAMPLES = (
         'web_lookup(query="Rhine", find="length") = 1233\n[1] Rhine - Atlas: Length | 1,233 km\n'
         'web_lookup(query="Oder", find="length") = 840\n[2] Oder - Atlas: Length | 840 km\n'
         '[3] calc(expression="a + b", a=1233, b=840) = 2073',
+        "2073 [3]",
         "How long are the Rhine and the Oder together?",
         "The Rhine is 1,233 km long [1]. The Oder is 840 km long [2].\nAnswer: 2,073 km [3]",
     ),
@@ -139,11 +142,13 @@ _JOIN_EXAMPLES = (
         'web_lookup(query="Danube", find="length") = 2850\n'
         "[2] Danube - Atlas: Length | 2,850 km\n"
         "[3] calc(expression=\"argmax({'Nile': a, 'Danube': b})\", a=6650, b=2850) = Nile",
+        "Nile [3]",
         "Which is longer, the Nile or the Danube?",
         "The Nile is 6,650 km long [1]. The Danube is 2,850 km long [2].\n"
         "Answer: the Nile is longer [3]",
     ),
 )
+"""Results, what the plan has worked out, question, answer."""
 
 
 def plan_messages(
@@ -215,21 +220,40 @@ def join_messages(
     if instructions:
         system += f"\n\n{instructions}"
     messages = [Message("system", system)]
-    for results, example, answer in _JOIN_EXAMPLES:
-        messages.append(Message("user", _asked(example, results)))
+    for results, result, example, answer in _JOIN_EXAMPLES:
+        messages.append(Message("user", _asked(example, results, result)))
         messages.append(Message("assistant", answer))
     results = observations(tasks, outcomes, faults, sources or {}) or "(no tool was called)"
-    messages.append(Message("user", _asked(question, results)))
+    result = _result(tasks, outcomes, sources or {})
+    messages.append(Message("user", _asked(question, results, result)))
     return tuple(messages)
 
 
-def _asked(question: str, results: str) -> str:
+def _asked(question: str, results: str, result: str) -> str:
     # The question last: it is nearest to what the model writes, and while tools still run
     # the results before it can be read already.
-    return (
-        f"Results:\n{results}\n\nQuestion: {question}\n"
-        "(First the facts with their figures and [numbers], then the line Answer:)"
-    )
+    asked = f"Results:\n{results}\n\nQuestion: {question}"
+    return f"{asked}\nThe plan's result: {result}" if result else asked
+
+
+def _result(
+    tasks: Mapping[int, Task], outcomes: Mapping[int, Outcome], sources: Mapping[int, Source]
+) -> str:
+    """What the plan has worked out: the short values at its ends, such as ``Nile [3]``.
+
+    A small model that has read two figures may still compare them wrongly; told the
+    result again beside the question, it repeats it.
+    """
+    used = _used(tasks, outcomes)
+    numbers = {source.task_id: source.n for source in sources.values()}
+    ends: list[str] = []
+    for id in sorted(tasks.keys() - used):
+        outcome = outcomes.get(id)
+        if isinstance(outcome, Ok) and tasks[id].needs and not _is_page(outcome.value):
+            short = _short(outcome.value)
+            if short is not None:
+                ends.append(f"{short} [{numbers[id]}]" if id in numbers else short)
+    return ", ".join(ends)
 
 
 def observations(
