@@ -140,9 +140,7 @@ def replan_reason(text: str) -> str | None:
     return match.group("why").strip() if match else None
 
 
-_FINISH = re.compile(
-    r"(?:^|\n)\s*(?:\d+\.\s*)?(?:Action:\s*)?Finish\((?P<text>.*)\)[^)]*$", re.DOTALL
-)
+_FINISH = re.compile(r"(?:^|\n)[ \t]*(?:\d+\.[ \t]*)?(?:Action:[ \t]*)?Finish\(")
 
 
 def answer_text(text: str) -> str:
@@ -151,6 +149,6 @@ def answer_text(text: str) -> str:
     Up to the last bracket, so that ``Finish(Mission: Impossible (film))`` stays whole.
     """
     text = text.strip()
-    if match := _FINISH.search(text):
-        return match.group("text").strip()
+    if (match := _FINISH.search(text)) and (end := text.rfind(")", match.end())) >= 0:
+        return text[match.end() : end].strip()
     return text

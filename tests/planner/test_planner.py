@@ -257,13 +257,13 @@ def test_examples_are_those_that_the_tools_can_run() -> None:
 def test_every_built_in_example_runs_with_the_built_in_tools() -> None:
     """A tool that changes its signature takes its examples with it; none may go unnoticed."""
     from agentpar.tools.calc import calc
-    from agentpar.tools.lookup import make_web_lookup
+    from agentpar.tools.lookup import web_lookup
     from agentpar.tools.search import web_search
     from agentpar.tools.web import web_fetch
 
-    tools = {made.name: made for made in (calc, web_search, web_fetch)}
-    tools["web_lookup"] = make_web_lookup(web_search, web_fetch)
-    assert usable_examples(tools) == EXAMPLES
+    search, fetch = web_search(url="http://localhost:8888"), web_fetch()
+    tools = (calc, search, fetch, web_lookup(search=search, fetch=fetch))
+    assert usable_examples({made.name: made for made in tools}) == EXAMPLES
 
 
 async def test_own_examples_are_shown() -> None:
