@@ -134,11 +134,12 @@ class Driver:
 
     def _drain(self) -> None:
         self._draining = True
+        inbox, handle = self._inbox, self.machine.handle
         try:
-            while self._inbox:
-                event = self._inbox.popleft()
+            while inbox:
+                event = inbox.popleft()
                 self._tell(event)
-                for command in self.machine.handle(event):
+                for command in handle(event):
                     for observe in self._command_observers:
                         observe(command)
                     self._perform(command)
@@ -233,12 +234,10 @@ class Driver:
         except Exception as error:
             return Failed(_describe(error), "arguments")
         try:
-            async with asyncio.timeout(timeout) as limit:
-                value = to_data(await _unless_cancelled(tool.call(**arguments)))
-        except TimeoutError as error:
-            if timeout is not None and limit.expired():
-                return Failed(f"{tool.name} gave no result within {timeout:g} s", "timeout")
-            return Failed(_describe(error))
+            call = _unless_cancelled(tool.call(**arguments))
+            value = to_data(await (call if timeout is None else _within(timeout, call)))
+        except _Late:
+            return Failed(f"{tool.name} gave no result within {timeout:g} s", "timeout")
         except (Exception, SystemExit) as error:  # sys.exit() ends the call, not the program
             return Failed(_describe(error))
         if exceeds(value, self._max_result_bytes):
@@ -250,6 +249,21 @@ class Driver:
 class _Broken(BaseException):
     """An observer or the machine raised (its cause). Nothing that a planner or a joiner
     could take for an error of its own."""
+
+
+class _Late(Exception):
+    """The time for a call is over."""
+
+
+async def _within(seconds: float, work: Awaitable[T]) -> T:
+    """Await ``work``; raises `_Late` once ``seconds`` are over."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            return await work
+    except TimeoutError:
+        if limit.expired():  # else it is an error of the call's own
+            raise _Late from None
+        raise
 
 
 async def _unless_cancelled(work: Awaitable[T]) -> T:
@@ -277,9 +291,12 @@ async def running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         await asyncio.wait([task])
 
 
+_SMALL = bool | int | float | None
+
+
 def exceeds(value: Any, limit: int) -> bool:
     """Whether ``value`` is larger than about ``limit`` bytes as JSON; stops counting there."""
-    if value is None or isinstance(value, bool | int | float):
+    if isinstance(value, _SMALL):
         return False
     left = limit
     stack = [value]
