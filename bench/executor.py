@@ -26,10 +26,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 
 import machine_facts
-from peers import floor, langgraph_stategraph, llmcompiler, ours
+from peers import Executor, floor, langgraph_stategraph, llmcompiler, ours
 from shapes import SHAPES, Shape
 
 from agentpar.executor.machine import Limits, Machine
@@ -48,7 +47,7 @@ class Run:
     cpu: float
 
 
-def measure(executor: ModuleType, shape: Shape) -> Run:
+def measure(executor: Executor, shape: Shape) -> Run:
     """Build and run ``shape`` once, in an event loop of its own."""
     gc.collect()
     begin = time.perf_counter()
@@ -60,7 +59,7 @@ def measure(executor: ModuleType, shape: Shape) -> Run:
         result = await run()
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         if result != shape.depth_sum:
-            raise SystemExit(f"{executor.NAME} ran shape {shape.key} wrong: {result}")
+            raise SystemExit(f"{executor.name} ran shape {shape.key} wrong: {result}")
         return Run(build, wall, cpu)
 
     return asyncio.run(timed())
@@ -69,9 +68,9 @@ def measure(executor: ModuleType, shape: Shape) -> Run:
 def event_cost() -> float:
     """Seconds the machine alone takes per event of shape c."""
     shape = SHAPES[2]
-    run = ours.Run(ours.plan_of(shape))
+    run = ours.Journaled(ours.plan_of(shape))
     asyncio.run(run())
-    machine = Machine(Limits(len(shape.nodes), concurrency=len(shape.nodes)))
+    machine = Machine(Limits(max_tasks=len(shape.nodes)))
     gc.collect()
     begin = time.process_time()
     for event in run.journal:
@@ -123,19 +122,20 @@ def gate(shape: Shape, runs: Sequence[Run]) -> tuple[str, bool]:
     )
 
 
-def executors(checkout: str) -> Iterator[ModuleType]:
+def executors(checkout: str) -> Iterator[Executor]:
     """Ours first, then what is here to compare with; says what is left out, and why."""
-    yield ours
-    yield floor
+    yield ours.PLAIN
+    yield ours.TIMED
+    yield floor.EXECUTOR
     if find_spec("langgraph"):
-        yield langgraph_stategraph
+        yield langgraph_stategraph.EXECUTOR
     else:
         print("without LangGraph: pip install 'agentpar[langgraph]'", file=sys.stderr)
     try:
         if not checkout:
             raise ImportError("name a checkout of its repository with --llmcompiler PATH")
         llmcompiler.use(Path(checkout))
-        yield llmcompiler
+        yield llmcompiler.EXECUTOR
     except ImportError as error:
         print(f"without LLMCompiler: {error}", file=sys.stderr)
 
@@ -152,15 +152,15 @@ def main() -> int:
     report = [*machine_facts.lines(["langgraph"])]
     gates: list[tuple[str, bool]] = []
     for shape in (shape for shape in SHAPES if shape.key in given.only):
-        runs: dict[str, list[Run]] = {executor.NAME: [] for executor in present}
+        runs: dict[str, list[Run]] = {executor.name: [] for executor in present}
         for turn in range(given.repeat):
             for executor in present:
                 # A second for a whole run is enough to see; repeat what is quick to repeat.
-                slow = turn > 0 and runs[executor.NAME][0].wall > 20 * shape.critical_path + 1
+                slow = turn > 0 and runs[executor.name][0].wall > 20 * shape.critical_path + 1
                 if not slow:
-                    runs[executor.NAME].append(measure(executor, shape))
+                    runs[executor.name].append(measure(executor, shape))
         report += rows(shape, runs)
-        gates.append(gate(shape, runs[ours.NAME]))
+        gates.append(gate(shape, runs[ours.PLAIN.name]))
     cost = statistics.median(event_cost() for _ in range(given.repeat))
     gates.append((f"machine: {cost * 1e6:.1f} µs CPU an event, at most 10", cost <= EVENT_GATE))
 

@@ -22,10 +22,14 @@ def lines(packages: Sequence[str] = ()) -> Iterator[str]:
     yield f"- {datetime.date.today().isoformat()}{busy}"
 
 
-def save(name: str, title: str, report: Iterable[str]) -> None:
-    """Write ``results/NAME.md``."""
+def save(name: str, title: str, report: Iterable[str], *, by: str = "") -> None:
+    """Write ``results/NAME.md``; ``by`` is the script, ``bench/NAME.py`` by default."""
     RESULTS.mkdir(exist_ok=True)
-    text = f"# {title}\n\nWritten by `bench/{name}.py --save`.\n\n" + "\n".join(report) + "\n"
+    text = (
+        f"# {title}\n\nWritten by `{by or f'bench/{name}.py'} --save`.\n\n"
+        + "\n".join(report)
+        + "\n"
+    )
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
 
 

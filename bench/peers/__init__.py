@@ -1,7 +1,20 @@
-"""One file per executor: ``NAME``, and ``prepare(shape)``, which returns a run.
+"""One file per executor that the bench holds against the others."""
 
-A run is a coroutine function that performs every task of the shape once and returns the sum
-of what they returned, their depths. What an executor builds before it can run (a compiled
-graph, say) belongs into ``prepare``, which is timed by itself.
-Nobody limits how many tasks run at once, since the peers cannot.
-"""
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from shapes import Shape
+
+Run = Callable[[], Awaitable[int]]
+"""Performs every task of a shape once; the sum of what they returned, their depths."""
+
+
+@dataclass(frozen=True, slots=True)
+class Executor:
+    """``prepare`` builds what must be built before a run (a compiled graph, say); it is timed
+    by itself."""
+
+    name: str
+    prepare: Callable[[Shape], Run]

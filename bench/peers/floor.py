@@ -4,14 +4,13 @@ scheduler costs when it does nothing but schedule."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 from shapes import Node, Shape
 
-NAME = "hand-written loop"
+from peers import Executor, Run
 
 
-def prepare(shape: Shape) -> Callable[[], Awaitable[int]]:
+def prepare(shape: Shape) -> Run:
     async def run() -> int:
         unmet = {node.id: len(node.needs) for node in shape.nodes}
         dependants: dict[int, list[Node]] = {node.id: [] for node in shape.nodes}
@@ -36,3 +35,6 @@ def prepare(shape: Shape) -> Callable[[], Awaitable[int]]:
         return sum(depths.values())
 
     return run
+
+
+EXECUTOR = Executor("hand-written loop", prepare)

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 
 from shapes import Node, Shape
 
-NAME = "LangGraph StateGraph"
+from peers import Executor, Run
 
 
 class State(TypedDict):
@@ -20,7 +20,7 @@ class State(TypedDict):
     question: str
 
 
-def prepare(shape: Shape) -> Callable[[], Awaitable[int]]:
+def prepare(shape: Shape) -> Run:
     from langgraph.graph import START, StateGraph
 
     depths: dict[int, int] = {}
@@ -51,3 +51,6 @@ def prepare(shape: Shape) -> Callable[[], Awaitable[int]]:
         return sum(depths.values())
 
     return run
+
+
+EXECUTOR = Executor("LangGraph StateGraph", prepare)

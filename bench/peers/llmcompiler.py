@@ -10,7 +10,7 @@ from pathlib import Path
 
 from shapes import Node, Shape
 
-NAME = "LLMCompiler aschedule"
+from peers import Executor, Run
 
 
 def use(checkout: Path) -> None:
@@ -21,7 +21,7 @@ def use(checkout: Path) -> None:
     logger_utils.LOG_ENABLED = False
 
 
-def prepare(shape: Shape) -> Callable[[], Awaitable[int]]:
+def prepare(shape: Shape) -> Run:
     from src.llm_compiler.task_fetching_unit import (  # type: ignore[import-not-found]
         Task,
         TaskFetchingUnit,
@@ -47,3 +47,6 @@ def prepare(shape: Shape) -> Callable[[], Awaitable[int]]:
         return sum(int(task.observation) for task in tasks)
 
     return run
+
+
+EXECUTOR = Executor("LLMCompiler aschedule", prepare)

@@ -1,9 +1,11 @@
-"""agentpar: the machine and its driver, a real `@tool`, events kept in a list as the journal."""
+"""agentpar: the machine and its driver, a real `@tool`, events kept in a list as the journal.
+
+64 calls at once, as an `Agent` has it where nobody says otherwise.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from shapes import Shape
@@ -13,8 +15,7 @@ from agentpar.events import Answered, Event, PlanEnded, RunStarted, TaskDone, Ta
 from agentpar.executor.driver import Driver, Emit
 from agentpar.executor.machine import Join, Limits, Machine, Plan
 from agentpar.plan import Ok, Ref, Task
-
-NAME = "agentpar"
+from peers import Executor
 
 
 @tool
@@ -33,20 +34,21 @@ def plan_of(shape: Shape) -> list[Task]:
 
 
 @dataclass
-class Run:
-    """One run, its journal readable afterwards."""
+class Journaled:
+    """One run, its journal readable afterwards. ``timeout`` in seconds for each call."""
 
     tasks: list[Task]
+    timeout: float | None = None
     journal: list[Event] = field(default_factory=list)
 
     async def __call__(self) -> int:
-        machine = Machine(Limits(max_tasks=len(self.tasks), concurrency=len(self.tasks)))
+        machine = Machine(Limits(max_tasks=len(self.tasks)))
         driver = Driver(
             machine,
             tools={work.name: work},
             plan=self._plan,
             join=self._join,
-            timeout=60.0,  # as an Agent sets it
+            timeout=self.timeout,
             observers=[self.journal.append],
         )
         self._clock = driver.clock
@@ -63,5 +65,5 @@ class Run:
         emit(Answered(command.round, "done", at=self._clock.now()))
 
 
-def prepare(shape: Shape) -> Callable[[], Awaitable[int]]:
-    return Run(plan_of(shape))
+PLAIN = Executor("agentpar", lambda shape: Journaled(plan_of(shape)))
+TIMED = Executor("agentpar, 60 s limit a call", lambda shape: Journaled(plan_of(shape), 60.0))
