@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -261,37 +262,38 @@ def test_unsupported_sentences_are_marked() -> None:
 
 # Hostile text
 
-LINE = 200_000
-HOSTILE = {
-    "letters": "a" * LINE,
-    "digits": "1" * LINE,
-    "stops": "." * LINE,
-    "blanks behind a stop": "a." + " " * LINE + "[1",
-    "open marks": "[1," * (LINE // 3),
-    "groups": "1" + ",111" * (LINE // 4),
-    "apostrophes": "1" + "'" * LINE,
-    "colons": "word: " + ": " * (LINE // 2) + "word",
-    "punctuation": "word: " + "!" * LINE,
-    "sentences": "Chile has 19 million. " * (LINE // 22),
-    "capitals": "Aa " * (LINE // 3),
+HOSTILE: dict[str, Callable[[int], str]] = {
+    "letters": lambda n: "a" * n,
+    "digits": lambda n: "1" * n,
+    "stops": lambda n: "." * n,
+    "blanks": lambda n: f"word{' ' * n}word",
+    "blanks before a mark": lambda n: f"word.{' ' * n}[1",
+    "blanks in a mark": lambda n: f"word [1{' ' * n}word",
+    "open marks": lambda n: "[1," * (n // 3),
+    "groups": lambda n: "1" + ",111" * (n // 4),
+    "apostrophes": lambda n: "1" + "'" * n,
+    "colons": lambda n: f"word: {': ' * (n // 2)}word",
+    "punctuation": lambda n: f"word: {'!' * n}word",
+    "sentences": lambda n: "Chile has 19 million. " * (n // 22),
+    "capitals": lambda n: "Aa " * (n // 3),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_page_is_read_in_linear_time(name: str) -> None:
-    """200 KB in one line, made to send a regular expression back and forth: under half a second."""
-    known = {1: Source(1, 1, "", "", f"{HOSTILE[name]} Chile has 9 rivers")}
-    start = time.perf_counter()
+    """200 KB in one line, made to send a regular expression back and forth: in under a second."""
+    known = {1: Source(1, 1, "", "", f"{HOSTILE[name](200_000)} Chile has 9 rivers")}
+    start = time.process_time()
     check("Chile has 9 rivers [1].", known)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_answer_is_checked_in_linear_time(name: str) -> None:
     """A model that repeats itself for 50 KB."""
-    start = time.perf_counter()
-    check(HOSTILE[name][: LINE // 4], KNOWN)
-    assert time.perf_counter() - start < 0.5
+    start = time.process_time()
+    check(HOSTILE[name](50_000), KNOWN)
+    assert time.process_time() - start < 1
 
 
 @given(st.text(max_size=200), st.text(max_size=200))
