@@ -1,6 +1,6 @@
 """The files that ``agentpar init`` writes, and the agent that ``agentpar demo`` asks."""
 
-QUESTION = "Which has more people, Chile or Peru?"
+QUESTION = "Which has the largest area: Chile, Peru or Bolivia?"
 DEFAULT_MODEL = "qwen2.5-coder-1.5b"
 
 # The same as examples/web_research/agent.yaml, which an installed package does not have.
@@ -10,8 +10,9 @@ name: web-research
 model:
   id: "${AGENTPAR_MODEL:-qwen2.5-coder-1.5b}"
 tools:
-  - web_search: {url: "${SEARX_URL:-miniweb://}"}
-  - web_fetch: {max_chars: 600}
+  - web_lookup:
+      search: {url: "${SEARX_URL:-miniweb://?latency=1s}"}
+      fetch: {max_chars: 400}
   - calc
 """
 
