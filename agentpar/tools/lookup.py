@@ -7,10 +7,11 @@ back what they say; where two of them disagree, both stand in the result.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
+
+from asyncio_tools import gather
 
 from agentpar.errors import FetchError, UsageError
 from agentpar.tools.base import Tool
@@ -68,10 +69,9 @@ def web_lookup(*, search: Tool, fetch: Tool, pages: int = 2) -> Tool:
 
 async def _read(fetch: Tool, urls: list[str], find: str) -> list[Mapping[str, Any]]:
     """The pages that can be read, in the order of ``urls``; the first error where none can."""
-    found = await asyncio.gather(
-        *(fetch.call(url=url, find=find) for url in urls), return_exceptions=True
-    )
-    pages = [page for page in found if isinstance(page, Mapping)]
+    found = await gather(*(fetch.call(url=url, find=find) for url in urls))
+    # Not `successes`: to asyncio_tools a fetch that was cancelled is one of them.
+    pages = [page for page in found.all if isinstance(page, Mapping)]
     if not pages:
-        raise next(page for page in found if isinstance(page, BaseException))
+        raise found.exceptions[0] if found.exceptions else FetchError("no page could be read")
     return pages
