@@ -120,6 +120,7 @@ class OpenAIRuntime:
             await client.aclose()
 
     def _attempts(self, again: Callable[[BaseException], bool]) -> tenacity.AsyncRetrying:
+        # Says nothing of a retry, where stamina would log it to whoever has set up no logging.
         return tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(again),
             stop=tenacity.stop_after_attempt(1 + self._retries),
