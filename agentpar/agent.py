@@ -7,6 +7,7 @@ is done the driver's; here stands who is asked.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -255,6 +256,10 @@ class Agent:
     def _new_run(self, question: str, run_id: str | None) -> Run:
         if not question.strip():
             raise UsageError("the question is empty")
+        if run_id is not None and not re.fullmatch(r"[\w][\w.-]{0,127}", run_id):
+            raise UsageError(
+                f"run_id {run_id!r} cannot name a folder: use letters, digits, '_', '-' and '.'"
+            )
         return Run(run_id or new_run_id(), question)
 
     async def _open(self) -> None:

@@ -439,3 +439,11 @@ async def test_events_tell_the_rounds() -> None:
     async with agent_of(*texts).run("?") as run:
         rounds = [event.round async for event in run if isinstance(event, PlanStarted)]
     assert rounds == [1, 2]
+
+
+@pytest.mark.parametrize("run_id", ["../above", "a/b", "", ".hidden", "a" * 200])
+async def test_a_run_id_that_is_no_folder_name_is_refused(run_id: str) -> None:
+    """It names the run's folder, and must not lead out of ``runs``."""
+    agent = Agent([], runtime=ScriptedRuntime(["join()", "42"]))
+    with pytest.raises(UsageError, match="cannot name a folder"):
+        await agent.ask("What?", run_id=run_id)

@@ -51,9 +51,9 @@ def sources(tasks: Mapping[int, Task], outcomes: Mapping[int, Outcome]) -> dict[
     return found
 
 
-def _others(value: Any) -> list[Any]:
+def _others(value: Any) -> list[Mapping[str, Any]]:
     others = value.get("others") if isinstance(value, Mapping) else None
-    return list(others) if isinstance(others, list) else []
+    return [o for o in others if isinstance(o, Mapping)] if isinstance(others, list) else []
 
 
 def _cut(text: str, limit: int = 200) -> str:
@@ -68,7 +68,7 @@ def as_text(value: Any) -> str:
         apart = ("text", "title", "others")
         rest = {key: item for key, item in value.items() if key not in apart and item is not None}
         facts = "\n".join(f"{key}: {as_text(item)}" for key, item in rest.items())
-        return f"{facts}\n{value['text']}"
+        return "\n".join(filter(None, (value["text"], facts)))
     if isinstance(value, Mapping):
         small = not any(isinstance(item, Mapping | list) for item in value.values())
         lines = (f"{key}: {as_text(item)}" for key, item in value.items())

@@ -351,7 +351,7 @@ def _is_page(value: Any) -> bool:
 
 def _others(page: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     others = page.get("others")
-    return others if isinstance(others, list) else ()
+    return [o for o in others if isinstance(o, Mapping)] if isinstance(others, list) else ()
 
 
 def _found(page: Mapping[str, Any]) -> str | None:

@@ -144,9 +144,10 @@ class OpenAIRuntime:
         return self._client
 
     async def _body(self, request: ModelRequest) -> dict[str, Any]:
+        messages = request.messages
         body: dict[str, Any] = {
             "model": await self.model(),
-            "messages": [{"role": m.role, "content": m.content} for m in request.messages],
+            "messages": [{"role": m.role, "content": _sendable(m.content)} for m in messages],
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
             "stream": True,
@@ -327,6 +328,11 @@ async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
             raise _Refused(f"the server sent a line of more than {MAX_LINE} bytes")
     if rest:
         yield bytes(rest)
+
+
+def _sendable(text: str) -> str:
+    """``text`` without lone surrogates: a page may hold them, UTF-8 has no word for them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _usage(chunk: Mapping[str, Any]) -> Usage | None:

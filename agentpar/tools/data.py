@@ -19,7 +19,9 @@ from typing import Any
 
 from agentpar.errors import UsageError
 
-_PLAIN = frozenset({str, int, bool, types.NoneType})
+_PLAIN = frozenset({str, bool, types.NoneType})
+_LARGEST = 10**1000
+"""Python itself refuses to write integers of more than 4,300 digits as text."""
 
 
 def to_data(value: Any) -> Any:
@@ -33,6 +35,8 @@ def to_data(value: Any) -> Any:
     (text or a reference is wanted), NaN and infinities, generators, open files, loops.
     """
     if type(value) in _PLAIN:
+        return value
+    if type(value) is int and -_LARGEST < value < _LARGEST:
         return value
     try:
         return _data(value, "value")
@@ -48,6 +52,10 @@ def _data(value: Any, where: str) -> Any:
         return _mapping(value, where)
     if kind is list:
         return _items(value, where)
+    if kind is int:
+        if -_LARGEST < value < _LARGEST:
+            return value
+        raise UsageError(f"{where} is an integer of more than 1,000 digits: return text")
     if kind is float:
         if math.isfinite(value):
             return value

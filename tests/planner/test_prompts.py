@@ -135,3 +135,24 @@ def test_a_tool_in_few_words() -> None:
     head, *rest = describe_tool(nothing).splitlines()
     assert head == 'nothing(kind: "a" | "b", size?: integer) -> str: Do nothing.'
     assert rest == ["  kind: which nothing", "  size: how much of it"]
+
+
+def test_a_result_of_odd_shape_is_shown_all_the_same() -> None:
+    """Only pages count as other pages, whatever a tool puts under that name."""
+    tasks = {1: Task.of(1, "nothing", kind="a")}
+    outcomes: dict[int, Outcome] = {1: Ok({"text": "a page", "others": ["x", {"text": "b"}, 3]})}
+    known = sources(tasks, outcomes)
+    assert [source.text for source in known.values()] == ["a page", "b"]
+    assert observations(tasks, outcomes, (), known).endswith("[1] a page\n[2] b")
+
+
+def test_what_the_plan_worked_out_stands_beside_the_question() -> None:
+    """Small models repeat a result that they would work out wrongly."""
+    tasks = {
+        1: Task.of(1, "nothing", kind="a"),
+        2: Task.of(2, "calc", expression="a * 2", a=Ref(1)),
+        3: Task.of(3, "calc", expression="a * 3", a=Ref(9)),
+    }
+    outcomes: dict[int, Outcome] = {1: Ok(21), 2: Ok(42), 3: Skipped(9)}
+    asked = join_messages("Twice?", tasks, outcomes, sources=sources(tasks, outcomes))[-1].content
+    assert asked.endswith("Question: Twice?\nThe plan's result: 42 [2]")

@@ -452,3 +452,13 @@ def test_open_runtime_explains_its_forms() -> None:
     assert repr(open_runtime("vllm:/no/such")) == "EngineRuntime('/no/such')"
     with pytest.raises(UsageError, match=r"'gpt-4' is neither.*http://.*vllm:"):
         open_runtime("gpt-4")
+
+
+async def test_half_a_character_on_a_page_does_not_break_the_request(wire: Any) -> None:
+    """A lone surrogate, which UTF-8 cannot carry, is sent as a question mark."""
+    wire.answers = [good]
+    runtime = OpenAIRuntime(wire.url)
+    await read(runtime, ModelRequest((Message("user", "torn \ud83d, whole \U0001f600"),)))
+    (request,) = wire.requests
+    assert request.body["messages"][0]["content"] == "torn ?, whole \U0001f600"
+    await runtime.aclose()

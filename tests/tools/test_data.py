@@ -120,3 +120,10 @@ def test_what_is_not_data_is_refused_with_its_place(value: Any, message: str) ->
     """Nothing is silently dropped or turned into something else."""
     with pytest.raises(UsageError, match=message):
         to_data(value)
+
+
+def test_an_integer_too_long_to_write_is_refused() -> None:
+    """Python refuses to turn it into text, which would break the record and the prompt."""
+    assert to_data(10**999) == 10**999
+    with pytest.raises(UsageError, match=r"value\.a is an integer of more than 1,000 digits"):
+        to_data({"a": 10**2000})
