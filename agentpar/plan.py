@@ -88,6 +88,9 @@ def needs(args: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ref.task for ref in references(args)))
 
 
+_LITERALS = str | int | float | None
+
+
 def fill(args: Mapping[str, Any], outcomes: Mapping[int, Outcome]) -> dict[str, Any]:
     """``args`` with every reference replaced by the value it points to.
 
@@ -100,7 +103,7 @@ def fill(args: Mapping[str, Any], outcomes: Mapping[int, Outcome]) -> dict[str, 
 
 
 def _fill(value: Any, outcomes: Mapping[int, Outcome]) -> Any:
-    if isinstance(value, str | int | float | None):
+    if isinstance(value, _LITERALS):
         return value
     if isinstance(value, Ref):
         return resolve(value, outcomes)

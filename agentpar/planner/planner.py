@@ -28,6 +28,9 @@ from agentpar.planner.prompts import EXAMPLES, Example, plan_messages
 from agentpar.ports import Clock, ModelRequest, Runtime
 from agentpar.tools.base import Tool
 
+STOP = ("\njoin()",)
+"""Where a plan ends: models like to write on behind it."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
@@ -87,7 +90,7 @@ class Planner:
             self._grammar = False  # the parser checks all that the grammar would have
             message = f"the plan was written without a grammar: {error}"
             emit(PlanFault(request.round, message, at=clock.now()))
-            await self._read(replace(asked, grammar=None), request, emit, clock)
+            await self._read(replace(asked, grammar=None, stop=STOP), request, emit, clock)
         emit(PlanEnded(request.round, clock.now()))
 
     async def _read(
@@ -146,8 +149,9 @@ class Planner:
             temperature=self._temperature,
             seed=self._seed,
             grammar=grammar,
-            # The server stops at join(): models like to write on, and it still counts tokens.
-            stop=("\njoin()", "<END_OF_PLAN>"),
+            # A server keeps back as much text as a stop string is long, so that every call
+            # would start that much later; a grammar ends at join() by itself.
+            stop=() if grammar else STOP,
         )
 
 

@@ -273,8 +273,9 @@ def observations(
     }
     loose: list[str] = []
     for fault in faults:
-        line = f" (line {fault.line!r:.160})" if fault.line else ""
-        text = f"A line of the plan was not usable: {fault.message}{line}"
+        text = fault.message
+        if fault.line:
+            text = f"A line of the plan was not usable: {text} (line {fault.line!r:.160})"
         if fault.task_id is None or fault.task_id in blocks:
             loose.append(text)
         else:
