@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +35,7 @@ from agentpar.events import (
 )
 from agentpar.plaintext import one_line, seconds, visible
 from agentpar.plan import Failed, Ok, Skipped
+from agentpar.ports import Progress
 from agentpar.story import State, Story, TaskStory, arguments, call
 
 if TYPE_CHECKING:  # rich loads when something is shown, not when this file is read
@@ -43,7 +44,6 @@ if TYPE_CHECKING:  # rich loads when something is shown, not when this file is r
     from rich.table import Table
     from rich.text import Text
 
-ProgressCallback = Callable[[str, float, float | None], None]
 """``(step, done, total)``: what is waited for, how much of it is there, out of how much.
 
 ``total`` is None where nobody knows; the unit is the caller's, the bar shows the share.
@@ -418,11 +418,11 @@ def _outcome_line(task: TaskStory, outcome: Ok | Failed | Skipped) -> str:
 
 
 @contextmanager
-def progress_bar(description: str, console: Console | None = None) -> Iterator[ProgressCallback]:
+def progress_bar(description: str, console: Console | None = None) -> Iterator[Progress]:
     """A bar for a long wait (weights, a server's start) that says what it waits for.
 
-    Yields ``(step, done, total) -> None``, callable from any thread. Where the output is
-    no terminal, a line is written for each new step and each further tenth.
+    Where the output is no terminal, a line is written for each new step and each further
+    tenth.
     """
     from rich.console import Console
 
@@ -430,33 +430,39 @@ def progress_bar(description: str, console: Console | None = None) -> Iterator[P
     if not console.is_terminal or console.is_dumb_terminal or os.environ.get("NO_COLOR"):
         yield _progress_lines(description, console)
         return
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich import progress as rich_progress
     from rich.text import Text
 
-    class StepColumn(TextColumn):
+    class StepColumn(rich_progress.TextColumn):
         """The step as plain text: `TextColumn` reads square brackets as markup."""
 
         def render(self, task: object) -> Text:
             return Text(getattr(task, "description", ""), overflow="ellipsis", no_wrap=True)
 
-    columns = (StepColumn(""), BarColumn(None), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, expand=True, transient=True) as progress:
-        bar = progress.add_task(_writable(one_line(description, 60), console), total=None)
+    columns = (
+        StepColumn(""),
+        rich_progress.BarColumn(None),
+        rich_progress.TaskProgressColumn(),
+        rich_progress.TimeElapsedColumn(),
+    )
+    bars = rich_progress.Progress(*columns, console=console, expand=True, transient=True)
+    with bars:
+        bar = bars.add_task(_writable(one_line(description, 60), console), total=None)
 
-        def report(step: str, done: float, total: float | None) -> None:
+        def report(step: str, done: float, total: float) -> None:
             text = one_line(f"{description}: {step}" if step else description, 60)
             text = _writable(text, console)
-            progress.update(bar, description=text, completed=done, total=total)
+            bars.update(bar, description=text, completed=done, total=total or None)
 
         yield report
 
 
-def _progress_lines(description: str, console: Console) -> ProgressCallback:
+def _progress_lines(description: str, console: Console) -> Progress:
     from rich.text import Text
 
     last: tuple[str, int] = ("", -1)
 
-    def report(step: str, done: float, total: float | None) -> None:
+    def report(step: str, done: float, total: float) -> None:
         nonlocal last
         tenths = int(10 * done / total) if total else 0
         if (step, tenths) == last:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -64,3 +64,12 @@ class Clock(Protocol):
     """Monotonic seconds."""
 
     def now(self) -> float: ...
+
+
+Progress = Callable[[str, float, float], None]
+"""``progress(step, done, total)`` is told of a long wait: the step in words, and how much of it
+is done. Total 0: not known. It may be called from any thread."""
+
+
+def silent(step: str, done: float, total: float) -> None:
+    """The `Progress` of someone who is not told."""

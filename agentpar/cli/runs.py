@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from agentpar.cache import write_whole
 from agentpar.cli.records import find_run, read_plan, run_plan
 from agentpar.errors import UsageError
 
@@ -46,7 +47,6 @@ def graph(
 ) -> None:
     """Draw a plan as Mermaid, SVG or PNG."""
     from agentpar import drawing
-    from agentpar.cli.views import write_whole
 
     wanted = format or _format_of(output)
     if wanted is Format.png and output is None:

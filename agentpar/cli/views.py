@@ -5,9 +5,9 @@ Made from the record, so they can be made again at any time.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from agentpar.cache import write_whole
 from agentpar.cli.records import RECORD, run_plan
 
 
@@ -19,7 +19,7 @@ def write_views(folder: Path) -> None:
 
     write_timeline(folder)
     tasks, outcomes = run_plan(str(folder), folder.parent)
-    write_whole(folder / "plan.mmd", mermaid(tasks, outcomes).encode())
+    write_whole(folder / "plan.mmd", mermaid(tasks, outcomes))
 
 
 def write_timeline(folder: Path) -> Path:
@@ -31,13 +31,3 @@ def write_timeline(folder: Path) -> Path:
     path = folder / "timeline.html"
     write_whole(path, page.encode("utf-8", "replace"))
     return path
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write ``data`` so that a reader sees the old file or the new one, never a part."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -9,26 +9,24 @@ build which was broken off leaves nothing that could be mistaken for one.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import sqlite3
 import tempfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from agentpar.cache import home
 from agentpar.errors import MissingPackage
 from agentpar.miniweb.data import PACKAGES, load_world
 from agentpar.miniweb.pages import NOTES, Page, render_all
 from agentpar.miniweb.text import fold
-
-Progress = Callable[[str, int, int], None]
-"""Told what is being waited for, how much is done, and how much there is (0: not known)."""
+from agentpar.ports import Progress, silent
 
 MAX_QUERY_WORDS = 48
 """Words of a query that are looked at; longer ones are questions with their context pasted in."""
@@ -159,19 +157,10 @@ def open_library(folder: Path | None = None, *, progress: Progress | None = None
     ``folder`` holds libraries of several editions; without it, the cache folder does. Raises
     `MissingPackage` where a package is absent.
     """
-    home = folder or cache_folder()
-    place = home / edition()
+    place = (folder or home() / "miniweb") / edition()
     if not (place / "pages.sqlite").exists():
-        _build_into(place, progress or (lambda what, done, total: None))
+        _build_into(place, progress or silent)
     return Library(place)
-
-
-def cache_folder() -> Path:
-    """``$AGENTPAR_HOME/miniweb``, else ``agentpar/miniweb`` in the user's cache folder."""
-    if home := os.environ.get("AGENTPAR_HOME"):
-        return Path(home).expanduser() / "miniweb"
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "agentpar" / "miniweb"
 
 
 def edition() -> str:

@@ -20,8 +20,9 @@ from urllib.parse import parse_qs, urlencode, urlparse
 
 from agentpar.errors import BackendError, MissingPackage, UsageError
 from agentpar.miniweb.faults import Faults, chance
-from agentpar.miniweb.index import Hit, Library, Progress, open_library
+from agentpar.miniweb.index import Hit, Library, open_library
 from agentpar.miniweb.pages import NOTES, STYLE, home_page, message_page, results_page
+from agentpar.ports import Progress
 
 RESULTS_PER_PAGE = 10
 _DRIP_PIECES = 20

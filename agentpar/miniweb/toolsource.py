@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from agentpar.miniweb.faults import Faults
-from agentpar.miniweb.index import Progress
 from agentpar.miniweb.server import MiniWeb
+from agentpar.ports import Progress, silent
 from agentpar.tools.base import Tool
 
 
@@ -33,7 +33,7 @@ class MiniWebTools:
         self._make = make
         self._running = False
         self._web = MiniWeb(latency=latency, jitter=jitter, faults=faults, progress=self._tell)
-        self.progress: Progress | None = None
+        self.progress: Progress = silent
 
     @property
     def banner(self) -> str:
@@ -57,6 +57,5 @@ class MiniWebTools:
         self._running = False
         await self._web.__aexit__()
 
-    def _tell(self, what: str, done: int, total: int) -> None:
-        if self.progress is not None:
-            self.progress(what, done, total)
+    def _tell(self, step: str, done: float, total: float) -> None:
+        self.progress(step, done, total)

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from agentpar.errors import WeightsError
+from agentpar.ports import Progress
 from agentpar.runtime.child import run_child
 
-Progress = Callable[[str, float, float], None]
 CHUNK = 1 << 20
 
 

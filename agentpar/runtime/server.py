@@ -18,15 +18,14 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from agentpar.cache import home, lock_nowait, write_whole
 from agentpar.errors import ModelServerError, UsageError
+from agentpar.ports import Progress, silent
 from agentpar.runtime import launch, models
-from agentpar.runtime.cache import home, lock_nowait, write_whole
-
-Progress = Callable[[str, float, float], None]
 
 PORT = 8377  # the first port tried where the user names none
 LOOK_EVERY = 0.25  # seconds between two looks at a server that is starting
@@ -77,7 +76,7 @@ async def ensure(
     `UsageError` where ``port`` is taken, `MissingPackage` without vLLM. Whatever ends the
     start early, cancelling included, no process and no state file is left.
     """
-    report = progress or _silent
+    report = progress or silent
     engine = launch.engine()
     folder = await _resolve(model, report)
     model = _served_name(model, folder)
@@ -137,10 +136,6 @@ def _served_name(model: str, folder: Path) -> str:
     return str(folder.absolute()) if is_path else model
 
 
-def _silent(step: str, done: float, total: float) -> None:
-    pass
-
-
 class _Cancelled(Exception):
     """Raised by progress inside the thread that fetches weights, to end it."""
 
@@ -169,7 +164,7 @@ async def _turn(progress: Progress) -> AsyncIterator[None]:
             if mine:
                 yield
                 return
-        progress("waiting for another process that starts a server", 0, 1)
+        progress("waiting for another process that starts a server", 0, 0)
         await asyncio.sleep(LOOK_EVERY)  # the kernel cannot wake an event loop for a file lock
 
 

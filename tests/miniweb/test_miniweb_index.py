@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentpar.errors import MissingPackage
-from agentpar.miniweb.index import Library, cache_folder, open_library, snippet
+from agentpar.miniweb.index import Library, open_library, snippet
 from agentpar.miniweb.questions import make_questions
 
 
@@ -26,7 +26,7 @@ def test_the_second_start_opens_what_the_first_built(shelf: Path) -> None:
 def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
     """Ctrl-C while pages are being written."""
 
-    def interrupt(what: str, done: int, total: int) -> None:
+    def interrupt(step: str, done: float, total: float) -> None:
         if done:
             raise KeyboardInterrupt
 
@@ -109,15 +109,6 @@ def test_hostile_pages_are_found_only_on_request(library: Library) -> None:
     assert not any(h.path.startswith("/notes/") for h in library.search("Chile", limit=50))
     hostile = library.search("Chile travellers", limit=5, hostile=True)
     assert any(h.path == "/notes/country/chile" for h in hostile)
-
-
-def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """AGENTPAR_HOME before XDG_CACHE_HOME."""
-    monkeypatch.delenv("AGENTPAR_HOME", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert cache_folder() == Path("/somewhere/agentpar/miniweb")
-    monkeypatch.setenv("AGENTPAR_HOME", "/home-of-it")
-    assert cache_folder() == Path("/home-of-it/miniweb")
 
 
 def test_a_missing_package_says_what_to_install(

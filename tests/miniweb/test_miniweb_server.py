@@ -225,10 +225,11 @@ async def test_cancelling_at_any_moment_of_the_start_leaves_nothing(shelf: Path)
     ],
 )
 def test_senseless_switches_are_refused(
-    make: object, shelf: Path, monkeypatch: pytest.MonkeyPatch
+    make: object, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At once, with the value."""
-    monkeypatch.setattr("agentpar.miniweb.index.cache_folder", lambda: shelf)
+    (tmp_path / "miniweb").symlink_to(shelf)
+    monkeypatch.setenv("AGENTPAR_HOME", str(tmp_path))
     assert callable(make)
     with pytest.raises(UsageError):
         make()

@@ -6,7 +6,6 @@ import hashlib
 import http.server
 import json
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -20,7 +19,6 @@ import pytest
 
 from agentpar.errors import MissingPackage, UsageError, WeightsError
 from agentpar.runtime import bundle, models
-from agentpar.runtime.cache import lock_nowait, write_whole
 
 PARTS = (b"GGUF" + bytes(range(256)) * 40, b"tail" * 999)
 WHOLE = b"".join(PARTS)
@@ -284,33 +282,6 @@ def test_hub_gives_the_files_that_are_needed(hub: None, tmp_path: Path) -> None:
     assert "model.bin" not in Hub.got
     assert ("downloading owner/model", 1001) in told
     assert models.find("owner/model") == folder
-
-
-def test_file_is_whole_or_old(tmp_path: Path) -> None:
-    """A write that fails half way leaves the old text and no part."""
-    file = tmp_path / "a" / "state.json"
-    write_whole(file, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_whole(file, "new \ud800")
-    assert file.read_text() == "old"
-    assert list(file.parent.iterdir()) == [file]
-
-
-def test_lock_ends_with_its_holder(tmp_path: Path) -> None:
-    """Held by a living process it is refused; killed, the kernel gives it free."""
-    lock = tmp_path / "lock"
-    hold = (
-        "import sys, time; from pathlib import Path; from agentpar.runtime.cache import lock_nowait"
-        "\nwith lock_nowait(Path(sys.argv[1])) as mine: print(mine, flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", hold, lock], stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"True\n"
-        with lock_nowait(lock) as mine:
-            assert not mine
-        holder.kill()
-    with lock_nowait(lock) as mine:
-        assert mine
 
 
 @pytest.mark.slow

@@ -206,7 +206,7 @@ def test_a_progress_bar_says_what_it_waits_for(terminal: bool) -> None:
     with progress_bar("Starting vLLM", screen) as report:
         report("reading [bold]weights\x1b[2J", 1, 4)
         report("reading [bold]weights\x1b[2J", 2, 4)
-        report("compiling", 0, None)
+        report("compiling", 0, 0)
     text = written(screen)
     assert "\x1b[2J" not in text
     if not terminal:

@@ -1,4 +1,4 @@
-"""Where agentpar keeps what is dear to make again: weights, server states, logs.
+"""Where agentpar keeps what is dear to make again: weights, the mini-web, server states, logs.
 
 Knows folders, locks and whole-file writes; must never know what is in the files.
 """
@@ -15,16 +15,24 @@ def home() -> Path:
     """The cache folder: ``AGENTPAR_HOME``, else ``agentpar`` in the user's XDG cache."""
     if own := os.environ.get("AGENTPAR_HOME"):
         return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "agentpar"
+    return user_cache() / "agentpar"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write ``text`` so that a reader sees the old file or the new one, never a part."""
+def user_cache() -> Path:
+    """The folder in which every program of this user keeps a cache: ``XDG_CACHE_HOME``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write ``data`` so that a reader sees the old file or the new one, never a part.
+
+    A text is written as UTF-8. Folders above ``path`` are made.
+    """
+    content = data.encode() if isinstance(data, str) else data
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
