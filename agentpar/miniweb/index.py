@@ -8,14 +8,16 @@ build which was broken off leaves nothing that could be mistaken for one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import re
 import shutil
 import sqlite3
 import tempfile
+import time
 import zlib
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +32,9 @@ from agentpar.ports import Progress, silent
 
 MAX_QUERY_WORDS = 48
 """Words of a query that are looked at; longer ones are questions with their context pasted in."""
+
+_UNUSED = 30 * 24 * 3600  # seconds; other environments of this user open other editions
+_ABANDONED = 3600  # seconds; a build takes some, so one as old was killed
 
 _SOURCES = ("data.py", "index.py", "languages.py", "pages.py", "text.py")
 
@@ -160,6 +165,9 @@ def open_library(folder: Path | None = None, *, progress: Progress | None = None
     place = (folder or home() / "miniweb") / edition()
     if not (place / "pages.sqlite").exists():
         _build_into(place, progress or silent)
+        _tidy(place.parent)
+    with contextlib.suppress(OSError):  # the library may be somebody else's, and only read here
+        os.utime(place)
     return Library(place)
 
 
@@ -191,6 +199,16 @@ def _build_into(place: Path, progress: Progress) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _tidy(shelf: Path) -> None:
+    """Remove editions that nobody has opened for long, and what killed builds have left."""
+    for folder in shelf.iterdir():
+        if re.fullmatch(r"[0-9a-f]{16}|\.building-\w+", folder.name):
+            keep = _ABANDONED if folder.name.startswith(".") else _UNUSED
+            with contextlib.suppress(OSError):  # another process may be tidying too
+                if time.time() - folder.stat().st_mtime > keep:
+                    shutil.rmtree(folder)
+
+
 def _write(folder: Path, progress: Progress) -> None:
     tantivy = _tantivy()
     progress("reading the tables of the mini-web", 0, 0)
@@ -201,7 +219,7 @@ def _write(folder: Path, progress: Progress) -> None:
     index = tantivy.Index(_schema(tantivy), path=str(folder / "tantivy"))
     index.register_tokenizer("plain", _analyser(tantivy))
     writer = index.writer(heap_size=64_000_000, num_threads=1)
-    with closing(sqlite3.connect(folder / "pages.sqlite")) as pages, pages:
+    with contextlib.closing(sqlite3.connect(folder / "pages.sqlite")) as pages, pages:
         pages.execute(
             "CREATE TABLE pages (path TEXT PRIMARY KEY, site TEXT, name TEXT, title TEXT,"
             " html BLOB, text BLOB, alias TEXT, weight REAL)"

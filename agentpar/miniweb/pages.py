@@ -406,12 +406,12 @@ def about(world: World) -> Sheet:
             ),
             (
                 f"{GAZETTEER.name}: countries from the package ",
-                Link("countryinfo", "https://pypi.org/project/countryinfo/"),
+                Link("countryinfo", "https://github.com/porimol/countryinfo"),
                 " (MIT licence).",
             ),
             (
                 f"{AIRPORTS.name}: airports from the package ",
-                Link("airportsdata", "https://pypi.org/project/airportsdata/"),
+                Link("airportsdata", "https://github.com/mborsetti/airportsdata"),
                 " (MIT licence).",
             ),
         ),

@@ -98,10 +98,14 @@ class MiniWeb:
 
     @property
     def banner(self) -> str:
-        """One sentence that says what is simulated. Whoever shows results shows it."""
+        """One sentence that says what is simulated. Whoever shows results shows it.
+
+        While the mini-web runs, its address and size are in it too.
+        """
         low, high = round(self.latency * 1000), round((self.latency + self.jitter) * 1000)
         delay = f"{low} ms" if low == high else f"{low} to {high} ms"
-        said = f"mini-web: {self._size:,} simulated pages at {self.origin}, "
+        running = f"{self._size:,} simulated pages at {self._origin}"
+        said = f"mini-web: {running if self._origin else 'simulated pages on this machine'}, "
         said += f"each reply delayed {delay}" if high else "replies not delayed"
         wrong = self.faults.sentence()
         return f"{said}; {wrong}" if wrong else said

@@ -1,5 +1,7 @@
 """The library: built once, whole or not at all, and good at finding."""
 
+import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -9,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentpar.errors import MissingPackage
-from agentpar.miniweb.index import Library, open_library, snippet
+from agentpar.miniweb.index import Library, edition, open_library, snippet
 from agentpar.miniweb.questions import make_questions
 
 
@@ -21,6 +23,35 @@ def test_the_second_start_opens_what_the_first_built(shelf: Path) -> None:
         assert len(opened) > 10_000
     assert time.perf_counter() - began < 0.5
     assert told == []
+
+
+def test_a_build_clears_away_what_nobody_needs(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Editions unopened for a month and builds that were killed; nothing of anybody else."""
+    monkeypatch.setattr("agentpar.miniweb.index._write", lambda folder, _: copy(shelf, folder))
+    now = time.time()
+    ages = {
+        "0" * 16: 31, "1" * 16: 29, ".building-killed": 1, ".building-now": 0, "mine": 400,
+    }  # fmt: skip
+    for name, days in ages.items():
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (now, now - days * 24 * 3600))
+    open_library(tmp_path).close()
+    left = {folder.name for folder in tmp_path.iterdir()}
+    assert left == {"1" * 16, ".building-now", "mine", edition()}
+
+
+def test_an_edition_in_use_does_not_grow_old(shelf: Path, tmp_path: Path) -> None:
+    """Opening it is what counts, not when it was built."""
+    copy(shelf, tmp_path / edition())
+    os.utime(tmp_path / edition(), (0, 0))
+    open_library(tmp_path).close()
+    assert (tmp_path / edition()).stat().st_mtime > time.time() - 60
+
+
+def copy(shelf: Path, folder: Path) -> None:
+    shutil.copytree(shelf / edition(), folder, dirs_exist_ok=True)
 
 
 def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def test_the_banner_says_all_that_is_simulated(shelf: Path) -> None:
         assert "prompt-injection pages are served" in web.banner
     with MiniWeb(latency=0, folder=shelf) as web:
         assert web.banner.endswith("replies not delayed")
+    assert web.banner == "mini-web: simulated pages on this machine, replies not delayed"
 
 
 def test_faults_are_what_was_asked_for(shelf: Path) -> None:
