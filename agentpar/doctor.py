@@ -19,7 +19,7 @@ from typing import Literal
 from agentpar.errors import AgentparError
 from agentpar.runtime import launch, models, server
 
-State = Literal["ok", "optional", "missing"]
+State = Literal["ok", "optional", "unsure", "missing"]
 
 _PNG_PROGRAMS = (
     "rsvg-convert", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable",
@@ -32,9 +32,10 @@ _LEAST_MEMORY = 4.0  # GiB, for the smaller of the models that answer questions
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at. ``mend`` is the command to type, empty where nothing is amiss.
+    """One thing looked at. ``mend`` is what to type or do, empty where nothing is amiss.
 
-    ``state``: "missing" is what the demo cannot do without, "optional" all else.
+    ``state``: "missing" is what the demo cannot do without, "optional" what is absent and
+    may be, "unsure" what is there and may yet come to work.
     """
 
     what: str
@@ -94,7 +95,8 @@ def _gpu() -> Iterator[Finding]:
     try:
         shown = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        yield Finding("gpu", "missing", f"nvidia-smi does not answer: {error}", "nvidia-smi")
+        mend = "reboot, if the driver was just updated; 'sudo dmesg | grep -i nvrm' says more"
+        yield Finding("gpu", "missing", f"nvidia-smi does not answer: {error}", mend)
     else:
         for line in shown.stdout.strip().splitlines():
             yield Finding("gpu", "ok", line)
@@ -149,7 +151,7 @@ def _servers() -> Iterator[Finding]:
             yield Finding("server", "ok", detail)
         else:
             mend = f"tail {handle.log}; agentpar serve --stop --port {handle.port}"
-            yield Finding("server", "optional", f"{detail} does not answer (yet)", mend)
+            yield Finding("server", "unsure", f"{detail} does not answer (yet)", mend)
     if not handles:
         yield Finding("server", "ok", "none runs; a run starts one")
 

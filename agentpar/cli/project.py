@@ -78,11 +78,11 @@ def doctor() -> None:
     """
     from agentpar.doctor import examine
 
-    marks = {"ok": "ok     ", "optional": "absent ", "missing": "MISSING"}
+    marks = {"ok": "ok", "optional": "absent", "unsure": "unsure", "missing": "MISSING"}
     missing = 0
     for finding in examine():
         missing += finding.state == "missing"
-        typer.echo(f"{marks[finding.state]} {finding.what}: {finding.detail}")
+        typer.echo(f"{marks[finding.state]:7} {finding.what}: {finding.detail}")
         if finding.mend:
             typer.echo(f"          mend: {finding.mend}")
     if missing:

@@ -61,6 +61,8 @@ def read_plan(path: Path) -> tuple[list[Task], Mapping[int, Outcome]]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UsageError(f"there is no plan at {str(path)!r}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is no text: byte {error.start} is not UTF-8") from None
     parser = PlanParser()
     tasks: list[Task] = []
     for item in [*parser.feed(text), *parser.close()]:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from typing import Any
 
 from agentpar.config.fields import OPTIONLESS, AgentFile, Section, ToolEntry, holds_list, section_in
 from agentpar.config.source import Loc, Mark, Node
-
-_RELEASE = "0.1"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -72,7 +71,7 @@ class Shape:
             self.notes.append(Remark(child.place, told))
             return name
         if key in section.later:
-            self._problem(child, here, f"not available in agentpar {_RELEASE} yet")
+            self._problem(child, here, f"not available in agentpar {_release()} yet")
         elif key in section.refused:
             self._problem(child, here, section.refused[key])
         else:
@@ -99,6 +98,11 @@ class Shape:
 
     def _problem(self, child: Node, loc: Loc, text: str) -> None:
         self.problems.append(Remark(child.place, f"{dotted(loc)}: {text}"))
+
+
+def _release() -> str:
+    """``0.1`` of ``0.1.3``."""
+    return ".".join(version("agentpar").split(".")[:2])
 
 
 def _entry(node: Node) -> Node:

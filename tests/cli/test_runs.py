@@ -94,6 +94,14 @@ def test_graph_draws_a_plan_from_a_text_file(cli: Cli) -> None:
     assert "what(" in done.stderr
 
 
+def test_a_plan_that_is_no_text_is_the_callers_mistake(cli: Cli) -> None:
+    """A picture in the place of a plan: exit 2, its name, and where it stops being text."""
+    (cli.folder / "plan.txt").write_bytes(b"1. \x89PNG")
+    done = cli("graph", "plan.txt")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "agentpar: plan.txt is no text: byte 3 is not UTF-8\n"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
