@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from typing import Any
 
 from agentpar.events import Citation, Source
 from agentpar.plan import Ok, Outcome, Task, fill
+from agentpar.tools.page import is_page, pages_of
 
 WORDS_NEEDED = 0.6
 """Share of a sentence's content words that its sources must contain."""
@@ -32,8 +34,8 @@ class Checked:
 def sources(tasks: Mapping[int, Task], outcomes: Mapping[int, Outcome]) -> dict[int, Source]:
     """What the tasks have brought, numbered from 1 in the order of their ids.
 
-    A value with a ``url`` (a fetched page) is a source by that address, and so is each of
-    its ``others``; any other value by its tool call, whose arguments then count as read.
+    A page (see `pages_of`) is a source by its address, and so is each of its ``others``; any
+    value without a ``url`` by its tool call, whose arguments then count as read.
     """
     found: dict[int, Source] = {}
     for id in sorted(tasks):
@@ -43,17 +45,12 @@ def sources(tasks: Mapping[int, Task], outcomes: Mapping[int, Outcome]) -> dict[
         args = fill(tasks[id].args, outcomes).values()
         given = ", ".join(_cut(as_text(arg).replace("\n", " ")) for arg in args)
         call = f"{tasks[id].tool}({given})"
-        for value in (outcome.value, *_others(outcome.value)):
+        for value in pages_of(outcome.value) or [outcome.value]:
             page: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
             origin, title = str(page.get("url") or call), str(page.get("title") or call)
             n = len(found) + 1
             found[n] = Source(n, id, origin, title, as_text(value))
     return found
-
-
-def _others(value: Any) -> list[Mapping[str, Any]]:
-    others = value.get("others") if isinstance(value, Mapping) else None
-    return [o for o in others if isinstance(o, Mapping)] if isinstance(others, list) else []
 
 
 def _cut(text: str, limit: int = 200) -> str:
@@ -64,7 +61,7 @@ def as_text(value: Any) -> str:
     """A result as text to read: strings as they are, a line for each item or small record."""
     if isinstance(value, str):
         return value
-    if isinstance(value, Mapping) and isinstance(value.get("text"), str):
+    if is_page(value):
         apart = ("text", "title", "others")
         rest = {key: item for key, item in value.items() if key not in apart and item is not None}
         facts = "\n".join(f"{key}: {as_text(item)}" for key, item in rest.items())
@@ -78,7 +75,9 @@ def as_text(value: Any) -> str:
     return json.dumps(value)
 
 
-_MARK = re.compile(r"\[(\d{1,6}(?:\s*,\s*\d{1,6})*)\]")
+MARK = re.compile(r"\[(\d{1,6}(?:\s*,\s*\d{1,6})*)\]")
+"""A citation mark in an answer: ``[2]``, ``[1, 3]``."""
+
 _ABBREVIATED = "".join(
     rf"(?<!\b{re.escape(word)})"
     for word in "Dr Mr Mrs Ms Prof St Mt No vs approx ca e.g i.e".split()
@@ -96,8 +95,10 @@ _NUMBER = re.compile(
     r"|(?<![\w.])-?\d+(?:\.\d+)?"
 )
 _PARTING = str.maketrans("", "", ",'’\u00a0\u2009\u202f")
-_SCALE = re.compile(r"\s*(thousand|million|billion|trillion)\b", re.IGNORECASE)
-_SCALES = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
+_SCALE = re.compile(r"\s*(thousand|million|mn|billion|bn|trillion)\b", re.IGNORECASE)
+_SCALES = {
+    "thousand": 1e3, "million": 1e6, "mn": 1e6, "billion": 1e9, "bn": 1e9, "trillion": 1e12,
+}  # fmt: skip
 _WORD = re.compile(r"[^\W\d_]{2,}", re.UNICODE)
 # A capital inside a sentence: "Lima" in "the capital is Lima". The word that opens one always
 # has a capital; it is held for a name where it is the subject: "Peru has", "Peru's".
@@ -136,7 +137,7 @@ def check(text: str, known: Mapping[int, Source]) -> Checked:
     everything = _Facts.union(reading.facts for reading in read.values())
     for sentence in split_sentences(text):
         marks = _marks(sentence)
-        bare = _unmarked(sentence)
+        bare = unmarked(sentence)
         said = _Facts.of(bare)
         if not said.numbers and (not said.words or _ABSENCE.search(bare)):
             continue
@@ -216,7 +217,31 @@ def _citation(sentence: str, said: _Facts, reading: _Reading, problem: str) -> C
 
 def split_sentences(text: str) -> list[str]:
     """The sentences of ``text`` with their trailing ``[n]`` marks, blanks left out."""
-    return [part for part in (m.group().strip() for m in _SENTENCE.finditer(text)) if part]
+    return [text[start:end] for start, end in sentence_spans(text)]
+
+
+def sentence_spans(text: str) -> Iterator[tuple[int, int]]:
+    """Where the sentences of ``text`` start and end; between them only blanks are left."""
+    for match in _SENTENCE.finditer(text):
+        if sentence := match.group().strip():
+            start = match.start() + match.group().index(sentence)
+            yield start, start + len(sentence)
+
+
+def spans(text: str, sentences: Iterable[str]) -> list[tuple[int, int]]:
+    """Where ``sentences``, as `check` gives them, start and end in ``text``, in its order.
+
+    One that was written twice is found as often as it is given, the first times it stands
+    there: what is supported once is supported from then on. One that is only a part of a
+    sentence of ``text`` is not found.
+    """
+    left = Counter(sentences)
+    found = []
+    for start, end in sentence_spans(text):
+        if left[text[start:end]] > 0:
+            left[text[start:end]] -= 1
+            found.append((start, end))
+    return found
 
 
 def _pieces(text: str, width: int = 300) -> Iterator[str]:
@@ -233,12 +258,13 @@ def _shared(numbers: Iterable[tuple[float, float]], words: frozenset[str], there
 
 
 def _marks(sentence: str) -> list[int]:
-    numbers = (int(n) for m in _MARK.finditer(sentence) for n in m.group(1).split(","))
+    numbers = (int(n) for m in MARK.finditer(sentence) for n in m.group(1).split(","))
     return list(dict.fromkeys(numbers))
 
 
-def _unmarked(sentence: str) -> str:
-    words = _MARK.sub("", _ITEM.sub("", sentence, count=1))
+def unmarked(sentence: str) -> str:
+    """``sentence`` without its marks and its number in a list, as `Citation.sentence` has it."""
+    words = MARK.sub("", _ITEM.sub("", sentence, count=1))
     return re.sub(r"(?<!\s)\s+(?=[.!?,;])", "", words).strip()
 
 
@@ -289,10 +315,3 @@ def _written(number: tuple[float, float], there: Iterable[float]) -> bool:
     slack = half if half > 0.5 or not value.is_integer() else 0.0
     slack += 1e-12 * abs(value)  # for scaled decimals, which are not exact
     return any(abs(value - other) <= slack for other in there)
-
-
-def mark_unsupported(text: str, unsupported: Iterable[str]) -> str:
-    """``text`` with `` [unsupported]`` behind each sentence in ``unsupported``."""
-    for sentence in unsupported:
-        text = text.replace(sentence, f"{sentence} [unsupported]", 1)
-    return text

@@ -13,9 +13,10 @@ from agentpar.events import Source
 from agentpar.memory.evidence import (
     as_text,
     check,
-    mark_unsupported,
     sources,
+    spans,
     split_sentences,
+    unmarked,
 )
 from agentpar.plan import Failed, Ok, Ref, Skipped, Task
 
@@ -45,6 +46,7 @@ def problems(text: str) -> list[str]:
         "Chile has about 19.1 million people [1].",
         "Chile has around 19 million people [1].",
         "Chile has 0.019 billion people [1].",
+        "Chile has 19.1 mn people, or 0.019 bn [1].",
         "Chile's population is 19,116,201 [1].",
         "The population of Chile was 19,116,201 in 2020. [1]",
         "In cities live 88.6% of the people of Chile [1].",
@@ -254,10 +256,41 @@ def test_records_read_as_lines() -> None:
     assert not check("In Peru there is Lima [1].", known).unsupported
 
 
-def test_unsupported_sentences_are_marked() -> None:
-    """Where they stand, in the words that were written."""
-    text = "Chile is long [1]. Chile is wide [1]."
-    assert mark_unsupported(text, ["Chile is wide [1]."]) == f"{text} [unsupported]"
+def found(text: str, sentences: list[str]) -> list[str]:
+    """``text`` from each span on: a repeated sentence is told by what follows it."""
+    where = spans(text, sentences)
+    assert sorted(text[start:end] for start, end in where) == sorted(sentences)
+    return [text[start:] for start, _ in where]
+
+
+def test_sentences_are_found_where_they_stand() -> None:
+    """In the text's order, whatever the order they are given in."""
+    text = "Chile is long [1]. Peru is high.\nChile is wide [1]."
+    assert found(text, ["Chile is wide [1].", "Peru is high."]) == [text[19:], text[33:]]
+
+
+def test_a_sentence_inside_another_is_not_taken_for_it() -> None:
+    """Only whole sentences count: "Lima is large." is not "Only Lima is large."."""
+    text = "Only Lima is large. Lima is large."
+    assert found(text, ["Lima is large."]) == ["Lima is large."]
+    assert spans(text, ["Lima is large", "is large."]) == []
+
+
+def test_a_sentence_said_twice_is_found_as_often_as_it_is_given() -> None:
+    """From the first on: unsupported at first, it may be supported by what is said later."""
+    text = "Peru wins. Peru wins.\n\nPeru wins."
+    assert spans(text, ["Peru wins."]) == [(0, 10)]
+    assert spans(text, ["Peru wins."] * 3) == [(0, 10), (11, 21), (23, 33)]
+    assert spans(text, ["Peru wins."] * 4) == [(0, 10), (11, 21), (23, 33)]
+
+
+@given(st.text("aB1. []\n-", max_size=60))
+def test_what_a_check_finds_is_found_in_the_text(answer: str) -> None:
+    """Every unsupported sentence has its place, and each citation its sentence."""
+    checked = check(answer, {})
+    assert len(spans(answer, checked.unsupported)) == len(checked.unsupported)
+    bare = {unmarked(sentence) for sentence in split_sentences(answer)}
+    assert {citation.sentence for citation in checked.citations} <= bare
 
 
 # Hostile text
