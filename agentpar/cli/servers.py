@@ -104,17 +104,25 @@ def weights(
 
 
 def miniweb(
+    address: Annotated[
+        str,
+        typer.Argument(
+            metavar="ADDRESS",
+            help="With switches as in an agent's file: 'miniweb://?latency=1s&broken=0.1'.",
+        ),
+    ] = "miniweb://",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8900,
-    latency: Annotated[float, typer.Option(help="Seconds before each reply.")] = 0.08,
 ) -> None:
-    """Serve the simulated web, to look at."""
+    """Serve the simulated web, to look at or for another program."""
     import threading
 
+    from agentpar.config.web import mini_web_options
     from agentpar.display import progress_bar
     from agentpar.miniweb.server import MiniWeb
 
+    options = mini_web_options(address)
     with progress_bar("mini-web") as progress:
-        web = MiniWeb(port=port, latency=latency, progress=progress).start()
+        web = MiniWeb(port=port, progress=progress, **options).start()
     try:
         typer.echo(f"{web.banner}\nCtrl-C ends it.")
         threading.Event().wait()

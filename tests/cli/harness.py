@@ -8,9 +8,11 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -98,26 +100,36 @@ class Cli:
         )
 
     def interrupt(
-        self, at: str, *words: str, sign: int = signal.SIGINT
+        self,
+        at: str,
+        *words: str,
+        sign: int = signal.SIGINT,
+        watch: Literal["stdout", "stderr"] = "stdout",
+        first: Callable[[str], None] = lambda line: None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run until a line with ``at`` is printed, send the signal, wait for the end."""
+        """Run until a line with ``at`` is printed, send the signal, wait for the end.
+
+        ``first`` is called with that line before the signal is sent.
+        """
         process = self.start(*words)
-        assert process.stdout is not None
+        watched = getattr(process, watch)
         seen = ""
         try:
-            for line in process.stdout:
+            for line in watched:
                 seen += line
                 if at in line:
                     break
             else:
-                pytest.fail(f"{at!r} was never printed: {seen}{process.communicate()[1]}")
+                pytest.fail(f"{at!r} was never printed: {seen}{process.communicate()}")
+            first(line)
             process.send_signal(sign)
             out, err = process.communicate(timeout=_TIMEOUT)
         finally:
             if process.poll() is None:
                 process.kill()
                 process.communicate()
-        return subprocess.CompletedProcess(words, process.returncode, seen + out, err)
+        out, err = (seen + out, err) if watch == "stdout" else (out, seen + err)
+        return subprocess.CompletedProcess(words, process.returncode, out, err)
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(

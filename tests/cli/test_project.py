@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from harness import Cli
 
@@ -99,12 +101,45 @@ def test_miniweb_on_a_taken_port_exits_with_2(cli: Cli) -> None:
     assert str(port) in done.stderr
 
 
-def test_miniweb_ends_at_ctrl_c(cli: Cli) -> None:
-    """It says where it is and what is simulated, and its end is no error."""
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_miniweb_serves_until_it_is_told_to_end(cli: Cli, sign: int) -> None:
+    """It says where it is and what is simulated, does it, and its end is no error."""
     _share_library(cli)
-    done = cli.interrupt("Ctrl-C", "miniweb", "--port", "0")
-    assert done.returncode == 0
-    assert "simulated pages at http://127.0.0.1:" in done.stdout
+
+    def look(banner: str) -> None:
+        origin = banner.split(" at ")[1].split(",")[0]
+        assert httpx.get(f"{origin}/atlas/country/chile").status_code == 503
+
+    address = "miniweb://?latency=5ms&broken=1"
+    done = cli.interrupt("simulated", "miniweb", address, "--port", "0", sign=sign, first=look)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "each reply delayed 5 ms; 100% of replies are 503" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("miniweb://?latency=0.5x", "must be a duration such as 500ms"),
+        ("miniweb://?latencey=5ms", "did you mean latency?"),
+        ("http://localhost", "write miniweb://"),
+    ],
+)
+def test_miniweb_reads_an_address_as_an_agents_file_does(
+    cli: Cli, address: str, message: str
+) -> None:
+    """One spelling of the switches everywhere; a wrong one exits with 2 before anything starts."""
+    done = cli("miniweb", address)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+
+
+def test_ctrl_c_while_the_library_is_built_leaves_none(cli: Cli) -> None:
+    """Exit 130, and the cache holds neither a library nor a part of one."""
+    pytest.importorskip("tantivy")
+    done = cli.interrupt("writing", "miniweb", "--port", "0", watch="stderr")
+    assert done.returncode == 130
+    assert done.stderr.endswith("agentpar: cancelled\n")
+    assert list((cli.folder / "cache" / "miniweb").iterdir()) == []
 
 
 def _share_library(cli: Cli) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
 import socket
 import subprocess
+import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -270,6 +272,64 @@ def test_one_key_at_the_terminal_decides(
         process.wait()
         os.close(ours)
     assert (folder / "sent").exists() is sent
+
+
+def test_ctrl_c_at_the_question_gives_the_terminal_back(
+    cli: Cli, folder: Path, model_server: Serve
+) -> None:
+    """Exit 130, nothing was sent, the record is whole, and the terminal echoes lines again."""
+    server = model_server(SEND)
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    process = subprocess.Popen(
+        cli.argv(words(server)),
+        cwd=folder,
+        env=cli.env(),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    try:
+        shown = b""
+        while b"y allows" not in shown:
+            shown += os.read(ours, 4096)
+        assert termios.tcgetattr(theirs) != before
+        process.send_signal(signal.SIGINT)
+        while process.poll() is None:  # what is not read could fill the terminal
+            if select.select([ours], [], [], 0.05)[0]:
+                os.read(ours, 4096)
+        assert process.returncode == 130
+        assert termios.tcgetattr(theirs) == before
+    finally:
+        process.kill()
+        process.wait()
+        os.close(theirs)
+        os.close(ours)
+    assert not (folder / "sent").exists()
+    run = the_run(folder)
+    assert events(run)[-1]["status"] == "cancelled"
+    assert (run / "timeline.html").exists()
+
+
+MINIWEB = """\
+version: 1
+tools:
+  - web_lookup: {search: {url: "miniweb://?latency=0s"}}
+"""
+
+
+def test_ctrl_c_while_the_miniweb_is_built_begins_no_run(
+    cli: Cli, folder: Path, model_server: Serve
+) -> None:
+    """Exit 130 and one word after the progress; no run, no library, no part of one."""
+    pytest.importorskip("tantivy")
+    (folder / "agent.yaml").write_text(MINIWEB)
+    done = cli.interrupt("writing", *words(model_server()), watch="stderr")
+    assert done.returncode == 130
+    assert done.stderr.endswith("\nagentpar: cancelled\n")
+    assert "Traceback" not in done.stderr
+    assert not (folder / "runs").exists()
+    assert list((folder / "cache" / "miniweb").iterdir()) == []
 
 
 def _read(terminal: int) -> bytes:

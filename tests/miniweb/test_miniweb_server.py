@@ -1,11 +1,7 @@
 """The mini-web over real HTTP."""
 
 import asyncio
-import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -234,27 +230,3 @@ def test_senseless_switches_are_refused(
     assert callable(make)
     with pytest.raises(UsageError):
         make()
-
-
-def test_it_runs_on_its_own_until_it_is_told_to_end(shelf: Path, tmp_path: Path) -> None:
-    """``python -m agentpar.miniweb`` prints the banner, serves, and ends cleanly on SIGTERM."""
-    (tmp_path / "miniweb").symlink_to(shelf)
-    child = subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "agentpar.miniweb", "--port", "0", "--latency", "0"],
-        env=os.environ | {"AGENTPAR_HOME": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert child.stdout is not None
-        banner = child.stdout.readline()
-        origin = banner.split(" at ")[1].split(",")[0]
-        assert httpx.get(origin + CHILE).status_code == 200
-        child.send_signal(signal.SIGTERM)
-        _, errors = child.communicate(timeout=10)
-    finally:
-        child.kill()
-        child.communicate()
-    assert child.returncode == 0
-    assert errors == ""
