@@ -8,26 +8,25 @@ back what they say; where two of them disagree, both stand in the result.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 from asyncio_tools import gather
 
 from agentpar.errors import FetchError, UsageError
 from agentpar.tools.base import Tool
 from agentpar.tools.function import tool
+from agentpar.tools.page import Page, is_page
 from agentpar.tools.passages import words
 
 
 def web_lookup(*, search: Tool, fetch: Tool, pages: int = 2) -> Tool:
     """A tool ``web_lookup(query, find)`` over a `web_search` and a `web_fetch` tool.
 
-    Its value is that of the best page that has one for ``find``: ``{"url", "title", "text",
-    "value"}``, and ``"others"``, a list of the same for the other pages that were read.
-    At most ``pages`` are read, those of the first hits that mention ``query``. Pages that
-    cannot be read, or have no value while another has, are left out; `FetchError` where no
-    page is about ``query``, none mentions ``find``, or none could be read. The two tools it
-    is made of are closed with it.
+    Its value is a `Page`: the best one that has a value for ``find``, with the other pages that
+    were read as its ``others``. At most ``pages`` are read, those of the first hits that
+    mention ``query``. Pages that cannot be read, or have no value while another has, are left
+    out; `FetchError` where no page is about ``query``, none mentions ``find``, or none could be
+    read. The two tools it is made of are closed with it.
     """
     if pages < 1:
         raise UsageError(f"web_lookup: pages must be at least 1, got {pages!r}")
@@ -37,7 +36,7 @@ def web_lookup(*, search: Tool, fetch: Tool, pages: int = 2) -> Tool:
         timeout=(search.timeout or 25.0) + (fetch.timeout or 25.0),
         returns="{value, text, url}: value is the number or name found, used as $1.value",
     )
-    async def lookup(query: str, find: str) -> dict[str, Any]:
+    async def lookup(query: str, find: str) -> Page:
         """Find one fact on the web.
 
         Args:
@@ -57,7 +56,8 @@ def web_lookup(*, search: Tool, fetch: Tool, pages: int = 2) -> Tool:
         ]
         if not telling:
             raise FetchError(f"the pages about {query!r} say nothing about {find!r}")
-        return {**telling[0], "others": telling[1:]}
+        best, *others = telling
+        return {**best, "others": others}
 
     async def close() -> None:
         for part in (search, fetch):
@@ -67,11 +67,11 @@ def web_lookup(*, search: Tool, fetch: Tool, pages: int = 2) -> Tool:
     return dataclasses.replace(lookup, close=close)
 
 
-async def _read(fetch: Tool, urls: list[str], find: str) -> list[Mapping[str, Any]]:
+async def _read(fetch: Tool, urls: list[str], find: str) -> list[Page]:
     """The pages that can be read, in the order of ``urls``; the first error where none can."""
     found = await gather(*(fetch.call(url=url, find=find) for url in urls))
     # Not `successes`: to asyncio_tools a fetch that was cancelled is one of them.
-    pages = [page for page in found.all if isinstance(page, Mapping)]
+    pages = [cast(Page, page) for page in found.all if is_page(page)]
     if not pages:
         raise found.exceptions[0] if found.exceptions else FetchError("no page could be read")
     return pages

@@ -6,18 +6,18 @@ three in a row. What the model reads is paid for by the token, so the text is sh
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from agentpar.errors import UsageError
 from agentpar.net import Caps, Download, Fetcher, Guard, Resolver, is_text, system_resolver
 from agentpar.tools.base import Tool
 from agentpar.tools.extract import read_page
 from agentpar.tools.function import tool
+from agentpar.tools.page import Page
 from agentpar.tools.passages import excerpt, value
+from agentpar.tools.threads import in_thread
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -51,10 +51,9 @@ def make_web_fetch(
 ) -> Tool:
     """A tool ``web_fetch(url, find="")`` that reads what ``guard`` lets through.
 
-    Its value is ``{"url", "title", "text", "value"}``: the address after redirects; the
-    page's title; the passages that best fit ``find``, in page order, at most ``max_chars``
-    characters; the number or short text that stands for ``find``, or None. ``timeout`` is
-    seconds for the whole fetch, ``max_bytes`` counts after decompression.
+    Its value is a `Page` without others; the text is the passages that best fit ``find``, in
+    page order, at most ``max_chars`` characters, and the value what stands for ``find``, or
+    None. ``timeout`` is seconds for the whole fetch, ``max_bytes`` counts after decompression.
 
     Calling it raises `FetchError`. ``close`` closes the connections of the running loop.
     """
@@ -66,7 +65,7 @@ def make_web_fetch(
         timeout=timeout + 5.0,
         returns="{url, title, text, value}: value is the number or short text for find, or null",
     )
-    async def fetch(url: str, find: str = "") -> dict[str, Any]:
+    async def fetch(url: str, find: str = "") -> Page:
         """Read a web page.
 
         Args:
@@ -74,12 +73,12 @@ def make_web_fetch(
             find: what to look for in the page, in a few words, such as "population"
         """
         download = await fetcher.fetch(url.strip(), accept=_readable)
-        return await asyncio.to_thread(_digest, download, find, max_chars)
+        return await in_thread(_digest, download, find, max_chars)
 
     return dataclasses.replace(fetch, close=fetcher.aclose)
 
 
-def _digest(download: Download, find: str, max_chars: int) -> dict[str, Any]:
+def _digest(download: Download, find: str, max_chars: int) -> Page:
     page = read_page(download.body, download.media_type, download.charset, url=download.url)
     note = f"\n[cut: only the first {len(download.body)} bytes were read]"
     text = excerpt(page.passages, find, page.title, max_chars)

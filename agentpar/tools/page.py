@@ -1,0 +1,43 @@
+"""What a tool's value looks like where it is a page of the web.
+
+`web_fetch` and `web_lookup` make such values; citations and prompts read them. A tool of your
+own may return one too and is then cited by the page's address. It must never know how a page
+is fetched or shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NotRequired, TypedDict, TypeGuard
+
+
+class Page(TypedDict):
+    """A page as far as it was read.
+
+    ``url`` is its address after redirects, ``text`` the passages that were looked for,
+    ``value`` the number or short text that answers, or None. ``others`` are pages that were
+    read for the same fact.
+    """
+
+    url: str
+    title: str
+    text: str
+    value: Any
+    others: NotRequired[list[Page]]
+
+
+def is_page(value: object) -> TypeGuard[Mapping[str, Any]]:
+    """Whether ``value`` counts as a page: it has a ``text``, other fields may be missing."""
+    return isinstance(value, Mapping) and isinstance(value.get("text"), str)
+
+
+def pages_of(value: object) -> list[Mapping[str, Any]]:
+    """The page that ``value`` is and then its ``others``; empty where it is no page.
+
+    Citations and prompts number pages by their place in this list, so both must use it.
+    """
+    if not is_page(value):
+        return []
+    others = value.get("others")
+    listed = others if isinstance(others, list) else []
+    return [value, *(other for other in listed if isinstance(other, Mapping))]
