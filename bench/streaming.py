@@ -12,7 +12,8 @@ When each piece of text arrived is recorded, and from that follows, without any 
 - ideal: a task starts when the model has written its closing bracket, or when the last of its
   needs has ended. A server that is given stop strings keeps back as many characters as could
   begin one (vLLM: the longest, less one), so text comes later than it was written: the column
-  "kept back" says what that costs; ours has to live with it
+  "kept back" says what that costs. The planner gives none where it gives a grammar, as here,
+  so the column reads 0 as long as that is so
 - no streaming: the whole plan first, then each task when its needs have ended
 - layer by layer: the whole plan first, then all tasks of a depth, then those of the next
 - one at a time: as ReAct does it, the same text and then the same calls, none side by side
