@@ -18,6 +18,7 @@ import contextlib
 import importlib.util
 import inspect
 import io
+import pkgutil
 import re
 import shlex
 import sys
@@ -247,6 +248,23 @@ def test_commands_of_the_pages_exist() -> None:
         if command is None:
             wrong.append(f"{page}: there is no command {words[0]!r}")
     assert found > 10
+    assert not wrong
+
+
+def test_names_of_the_pages_exist() -> None:
+    """Every `agentpar.…` in backticks is a module, or something in one."""
+    wrong = []
+    found = 0
+    for page in PAGES:
+        text = _PIECE.sub("", page.read_text(encoding="utf-8"))
+        for code in re.findall(r"`[^`\n]+`", text):
+            for name in re.findall(r"(?<![\w/])agentpar(?!\S*\.json)(?:\.\w+)+", code):
+                found += 1
+                try:
+                    pkgutil.resolve_name(name)
+                except (ImportError, AttributeError):
+                    wrong.append(f"{name_of(page)}: {name}")
+    assert found > 5
     assert not wrong
 
 
