@@ -8,6 +8,7 @@ resolves to by the client, which then connects to that very address (client.py).
 from agentpar.net.client import PinnedBackend, Resolver, open_client, system_resolver
 from agentpar.net.fetch import Caps, Download, Fetcher, is_text
 from agentpar.net.guard import Guard, origin, why_refused
+from agentpar.net.retry import retry_after
 
 __all__ = [
     "Caps",
@@ -19,6 +20,7 @@ __all__ = [
     "is_text",
     "open_client",
     "origin",
+    "retry_after",
     "system_resolver",
     "why_refused",
 ]

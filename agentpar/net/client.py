@@ -92,7 +92,10 @@ class PinnedBackend(httpcore.AsyncNetworkBackend):
         if not found:
             raise httpcore.ConnectError(f"no address for {host!r}")
         if self._guard.grants(host, port):
-            return [address for address in found if _is_address(address)][:4]
+            granted = [address for address in found if _is_address(address)]
+            if not granted:
+                raise httpcore.ConnectError(f"no address for {host!r}: {found[0]!r} is none")
+            return granted[:4]
         public = [address for address in found if not why_refused(address)]
         if not public:
             raise _RefusedAddress(found[0], why_refused(found[0]))

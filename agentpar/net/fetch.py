@@ -10,15 +10,14 @@ import ssl
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import httpx
 
 from agentpar.errors import FetchError
 from agentpar.net.client import Resolver, open_client, redirected, system_resolver
 from agentpar.net.guard import Guard, origin_of
+from agentpar.net.retry import retry_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +54,8 @@ def is_text(media_type: str) -> bool:
 
 
 _RETRIED_STATUS = frozenset({429, 500, 502, 503, 504})
-_RETRIED_ERRORS = (
-    httpx.ConnectError,
-    httpx.ConnectTimeout,
-    httpx.ReadError,
-    httpx.RemoteProtocolError,
-)
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
+_BROKEN_OFF = (httpx.ReadError, httpx.RemoteProtocolError)
 # The zlib windows to try for each encoding that we ask for. Deflate is wrapped, as the
 # standard says, or bare, as some servers send it.
 _WINDOWS: dict[str, tuple[int, ...]] = {
@@ -93,9 +88,7 @@ class Fetcher:
         self.caps = caps or Caps()
         self._resolve = resolve
         self._tls = tls
-        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
-            WeakKeyDictionary()
-        )
+        self._clients: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
 
     async def fetch(
         self,
@@ -137,6 +130,8 @@ class Fetcher:
     def _client(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()
         if loop not in self._clients:
+            # In a loop that was closed nothing can be awaited: its sockets go with their objects.
+            self._clients = {at: own for at, own in self._clients.items() if not at.is_closed()}
             self._clients[loop] = open_client(
                 self.guard, timeout=self.caps.timeout, resolve=self._resolve, tls=self._tls
             )
@@ -155,14 +150,16 @@ class Fetcher:
             last = attempt == self.caps.retries
             try:
                 answer = await self._follow(url, method, headers, json, accept)
-            except _RETRIED_ERRORS:
-                if last:
+            except (*_NOT_SENT, *_BROKEN_OFF) as error:
+                # A POST may have been done, and paid for, before its answer broke off.
+                if last or (method != "GET" and isinstance(error, _BROKEN_OFF)):
                     raise
                 await asyncio.sleep(0.2)
                 continue
             if isinstance(answer, Download):
                 return answer
-            wait = _retry_after(answer)
+            asked = retry_after(answer.headers)
+            wait = 0.5 if asked is None else asked
             deadline = scope.when()
             left = 0.0 if deadline is None else deadline - asyncio.get_running_loop().time()
             if last or answer.status_code not in _RETRIED_STATUS or wait >= left:
@@ -268,15 +265,3 @@ class _Unpacker:
             return self.feed(part, room)
         self.taken -= len(self._unpack.unconsumed_tail)
         return body
-
-
-def _retry_after(response: httpx.Response) -> float:
-    """Seconds to wait before the next try, from the header or else half a second."""
-    header = response.headers.get("retry-after", "").strip()
-    if header.isdecimal():
-        return float(header)
-    try:
-        when, now = parsedate_to_datetime(header), parsedate_to_datetime(response.headers["date"])
-    except (KeyError, TypeError, ValueError):
-        return 0.5
-    return max(0.0, (when - now).total_seconds())

@@ -6,7 +6,6 @@ granted even at a private address. Keys travel in headers only, and so appear in
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import html
 import json
@@ -20,6 +19,7 @@ from agentpar.net import Caps, Download, Fetcher, Guard, Resolver, origin, syste
 from agentpar.tools.base import Tool
 from agentpar.tools.function import tool
 from agentpar.tools.passages import cut
+from agentpar.tools.threads import in_thread
 
 Provider = Literal["searxng", "brave", "tavily", "ddgs"]
 Hits = list[dict[str, str]]
@@ -132,7 +132,7 @@ def _client(
         return _hits(_path(_json(download, "Tavily"), "results"), "content")
 
     async def ddgs(query: str) -> Hits:
-        return await asyncio.to_thread(_ddgs, query, count, fetcher.caps.timeout)
+        return await in_thread(_ddgs, query, count, fetcher.caps.timeout)
 
     return {"searxng": searxng, "brave": brave, "tavily": tavily, "ddgs": ddgs}[provider]
 
@@ -148,7 +148,7 @@ def _ddgs(query: str, count: int, timeout: float) -> Hits:
     except DDGSException as error:
         if "no results" in str(error).lower():
             return []
-        raise FetchError(f"ddgs found nothing for {query!r}: {error}") from None
+        raise FetchError(f"ddgs has no answer for {query!r}: {error}") from None
     return _hits([{**hit, "url": hit.get("href", "")} for hit in found], "body")
 
 

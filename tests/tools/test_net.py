@@ -20,7 +20,16 @@ from hypothesis import strategies as st
 from loopback import Server, redirect, reply, serving
 
 from agentpar.errors import FetchError, UsageError
-from agentpar.net import Caps, Fetcher, Guard, Resolver, open_client, system_resolver, why_refused
+from agentpar.net import (
+    Caps,
+    Fetcher,
+    Guard,
+    Resolver,
+    open_client,
+    retry_after,
+    system_resolver,
+    why_refused,
+)
 
 PUBLIC = "93.184.215.14"
 
@@ -579,6 +588,50 @@ async def test_a_broken_connection_is_tried_once_more() -> None:
         fetching(only(server)) as fetcher,
     ):
         assert (await fetcher.fetch(f"{server.origin}/")).body == b"now"
+
+
+async def test_a_post_is_not_sent_again_once_it_was_sent() -> None:
+    """It may have been done, and paid for, before the connection broke."""
+
+    async def hang_up(writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with serving({"/": hang_up}) as server, fetching(only(server)) as fetcher:
+        with pytest.raises(FetchError, match="cannot be reached"):
+            await fetcher.fetch(f"{server.origin}/", method="POST", json={"query": "x"})
+        assert len(server.heads) == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "2"}, 2.0),
+        ({"retry-after": " 0.5 "}, 0.5),
+        ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
+        ({"retry-after": "soon", "date": "Wed, 21 Oct 2015 07:28:00 GMT"}, None),
+        (
+            {
+                "retry-after": "Wed, 21 Oct 2015 07:28:09 GMT",
+                "date": "Wed, 21 Oct 2015 07:28:00 GMT",
+            },
+            9.0,
+        ),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(headers: dict[str, str], seconds: float | None) -> None:
+    """A date is held against the server's own clock where it tells that."""
+    assert retry_after(headers) == seconds
+
+
+async def test_a_granted_name_without_an_address_is_said() -> None:
+    """A resolver that brings nothing to connect to."""
+    guard = Guard(allow_origins=frozenset({"http://intranet:8080"}))
+    async with fetching(guard, resolve=Answers(["nowhere"])) as fetcher:
+        with pytest.raises(FetchError, match="no address for 'intranet'"):
+            await fetcher.fetch("http://intranet:8080/")
 
 
 async def test_nobody_listening_is_said() -> None:

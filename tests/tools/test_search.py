@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -117,6 +118,15 @@ async def test_the_key_is_in_no_error(provider: Any, said: bytes) -> None:
         with pytest.raises(FetchError) as caught:
             await ask(tool, "x")
     assert KEY not in f"{caught.value!r} {caught.value.__context__!r} {tool!r}"
+
+
+async def test_ddgs_without_a_network_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real package, its engines behind a proxy where nobody listens."""
+    pytest.importorskip("ddgs")
+    monkeypatch.setenv("DDGS_PROXY", "http://127.0.0.1:9")
+    async with asyncio.timeout(20):
+        with pytest.raises(FetchError, match=r"^ddgs has no answer for 'Chile': "):
+            await ask(web_search(provider="ddgs", timeout=5), "Chile")
 
 
 async def test_only_the_search_origin_is_granted() -> None:

@@ -10,8 +10,9 @@ import time
 from typing import Any
 
 import pytest
+from loopback import reply, serving
 
-from agentpar.tools import tool
+from agentpar.tools import search, tool, web
 from agentpar.tools.threads import in_thread
 
 
@@ -27,6 +28,20 @@ async def test_two_hundred_sleeping_tools_take_one_sleep() -> None:
     values = await asyncio.gather(*(doze.call(n=n) for n in range(200)))
     assert values == list(range(200))
     assert time.perf_counter() - before < 5, "in asyncio's own threads they take 10 s and more"
+
+
+async def test_pages_and_searches_wait_for_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty are read at once, and forty are searched for: asyncio's own threads are 32 at most."""
+    together = threading.Barrier(40)
+    monkeypatch.setattr(web, "_digest", lambda *_: together.wait(10))
+    monkeypatch.setattr(search, "_ddgs", lambda *_: [together.wait(10)])
+    async with serving({"/": reply("x")}) as server:
+        fetch = web.web_fetch(allow_origins=[server.origin])
+        await asyncio.gather(*(fetch.call(url=f"{server.origin}/") for _ in range(40)))
+        assert fetch.close is not None
+        await fetch.close()
+    ddgs = search.web_search(provider="ddgs")
+    await asyncio.gather(*(ddgs.call(query="x") for _ in range(40)))
 
 
 HANGING = """

@@ -1,0 +1,27 @@
+"""How long a server wants to be left alone before it is asked again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that an answer's ``Retry-After`` asks for, None where it says nothing readable.
+
+    ``headers`` are looked up in lower case. The header is a number of seconds or an HTTP
+    date; a date is held against the answer's own ``Date`` where there is one, so that the
+    two clocks need not agree (RFC 9110, 10.2.3).
+    """
+    asked = headers.get("retry-after", "").strip()
+    try:
+        return max(0.0, float(asked))
+    except ValueError:
+        pass
+    try:
+        now = parsedate_to_datetime(headers["date"]).timestamp() if "date" in headers else None
+        when = parsedate_to_datetime(asked).timestamp()
+    except ValueError:
+        return None
+    return max(0.0, when - (time.time() if now is None else now))
