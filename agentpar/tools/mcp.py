@@ -83,7 +83,7 @@ class McpServer:
                 raise UsageError(f"{self} is already open")
             connection = await self._open()
             try:
-                tools = self._chosen(await connection.list_tools())
+                tools = self._chosen(await self._listed(connection))
             except BaseException:
                 await connection.close()
                 raise
@@ -119,6 +119,17 @@ class McpServer:
         except _Dropped as error:
             raise BackendError(f"{self} could not be opened: {error}") from error
         return connection
+
+    async def _listed(self, connection: _Connection) -> list[Any]:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await connection.list_tools()
+        except TimeoutError:
+            raise BackendError(
+                f"{self} was still listing its tools after {self._timeout:g} s"
+            ) from None
+        except _Dropped as error:
+            raise BackendError(f"{self} went away while it listed its tools: {error}") from error
 
     def _chosen(self, listed: Sequence[Any]) -> list[Tool]:
         if self._allowed is not None:
@@ -248,14 +259,15 @@ class _Connection:
         return self._mcp.stdio_client(parameters, errlog=self._log)
 
     async def list_tools(self) -> list[Any]:
+        """Every page of the list, up to the last one or one that was read already."""
         tools: list[Any] = []
-        cursor = None
+        cursors: list[str | None] = [None]
         while True:
-            page = await self._ask(partial(self._ready.result().list_tools, cursor=cursor))
+            page = await self._ask(partial(self._ready.result().list_tools, cursor=cursors[-1]))
             tools += page.tools
-            cursor = page.next_cursor
-            if cursor is None:
+            if page.next_cursor in cursors:
                 return tools
+            cursors.append(page.next_cursor)
 
     async def call(self, name: str, args: Mapping[str, Any]) -> Any:
         return await self._ask(partial(self._ready.result().call_tool, name, dict(args)))

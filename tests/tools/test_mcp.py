@@ -158,6 +158,56 @@ async def test_cancelling_a_block_leaves_no_process() -> None:
     assert not alive(pids[0])
 
 
+PAGES = """
+import asyncio, itertools, os, sys
+from mcp.server.lowlevel import Server
+from mcp.server.stdio import stdio_server
+from mcp.types import ListToolsResult, Tool
+
+cursors = eval(sys.argv[1])
+
+async def page(context, params):
+    cursor = next(cursors) or os._exit(3)
+    tool = Tool(name=f"after_{params and params.cursor}", input_schema={"type": "object"})
+    return ListToolsResult(tools=[tool], next_cursor=None if cursor == "end" else cursor)
+
+async def main():
+    server = Server("pages", on_list_tools=page)
+    async with stdio_server() as (read, write):
+        await server.run(read, write, server.create_initialization_options())
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("cursors", "names"),
+    [
+        ("iter(['a', 'b', 'end'])", ["after_None", "after_a", "after_b"]),
+        ("itertools.cycle(['a', 'b'])", ["after_None", "after_a", "after_b"]),
+    ],
+    ids=["ends", "begins again"],
+)
+async def test_every_page_of_the_list_is_read_once(cursors: str, names: list[str]) -> None:
+    """Also where the server never says that there are no more."""
+    async with McpServer(command=[sys.executable, "-c", PAGES, cursors]) as tools:
+        assert [tool.name for tool in tools] == names
+
+
+@pytest.mark.parametrize(
+    ("cursors", "message"),
+    [
+        ("map(str, itertools.count(1))", r"was still listing its tools after 3 s"),
+        ("iter(['a', ''])", "went away while it listed its tools"),
+    ],
+    ids=["endless", "dies"],
+)
+async def test_a_list_that_does_not_end_is_given_up(cursors: str, message: str) -> None:
+    """Pages without end, or a server that dies between two: the address and the reason."""
+    with pytest.raises(BackendError, match=message):
+        await McpServer(command=[sys.executable, "-c", PAGES, cursors], timeout=3).start()
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [
