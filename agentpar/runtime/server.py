@@ -46,7 +46,8 @@ _STAGES = (
 class ServerHandle:
     """A server: where it answers, its process group, its log, and the model it serves.
 
-    ``started`` says whether the call that returned this handle started it.
+    ``since`` is when it was started, in Unix seconds; ``started`` says whether the call that
+    returned this handle did it.
     """
 
     base_url: str
@@ -55,6 +56,7 @@ class ServerHandle:
     log: Path
     model: str
     extra_args: tuple[str, ...] = ()
+    since: float = 0.0
     started: bool = False
 
 
@@ -97,23 +99,25 @@ async def ensure(
 def running() -> list[ServerHandle]:
     """The servers that live, oldest first; what is left of dead ones is removed."""
     handles = []
-    for file in sorted(_folder().glob("*.json"), key=lambda file: file.stat().st_mtime):
+    for file in _folder().glob("*.json"):
         handle = _read(file)
         if handle is not None and _lives(handle.pid):
             handles.append(handle)
         else:
             file.unlink(missing_ok=True)
-    return handles
+    return sorted(handles, key=lambda handle: handle.since)
 
 
 def stop(model: str | None = None, *, port: int | None = None) -> list[ServerHandle]:
     """Stop the servers of ``model`` and at ``port``, by default all; the ones stopped.
 
-    Blocks until they have ended, up to `STOP_TIMEOUT` for each.
+    ``model`` is written as for `ensure`. Blocks until they have ended, up to `STOP_TIMEOUT`
+    for each.
     """
     stopped = []
     for handle in running():
-        if model in {None, handle.model} and port in {None, handle.port}:
+        wanted = model is None or handle.model == model or handle.model == _path(model)
+        if wanted and port in {None, handle.port}:
             _kill(handle)
             stopped.append(handle)
     return stopped
@@ -133,7 +137,11 @@ def healthy(handle: ServerHandle) -> bool:
 def _served_name(model: str, folder: Path) -> str:
     """``model``, or where it is a path, the same one from wherever it is named."""
     is_path = model not in models.KNOWN and Path(model).expanduser() == folder
-    return str(folder.absolute()) if is_path else model
+    return _path(model) if is_path else model
+
+
+def _path(model: str) -> str:
+    return os.path.abspath(Path(model).expanduser())
 
 
 class _Cancelled(Exception):
@@ -230,11 +238,14 @@ def _spawn(
             )
         finally:
             os.close(null)
-    handle = ServerHandle(
-        f"http://127.0.0.1:{port}/v1", pid, port, log, model, extra_args, started=True
-    )
+    url = f"http://127.0.0.1:{port}/v1"
+    handle = ServerHandle(url, pid, port, log, model, extra_args, time.time(), started=True)
     state = {**asdict(handle), "log": str(log), "started": False}
-    write_whole(_state(port), json.dumps(state, indent=2))
+    try:
+        write_whole(_state(port), json.dumps(state, indent=2))
+    except BaseException:
+        _kill(handle)  # without its state file nobody would ever find it
+        raise
     return handle
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import importlib.metadata
 import json
 import os
@@ -11,7 +13,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -157,6 +161,66 @@ def test_stale_state_is_cleaned(own_home: Path, state: str) -> None:
         assert states(own_home) == []
         assert stranger.poll() is None
         stranger.communicate(b"\n")
+
+
+@pytest.fixture
+def pretend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts processes that pass for servers, with their state files in a cache of their own."""
+    monkeypatch.setenv("AGENTPAR_HOME", str(tmp_path))
+    (tmp_path / "servers").mkdir()
+    with contextlib.ExitStack() as stack:
+
+        def start(model: str, port: int, since: float = 0.0) -> subprocess.Popen[bytes]:
+            command = [sys.executable, "-c", "input()", "vllm"]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            url = f"http://127.0.0.1:{port}/v1"
+            state = {"base_url": url, "pid": process.pid, "port": port, "since": since}
+            state |= {"log": "x.log", "model": model}
+            (tmp_path / "servers" / f"{port}.json").write_text(json.dumps(state))
+            return process
+
+        yield start
+
+
+def test_running_servers_come_oldest_first(pretend: Any, tmp_path: Path) -> None:
+    """A state file that is gone before it is read, as when another stops its server, is none."""
+    pretend("new", 7, since=2.0)
+    pretend("old", 8, since=1.0)
+    (tmp_path / "servers" / "9.json").symlink_to(tmp_path / "gone")
+    assert [handle.model for handle in server.running()] == ["old", "new"]
+
+
+def test_a_folder_is_stopped_by_the_words_it_was_served_by(
+    pretend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--model ./folder`` both times; what else runs stays."""
+    monkeypatch.chdir(tmp_path)
+    process = pretend(server._served_name("./folder", Path("./folder")), 7)
+    pretend("other", 8)
+    assert [handle.port for handle in server.stop("./folder")] == [7]
+    process.wait(10)
+    assert [handle.port for handle in server.running()] == [8]
+
+
+def test_a_server_that_cannot_be_noted_down_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full: without its state file nobody would ever find the process."""
+    monkeypatch.setenv("AGENTPAR_HOME", str(tmp_path))
+    command = [sys.executable, "-c", "import time; time.sleep(60)", "vllm"]
+    monkeypatch.setattr(launch, "command", lambda *_, **__: command)
+
+    def full(path: Path, data: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(server, "write_whole", full)
+    with pytest.raises(OSError, match="No space left"):
+        server._spawn("m", tmp_path, "cpu", 7, ())
+    assert processes(tmp_path) == []
 
 
 def test_absent_vllm_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
