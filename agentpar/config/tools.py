@@ -150,7 +150,8 @@ def _python(reference: str, folder: Path, allow_modules: Collection[str]) -> Too
     if not parents & set(allow_modules):
         raise UsageError(
             f"a file may only run code that you allow: to run {module_name!r}, use "
-            f"--allow-module {module_name} (in Python: load(path, allow_modules=['{module_name}']))"
+            f"--allow-module {module_name} "
+            f"(in Python: Agent.from_yaml(path, allow_modules=['{module_name}']))"
         )
     try:
         with _beside(folder):

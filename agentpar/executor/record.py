@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO, get_args
+from typing import Any, Literal, TextIO, get_args
 
 from agentpar.errors import PlanError, UsageError
 from agentpar.events import Citation, Event, Usage
@@ -136,19 +137,28 @@ def encode_command(command: Command) -> dict[str, Any]:
 class RecordWriter:
     """Appends a run to a JSONL file as it happens; every line is written whole.
 
-    Use as a context manager. Raises `OSError` where the file cannot be written.
+    ``history`` is an earlier part of the run, which is written again: the file always holds
+    all of it. Without one the file must be new: no run writes over another.
+
+    Use as a context manager. Entering it raises `UsageError` where the file is there already
+    or cannot be made, a later write `OSError`.
     """
 
-    def __init__(self, path: Path, machine: Machine) -> None:
+    def __init__(self, path: Path, machine: Machine, *, history: Sequence[Event] = ()) -> None:
         self.path = path
         self._machine = machine
+        self._history = tuple(history)
         self._file: TextIO | None = None
 
     def __enter__(self) -> RecordWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("w", encoding="utf-8", errors="surrogatepass", buffering=1)
+        self._file = self._opened()
         limits = dataclasses.asdict(self._machine.limits)
         self._write({"record": FORMAT, "limits": limits, "risky": sorted(self._machine.risky)})
+        machine = Machine(self._machine.limits, self._machine.risky)
+        for event in self._history:
+            self.event(event)
+            for command in machine.handle(event):
+                self.command(command)
         return self
 
     def __exit__(
@@ -161,19 +171,27 @@ class RecordWriter:
             self._file.close()
             self._file = None
 
-    def history(self, events: Iterable[Event]) -> None:
-        """Write an earlier part of the run again: the file always holds all of it."""
-        machine = Machine(self._machine.limits, self._machine.risky)
-        for event in events:
-            self.event(event)
-            for command in machine.handle(event):
-                self.command(command)
-
     def event(self, event: Event) -> None:
         self._write(encode(event))
 
     def command(self, command: Command) -> None:
         self._write(encode_command(command))
+
+    def _opened(self) -> TextIO:
+        mode: Literal["w", "x"] = "w" if self._history else "x"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return self.path.open(mode, encoding="utf-8", errors="surrogatepass", buffering=1)
+        except OSError as error:
+            if isinstance(error, FileExistsError) and self.path.is_file():
+                raise UsageError(
+                    f"there is a record of a run {self.path.parent.name!r} already "
+                    f"({self.path}): give this run another run_id, or none"
+                ) from None
+            raise UsageError(
+                f"the run cannot be recorded in {str(self.path.parent)!r} "
+                f"({error.strerror or error}): give another folder for runs"
+            ) from error
 
     def _write(self, data: Mapping[str, Any]) -> None:
         if self._file is None:
@@ -248,14 +266,14 @@ class Replay:
 def replay(record: Record) -> Replay:
     """Decide the whole run again from its events and compare every command."""
     machine = Machine(record.limits, record.risky)
-    wanted: list[dict[str, Any]] = []
+    wanted: deque[dict[str, Any]] = deque()
     events = commands = 0
     for line in record.lines:
         if isinstance(line, dict):
             commands += 1
             if not wanted:
                 return Replay(events, commands, f"recorded {line}, but nothing was wanted")
-            again = json.loads(json.dumps(wanted.pop(0)))
+            again = json.loads(json.dumps(wanted.popleft()))
             if again != line:
                 return Replay(events, commands, f"recorded {line}, now wanted {again}")
         else:

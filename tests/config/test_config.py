@@ -74,9 +74,11 @@ model:
   id: some/model
   base_url: http://localhost:8000/v1
   api_key: "${KEY}"
-  settings: {temperature: 0.5, seed: 7}
+  settings: {temperature: 0.5, seed: 7, max_tokens: 2k}
 planner:
   max_tasks: 2k
+  max_tokens: 4k
+  max_lines: 100
   replans: 0
   grammar: never
   examples: [{question: What is 1 + 1?, plan: "1. calc(expression=\\"1 + 1\\")\\njoin()"}]
@@ -102,7 +104,10 @@ limits: {max_result_bytes: 1MiB}
         "api_key": CANARY,
         "temperature": 0.5,
         "seed": 7,
+        "max_answer_tokens": 2000,
         "grammar": False,
+        "max_plan_tokens": 4000,
+        "max_plan_lines": 100,
         "max_tasks": 2000,
         "max_replans": 0,
         "concurrency": 8,
@@ -152,6 +157,21 @@ async def test_an_agent_from_a_file_answers(folder: Path) -> None:
     async with Agent(**spec.arguments(), runtime=runtime) as agent:
         answer = await agent.ask("How deep is Lake Baikal?")
     assert answer.outcomes[1].value == 1642
+
+
+async def test_the_bounds_of_a_file_reach_the_model(folder: Path) -> None:
+    """Tokens of a plan, lines of its grammar, tokens of an answer."""
+    spec = loaded(
+        "model: {id: m, settings: {max_tokens: 1000}}\n"
+        "planner: {max_tokens: 2000, max_lines: 3}\ntools: [calc]\n"
+    )
+    runtime = ScriptedRuntime(["join()", "Answer: not found"], capabilities=["grammar"])
+    async with Agent(**spec.arguments() | {"model": None}, runtime=runtime) as agent:
+        await agent.ask("What is a tenth of 2,850?")
+    plan, answer = runtime.requests
+    assert (plan.max_tokens, answer.max_tokens) == (2000, 1000)
+    assert plan.grammar is not None
+    assert ('"3. ' in plan.grammar, '"5. ' in plan.grammar) == (True, False)
 
 
 def test_a_known_other_word_is_read_with_a_note(folder: Path) -> None:
@@ -551,7 +571,7 @@ def test_python_runs_only_where_allowed(folder: Path) -> None:
     text = "tools:\n  - python: own_evil:f\n"
     assert mistakes(text) == [
         "agent.yaml:2:13: tools[0].python: a file may only run code that you allow: to run "
-        "'own_evil', use --allow-module own_evil (in Python: load(path, "
+        "'own_evil', use --allow-module own_evil (in Python: Agent.from_yaml(path, "
         "allow_modules=['own_evil']))"
     ]
     assert not Path("ran").exists()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentpar import Agent, RunFailed, ScriptedRuntime, tool
+from agentpar import Agent, Answer, RunFailed, ScriptedRuntime, tool
 from agentpar.errors import UsageError
 from agentpar.events import (
     Citation,
@@ -271,11 +271,27 @@ async def test_a_cancelled_run_has_a_readable_record(tmp_path: Path) -> None:
 
 
 async def test_a_run_that_cannot_be_recorded_ends(tmp_path: Path) -> None:
-    """A folder that is a file: the error is the file system's own."""
+    """A folder that is a file: before a model is asked, and with what to do."""
     (tmp_path / "runs").write_text("not a folder")
-    agent = Agent([population], runtime=ScriptedRuntime(["join()", "x"]), runs=tmp_path / "runs")
-    with pytest.raises(OSError, match="runs"):
+    runtime = ScriptedRuntime(["join()", "x"])
+    agent = Agent([population], runtime=runtime, runs=tmp_path / "runs")
+    with pytest.raises(UsageError, match=r"cannot be recorded in .*runs.* give another folder"):
         await agent.ask("Chile?")
+    assert runtime.requests == []
+
+
+async def test_a_record_is_never_written_over(tmp_path: Path) -> None:
+    """The id of an earlier run is refused, whether that one has ended or not."""
+    agent = Agent([population], runtime=ScriptedRuntime(["join()", "first"]), runs=tmp_path)
+    asked = (agent.ask("Chile?", run_id="one") for _ in range(2))
+    first, second = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(first, Answer)
+    assert isinstance(second, UsageError)
+    with pytest.raises(UsageError, match=r"a run 'one' already .*another run_id"):
+        await agent.ask("Chile?", run_id="one")
+    record = read_record(tmp_path / "one" / "events.jsonl")
+    assert replay(record).difference == ""
+    assert [type(event) for event in record.events].count(RunStarted) == 1
 
 
 async def test_a_disk_that_fails_ends_the_run(
@@ -312,8 +328,8 @@ def test_an_earlier_part_is_written_again(tmp_path: Path) -> None:
         TaskDone(1, Ok(19)),
     ]
     path = tmp_path / "events.jsonl"
-    with RecordWriter(path, Machine()) as writer:
-        writer.history(past)
+    path.write_text("the earlier part")
+    with RecordWriter(path, Machine(), history=past) as writer:
         writer.event(JoinStarted(1))
     record = read_record(path)
     assert list(record.events) == [*past, JoinStarted(1)]
