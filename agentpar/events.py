@@ -16,12 +16,16 @@ from agentpar.plan import Outcome, Task
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of ``calls`` model calls; ``cached_tokens`` came from the server's prefix cache."""
+    """Tokens of ``calls`` model calls; ``cached_tokens`` came from the server's prefix cache.
+
+    ``cut``: a text ended at its request's ``max_tokens``, not where the model would have.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
     calls: int = 0
+    cut: bool = False
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -29,6 +33,7 @@ class Usage:
             self.completion_tokens + other.completion_tokens,
             self.cached_tokens + other.cached_tokens,
             self.calls + other.calls,
+            self.cut or other.cut,
         )
 
 
@@ -68,8 +73,12 @@ class Citation:
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
+    """The first event of a run. ``note`` is what its reader must know: that pages, delays or
+    errors are simulated, say."""
+
     run_id: str
     question: str
+    note: str = ""
     at: float = 0.0
 
 
@@ -176,7 +185,8 @@ class ReplanAsked:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The joiner's answer. ``unsupported`` holds the sentences that no cited passage carries."""
+    """The joiner's answer. ``unsupported`` holds the sentences that nothing the run has read
+    carries, or, where a sentence cites something, that what it cites does not carry."""
 
     round: int
     text: str

@@ -98,6 +98,7 @@ class Story:
     def __init__(self) -> None:
         self.run_id = ""
         self.question = ""
+        self.note = ""
         self.status: Status = "running"
         self.error = ""
         self.began = 0.0
@@ -120,8 +121,8 @@ class Story:
         """Take in the next fact. Linear over a run; never raises, whatever the order."""
         self.now = max(self.now, event.at)
         match event:
-            case RunStarted(run_id, question, at):
-                self.run_id, self.question, self.began = run_id, question, at
+            case RunStarted(run_id, question, note, at):
+                self.run_id, self.question, self.note, self.began = run_id, question, note, at
             case PlanStarted(number, at):
                 self._round(number).plan_started = at
             case PlanText(number, text, at):

@@ -1,6 +1,6 @@
 """The driver: does what the machine wants, and tells it what happened.
 
-The only file that starts coroutines; each one lives in the driver's task group, so when
+The only file that starts a run's coroutines; each one lives in the driver's task group, so when
 `Driver.run` returns, or is cancelled, nothing of the run is left. It must never decide:
 every choice is the machine's.
 """

@@ -46,7 +46,11 @@ class Tool:
 
 @runtime_checkable
 class ToolSource(Protocol):
-    """Where tools come from that exist only while something is open: an MCP server, say."""
+    """Where tools come from that exist only while something is open: an MCP server, say.
+
+    One that stands in for the world may have a ``banner``: a sentence on what is simulated.
+    It opens the run's record and every view of it.
+    """
 
     async def start(self) -> Sequence[Tool]:
         """Start, and return the tools. Called again after `stop`."""
