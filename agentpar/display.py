@@ -33,6 +33,7 @@ from agentpar.events import (
     TaskPlanned,
     TaskStarted,
 )
+from agentpar.memory.evidence import spans
 from agentpar.plaintext import one_line, seconds, visible
 from agentpar.plan import Failed, Ok, Skipped
 from agentpar.ports import Progress
@@ -43,11 +44,6 @@ if TYPE_CHECKING:  # rich loads when something is shown, not when this file is r
     from rich.live import Live
     from rich.table import Table
     from rich.text import Text
-
-"""``(step, done, total)``: what is waited for, how much of it is there, out of how much.
-
-``total`` is None where nobody knows; the unit is the caller's, the bar shows the share.
-"""
 
 _STYLES: dict[State, str] = {
     "waiting": "dim",
@@ -80,7 +76,7 @@ class TerminalDisplay:
     once set, is named in the last line.
     """
 
-    def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         from rich.console import Console
 
         self.folder: Path | None = None
@@ -132,19 +128,6 @@ class TerminalDisplay:
         if self._live is None and not self._quiet and (line := _event_line(event, self._story)):
             self._print_plain(line)
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Take the live view away while something else uses the terminal, a question, say."""
-        live, self._live = self._live, None
-        if live is not None:
-            live.stop()
-        try:
-            yield
-        finally:
-            if live is not None:
-                live.start(refresh=True)
-                self._live = live
-
     # --- live -------------------------------------------------------------------------
 
     def _frame(self) -> RenderableType:
@@ -155,7 +138,7 @@ class TerminalDisplay:
             now = self._story.now
             if self._story.status == "running" and self._story.run_id:
                 now += time.monotonic() - self._last_event
-            return Group(*self._view(now, rows=max(3, self._console.height - 12), final=False))
+            return Group(*self._view(now, rows=max(3, self._console.height - 14), final=False))
 
     def _record(self) -> Iterator[RenderableType]:
         yield from self._view(self._story.now, rows=_RECORDED, final=True)
@@ -164,6 +147,8 @@ class TerminalDisplay:
         story = self._story
         if story.question:
             yield self._text(("bold", one_line(story.question, 300)))
+        if story.note:
+            yield self._text(("yellow", one_line(story.note, 500)))
         if story.tasks:
             yield self._tasks(now, rows)
         for fault in story.faults[-5:] if not final else story.faults:
@@ -293,12 +278,10 @@ class TerminalDisplay:
         doubtful = self._story.answer.unsupported if self._story.answer else ()
         parts: list[tuple[str, str]] = []
         at = 0
-        found = ((text.find(sentence), sentence) for sentence in doubtful if sentence)
-        for start, sentence in sorted(found):
-            if start < at:  # not in the text as written, or inside one that is marked
-                continue
-            parts += [("", text[at:start]), ("yellow underline", sentence), ("yellow", " (?)")]
-            at = start + len(sentence)
+        for start, end in spans(text, doubtful):
+            marked = [("yellow underline", text[start:end]), ("yellow", " (?)")]
+            parts += [("", text[at:start]), *marked]
+            at = end
         parts.append(("", text[at:]))
         if doubtful:
             parts.append(("yellow", "\n(?) no passage that the run has read carries this"))
@@ -369,8 +352,9 @@ def _chosen(story: Story, rows: int) -> tuple[list[TaskStory], str]:
 def _event_line(event: Event, story: Story) -> str:
     """What the plain view says of an event; empty for pieces of a stream."""
     match event:
-        case RunStarted(run_id, question):
+        case RunStarted(run_id, question, note):
             what = f"run {one_line(run_id, 80)}: {one_line(question, 500)}"
+            what += f" ({one_line(note, 500)})" if note else ""
         case PlanStarted(number):
             what = f"round {number}: planning"
         case TaskPlanned(_, task):

@@ -30,7 +30,12 @@ def one_line(text: str, limit: int = 0) -> str:
     if limit:
         text = text[: limit * 8]  # a page of megabytes is not worth reading for one line
     line = _SPACE.sub(" ", visible(text)).strip()
-    return line if not limit or len(line) <= limit else line[: limit - 1].rstrip() + "…"
+    return cut(line, limit) if limit else line
+
+
+def cut(text: str, limit: int) -> str:
+    """At most ``limit`` characters of ``text``; the last is ``…`` where more are left out."""
+    return text if len(text) <= limit else f"{text[: limit - 1].rstrip()}…"
 
 
 def seconds(value: float) -> str:

@@ -20,14 +20,15 @@ from typing import Any
 
 from agentpar.drawing import svg
 from agentpar.events import Answered, Citation, Event
+from agentpar.memory.evidence import MARK, sentence_spans, spans, unmarked
 from agentpar.plaintext import one_line, seconds, visible
 from agentpar.plan import Failed, Ok, Skipped
 from agentpar.story import RoundStory, Span, Story, TaskStory, arguments, call
+from agentpar.tools.page import pages_of
 
 _SHOWN = 4_000  # characters of a result or an argument; the record of the run has the rest
 _AROUND = 160  # characters of the page shown before and after a cited passage
 _DRAWN = 200  # tasks up to which the plan's graph is drawn
-_CITE = re.compile(r"\[(\d+(?:\s*,\s*\d+)*)\]")
 _SLOT = re.compile(r"\{\{(\w+)\}\}")
 
 _LEGEND = """<ul class="legend">
@@ -83,6 +84,7 @@ def _safe(text: str) -> str:
 
 
 def _header(story: Story) -> str:
+    note = f'<p class="note">{_safe(story.note)}</p>' if story.note else ""
     error = f'<p class="error">{_safe(story.error)}</p>' if story.error else ""
     totals = "".join(
         f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>"
@@ -91,7 +93,7 @@ def _header(story: Story) -> str:
     return (
         f'<header><div class="over"><span class="status {story.status}">{story.status}</span>'
         f"<code>{_safe(story.run_id)}</code></div>"
-        f"<h1>{_safe(story.question)}</h1>{error}"
+        f"<h1>{_safe(story.question)}</h1>{note}{error}"
         f'<dl class="totals">{totals}</dl></header>'
     )
 
@@ -132,7 +134,8 @@ def _answer(story: Story) -> str:
             '<section aria-labelledby="answer-title"><h2 id="answer-title">Unfinished answer'
             f'</h2><p class="answer">{_safe(text)}</p></section>'
         )
-    absent = [sentence for sentence in answer.unsupported if sentence not in answer.text]
+    marked = {answer.text[start:end] for start, end in spans(answer.text, answer.unsupported)}
+    absent = [sentence for sentence in answer.unsupported if sentence not in marked]
     note = ""
     if answer.unsupported:
         note = "Underlined: no passage that the run has read carries this."
@@ -154,53 +157,36 @@ def _answer(story: Story) -> str:
 def _marked(answer: Answered) -> str:
     """The answer with its citation marks as links and its unsupported sentences underlined."""
     text = answer.text
-    doubtful = sorted(
-        (start, start + len(sentence))
-        for sentence in answer.unsupported
-        if sentence and (start := text.find(sentence)) >= 0
-    )
+    doubtful = set(spans(text, answer.unsupported))
+    evidence = {(c.sentence, c.n): number for number, c in enumerate(answer.citations, 1)}
     html, at = [], 0
-    for start, end in doubtful:
-        if start < at:  # a sentence inside one that is marked already
-            continue
-        html.append(_linked(text, at, start, answer))
-        html.append(
-            '<span class="unsupported" title="No passage that the run has read carries this">'
-            f"{_linked(text, start, end, answer)}</span>"
-        )
+    for start, end in sentence_spans(text):
+        html.append(_safe(text[at:start]))
+        sentence = _linked(text[start:end], answer, evidence)
+        if (start, end) in doubtful:
+            title = "No passage that the run has read carries this"
+            sentence = f'<span class="unsupported" title="{title}">{sentence}</span>'
+        html.append(sentence)
         at = end
-    html.append(_linked(text, at, len(text), answer))
     return "".join(html)
 
 
-def _linked(text: str, start: int, end: int, answer: Answered) -> str:
-    html, at = [], start
-    for mark in _CITE.finditer(text, start, end):
-        html.append(_safe(text[at : mark.start()]))
+def _linked(sentence: str, answer: Answered, evidence: Mapping[tuple[str, int], int]) -> str:
+    """``sentence`` with each mark as a link to its evidence: to what was found for this
+    sentence, as another one may cite the same source for something else."""
+    html, at, bare = [], 0, unmarked(sentence)
+    for mark in MARK.finditer(sentence):
+        html.append(_safe(sentence[at : mark.start()]))
         for n in map(int, mark[1].split(",")):
-            number = _cited(n, mark.start(), answer)
+            number = evidence.get((bare, n))
             if number is None:
-                html.append(f'<a class="cite unchecked" href="#task-{n}">{n}</a>')
+                html.append(f'<span class="cite unchecked" title="Not checked">{n}</span>')
             else:
                 checked = "" if answer.citations[number - 1].supported else " unchecked"
                 html.append(f'<a class="cite{checked}" href="#evidence-{number}">{n}</a>')
         at = mark.end()
-    html.append(_safe(text[at:end]))
+    html.append(_safe(sentence[at:]))
     return "".join(html)
-
-
-def _cited(n: int, at: int, answer: Answered) -> int | None:
-    """Which citation, counted from 1, the mark ``[n]`` at ``at`` stands for."""
-    found = None
-    for number, citation in enumerate(answer.citations, 1):
-        if citation.n != n:
-            continue
-        start = answer.text.find(citation.sentence)
-        # The mark may stand inside its sentence or right behind it.
-        if 0 <= start <= at <= start + len(citation.sentence) + 2:
-            return number
-        found = found or number
-    return found
 
 
 def _evidence(number: int, citation: Citation, story: Story) -> str:
@@ -215,19 +201,21 @@ def _evidence(number: int, citation: Citation, story: Story) -> str:
     if not citation.supported:
         body += f'<div class="problem">Not supported: {_safe(citation.problem)}</div>'
     title = f"{_safe(citation.title)} " if citation.title else ""
-    return (
-        f'<li id="evidence-{number}"><a class="n" href="#task-{citation.task_id}" '
-        f'title="The call that read it">[{citation.n}]</a> {title}'
-        f'<span class="url">{link}</span>{body}</li>'
-    )
+    n = f'<span class="n">[{citation.n}]</span>'
+    if citation.task_id in story.tasks:
+        told = "The call that read it"
+        n = f'<a class="n" href="#task-{citation.task_id}" title="{told}">[{citation.n}]</a>'
+    return f'<li id="evidence-{number}">{n} {title}<span class="url">{link}</span>{body}</li>'
 
 
 def _context(citation: Citation, story: Story) -> tuple[str, str]:
     """What stands before and after the passage in the result it was found in."""
-    task = story.tasks.get(citation.n)
+    task = story.tasks.get(citation.task_id)
     if task is None or not isinstance(task.outcome, Ok):
         return "", ""
-    for text in _texts(task.outcome.value):
+    value = task.outcome.value
+    pages = [page for page in pages_of(value) if page.get("url") == citation.source]
+    for text in _texts(pages or value):
         start = text.find(citation.passage)
         if start >= 0:
             end = start + len(citation.passage)

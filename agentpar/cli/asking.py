@@ -109,8 +109,9 @@ async def _open_tools(agent: Agent, wish: Wish, sources: Iterable[Any]) -> None:
             await agent.tools()
         finally:
             left = True
-    for web in webs:
-        typer.echo(web.banner, err=wish.output != "view")
+    if wish.output != "view":  # the view begins with it
+        for web in webs:
+            typer.echo(web.banner, err=True)
 
 
 async def _watch(agent: Agent, wish: Wish, run_id: str, console: Console) -> Answer:

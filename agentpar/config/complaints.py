@@ -12,6 +12,7 @@ from typing import Any
 from agentpar.config.fields import AgentFile, is_secret
 from agentpar.config.shape import Remark, dotted
 from agentpar.config.source import Node
+from agentpar.plaintext import cut
 
 _DEMANDS = {
     "missing": "is needed",
@@ -56,4 +57,4 @@ def _shown(node: Node, loc: tuple[str | int, ...]) -> str:
         case None:
             return "; nothing is given"
     text = repr(node.written) if isinstance(node.value, str) else str(node.written)
-    return f", not {text if len(text) <= 80 else text[:79] + '…'}"
+    return f", not {cut(text, 80)}"

@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import Any
 
 from agentpar.events import Citation, Source
+from agentpar.plaintext import cut
 from agentpar.plan import Ok, Outcome, Task, fill
 from agentpar.tools.page import is_page, pages_of
 
@@ -43,7 +44,7 @@ def sources(tasks: Mapping[int, Task], outcomes: Mapping[int, Outcome]) -> dict[
         if not isinstance(outcome, Ok):
             continue
         args = fill(tasks[id].args, outcomes).values()
-        given = ", ".join(_cut(as_text(arg).replace("\n", " ")) for arg in args)
+        given = ", ".join(cut(as_text(arg).replace("\n", " "), 200) for arg in args)
         call = f"{tasks[id].tool}({given})"
         for value in pages_of(outcome.value) or [outcome.value]:
             page: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
@@ -51,10 +52,6 @@ def sources(tasks: Mapping[int, Task], outcomes: Mapping[int, Outcome]) -> dict[
             n = len(found) + 1
             found[n] = Source(n, id, origin, title, as_text(value))
     return found
-
-
-def _cut(text: str, limit: int = 200) -> str:
-    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def as_text(value: Any) -> str:

@@ -35,6 +35,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from agentpar.plaintext import cut
 from agentpar.plan import Ref
 
 MAX_LENGTH = 64 * 1024
@@ -476,8 +477,7 @@ def _skip_blanks(line: str, pos: int) -> int:
 
 
 def _excerpt(line: str, pos: int) -> str:
-    rest = line[pos:]
-    return repr(rest if len(rest) <= 30 else f"{rest[:30]}…")
+    return repr(cut(line[pos:], 30))
 
 
 # -- writing -----------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""A realistic recorded run for the views: two rounds, a failed page, a skipped call."""
+"""A realistic recorded run for the views: two rounds, a failed page, a skipped call.
+
+Its third task reads two pages, so that the number of a source is not that of its task.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +19,23 @@ from agentpar.events import (
     ReplanAsked,
     RunFinished,
     RunStarted,
+    Source,
     TaskDone,
     TaskPlanned,
     TaskStarted,
     Usage,
 )
+from agentpar.memory.evidence import check
 from agentpar.plan import Failed, Ok, Outcome, Ref, Skipped, Task
 
 CHILE = (
-    "Chile is a country in western South America. "
-    "Chile had a population of 19,629,590 in 2023. Its capital is Santiago."
+    "Chile is a country in western South America.\n"
+    "Chile had a population of 19,629,590 in 2023.\nIts capital is Santiago."
 )
+CENSUS = "The census of 2023.\nChile: 19,629,590 inhabitants.\nThe next one is in 2033."
 PERU = (
-    "Peru is a country in western South America. "
-    "The population of Peru is 34,352,719 people as of 2023. Its capital is Lima."
+    "Peru is a country in western South America.\n"
+    "The population of Peru is 34,352,719 people as of 2023.\nIts capital is Lima."
 )
 TASKS = {
     1: Task.of(1, "web_search", "Find a page on each country.", query="Chile population"),
@@ -49,15 +55,29 @@ SEARCHES = {
 }
 PAGES = {
     3: {"title": "Chile", "url": "http://atlas.example/chile", "text": CHILE,
-        "population": 19629590},
+        "population": 19629590,
+        "others": [{"title": "Census", "url": "http://census.example/2023", "text": CENSUS}]},
     6: {"title": "Peru: people", "url": "http://almanac.example/peru", "text": PERU,
         "population": 34352719},
 }  # fmt: skip
 ANSWER = (
-    "Peru has more people than Chile. Peru has 34,352,719 inhabitants [6], "
-    "Chile 19,629,590 [3], so Peru has 14,723,129 more [7]. "
+    "Peru has more people than Chile. Peru has 34,352,719 inhabitants [5], "
+    "Chile 19,629,590 [3, 4], so Peru has 14,723,129 more [6]. "
     "Most of them live on the coast."
 )
+SOURCES = {
+    source.n: source
+    for source in (
+        Source(1, 1, 'web_search("Chile population")', "Search", "http://atlas.example/chile"),
+        Source(2, 2, 'web_search("Peru population")', "Search", "http://atlas.example/peru"),
+        Source(3, 3, "http://atlas.example/chile", "Chile", CHILE),
+        Source(4, 3, "http://census.example/2023", "Census", CENSUS),
+        Source(5, 6, "http://almanac.example/peru", "Peru: people", PERU),
+        Source(6, 7, "calc(a - b, 34352719, 19629590)", "calc", "14723129"),
+    )
+}
+CHECKED = check(ANSWER, SOURCES)
+NOTE = "mini-web: simulated pages on this machine, each reply delayed 80 ms"
 
 
 def events() -> list[Event]:
@@ -77,7 +97,7 @@ def _first_round() -> list[Event]:
         ("join()", None, 2.45),
     )  # fmt: skip
     run: list[Event] = [
-        RunStarted("20261103-141502-k3f9", "Which has more people, Chile or Peru?", 0.0),
+        RunStarted("20261103-141502-k3f9", "Which has more people, Chile or Peru?", NOTE),
         PlanStarted(1, 0.02),
     ]
     for text, task, at in lines:
@@ -125,23 +145,7 @@ def _second_round() -> list[Event]:
             JoinText(2, piece + " ", 6.0 + 1.6 * number / len(pieces))
             for number, piece in enumerate(pieces)
         ),
-        Answered(
-            2,
-            ANSWER,
-            citations=(
-                Citation(
-                    6, "Peru has 34,352,719 inhabitants [6]", "http://almanac.example/peru",
-                    "Peru: people", "The population of Peru is 34,352,719 people as of 2023.",
-                ),
-                Citation(
-                    3, "Chile 19,629,590 [3]", "http://atlas.example/chile", "Chile",
-                    "Chile had a population of 19,629,590 in 2023.",
-                ),
-                Citation(7, "so Peru has 14,723,129 more [7].", "calc", "", "14723129"),
-            ),
-            unsupported=("Most of them live on the coast.",),
-            at=7.65,
-        ),
+        Answered(2, ANSWER, CHECKED.citations, CHECKED.unsupported, at=7.65),
         ModelUsed("join", 2, Usage(1204, 61, 840, 1), first_token=0.38, seconds=2.0, at=7.65),
         RunFinished("answered", at=7.66),
     ]  # fmt: skip
@@ -162,7 +166,7 @@ def hostile_events() -> list[Event]:
     """A run in which every text that a model or a page can write is `HOSTILE`."""
     task = Task.of(1, "web_fetch", HOSTILE, url=HOSTILE, deep={HOSTILE: [Ref(9), HOSTILE]})
     return [
-        RunStarted(HOSTILE, HOSTILE, 0.0),
+        RunStarted(HOSTILE, HOSTILE, HOSTILE),
         PlanStarted(1, 0.0),
         PlanText(1, HOSTILE, 0.1),
         TaskPlanned(1, task, 0.1),
@@ -177,10 +181,10 @@ def hostile_events() -> list[Event]:
         JoinText(1, HOSTILE, 0.7),
         Answered(
             1,
-            f"Cited [1] {HOSTILE}",
+            f"Cited [1]\n{HOSTILE}",
             citations=(
-                Citation(1, "Cited [1]", "javascript:alert(1)//" + HOSTILE, HOSTILE, HOSTILE),
-                Citation(2, HOSTILE, HOSTILE, HOSTILE, "", supported=False, problem=HOSTILE),
+                Citation(1, "Cited", f"javascript:alert(1)//{HOSTILE}", 1, HOSTILE, HOSTILE),
+                Citation(2, HOSTILE, HOSTILE, 0, HOSTILE, supported=False, problem=HOSTILE),
             ),
             unsupported=(HOSTILE,),
             at=0.9,
@@ -191,7 +195,7 @@ def hostile_events() -> list[Event]:
 
 def big_events(count: int = 1000) -> list[Event]:
     """A run of ``count`` tasks, every tenth needing the two before it."""
-    run: list[Event] = [RunStarted("big", "A thousand pages?", 0.0), PlanStarted(1, 0.0)]
+    run: list[Event] = [RunStarted("big", "A thousand pages?"), PlanStarted(1, 0.0)]
     for id in range(1, count + 1):
         start = 0.01 * id
         args = {"a": Ref(id - 1), "b": Ref(id - 2)} if id % 10 == 0 else {"query": f"page {id}"}

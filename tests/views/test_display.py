@@ -13,7 +13,15 @@ from rich.console import Console
 from sample import big_events, events, hostile_events
 
 from agentpar.display import TerminalDisplay, progress_bar
-from agentpar.events import Event, PlanStarted, RunFinished, RunStarted, TaskPlanned, TaskStarted
+from agentpar.events import (
+    Answered,
+    Event,
+    PlanStarted,
+    RunFinished,
+    RunStarted,
+    TaskPlanned,
+    TaskStarted,
+)
 from agentpar.plan import Task
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -42,7 +50,7 @@ def written(console: Console) -> str:
 
 
 def shown(run: Sequence[Event], console: Console, quiet: bool = False) -> str:
-    with TerminalDisplay(console, quiet) as display:
+    with TerminalDisplay(console, quiet=quiet) as display:
         for event in run:
             display.handle(event)
     return written(console)
@@ -62,7 +70,7 @@ def test_outside_a_terminal_each_event_is_a_line() -> None:
     assert "    3.20 s  failed 4 in 1.59 s (tool): HTTP 404 for http://atlas.example/peru" in lines
     assert "    3.20 s  skipped 5: task 4 has no value" in lines
     assert (
-        "[6] Peru: people http://almanac.example/peru — "
+        "[5] Peru: people http://almanac.example/peru — "
         '"The population of Peru is 34,352,719 people as of 2023."'
     ) in lines
     assert "Most of them live on the coast. (?)" in text
@@ -184,19 +192,22 @@ def test_a_failed_run_says_why() -> None:
         assert "failed: the server went away (no finished answer)" in text
 
 
-def test_a_pause_takes_the_live_view_away_and_brings_it_back() -> None:
-    """A question to the user has the terminal to itself."""
-    screen = console(terminal=True)
-    with TerminalDisplay(screen) as display:
-        for event in events()[:10]:
-            display.handle(event)
-        with display.paused():
-            before = written(screen)
-            screen.print("Allow? [y/n]", markup=False)
-            assert ESCAPES.sub("", written(screen)[len(before) :]) == "Allow? [y/n]\n"
-        for event in events()[10:]:
-            display.handle(event)
-    assert written(screen).count("\x1b[?25l") == 2
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_view_begins_with_what_is_simulated(terminal: bool) -> None:
+    """On screen as in a log, of a live run as of one told again; but --quiet is the answer."""
+    run = [RunStarted("r", "q", "mini-web: each reply delayed 80 ms"), RunFinished("failed")]
+    assert "each reply delayed 80 ms" in record(shown(run, console(terminal)))
+    assert "80 ms" not in shown(run, console(terminal), quiet=True)
+
+
+def test_only_the_sentence_that_is_doubtful_is_marked() -> None:
+    """Not one that ends in the same words, and each time it was written."""
+    text = "Only Peru is large. Peru is large. Lima is old. Peru is large."
+    answered = Answered(1, text, unsupported=("Peru is large.", "Peru is large."))
+    output = shown([RunStarted("r", "q"), answered], console(terminal=False), quiet=True)
+    assert output.startswith(
+        "Only Peru is large. Peru is large. (?) Lima is old. Peru is large. (?)\n"
+    )
 
 
 @pytest.mark.parametrize("terminal", [True, False])

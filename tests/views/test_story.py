@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sample import TASKS, events
 
 from agentpar.events import PlanStarted, RunFinished, RunStarted, TaskDone, TaskPlanned, TaskStarted
+from agentpar.executor.record import decode
 from agentpar.plan import Failed, Ok, Skipped, Task
 from agentpar.story import UNPLANNED, Story
 
@@ -59,6 +60,12 @@ def test_a_run_cut_short_leaves_stopped_tasks() -> None:
     story.add(RunFinished("cancelled", at=1.0))
     assert [story.state(task) for task in story.tasks.values()] == ["stopped", "stopped"]
     assert story.tool_seconds() == pytest.approx(0.8)
+
+
+def test_a_record_without_a_note_is_told() -> None:
+    """Records did not always say what is simulated."""
+    story = Story.of([decode({"event": "RunStarted", "run_id": "r", "question": "q", "at": 0.5})])
+    assert (story.question, story.note, story.began) == ("q", "", 0.5)
 
 
 def test_an_outcome_without_a_plan_line_is_kept() -> None:

@@ -13,9 +13,18 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from sample import big_events, events, hostile_events
+from sample import NOTE, big_events, events, hostile_events
 
-from agentpar.events import PlanStarted, RunStarted, TaskDone, TaskPlanned, TaskStarted
+from agentpar.events import (
+    Answered,
+    PlanStarted,
+    RunStarted,
+    Source,
+    TaskDone,
+    TaskPlanned,
+    TaskStarted,
+)
+from agentpar.memory.evidence import check
 from agentpar.plan import Ok, Task
 from agentpar.timeline import render_timeline
 
@@ -67,11 +76,76 @@ def test_citation_marks_lead_to_their_passages() -> None:
     html = render_timeline(events())
     page = Page(html)
     targets = [(at["href"] or "").removeprefix("#") for at in page.classes("cite")]
-    assert targets == ["evidence-1", "evidence-2", "evidence-3"]
+    assert targets == ["evidence-1", "evidence-2", "evidence-3", "evidence-4"]
     assert set(targets) <= page.ids()
-    passage = "<mark>The population of Peru is 34,352,719 people as of 2023.</mark> Its capital"
-    assert passage in html
     assert re.search(r'class="unsupported"[^>]*>Most of them live on the coast\.<', html)
+
+
+def test_evidence_leads_to_the_call_that_read_it() -> None:
+    """By its task, whatever its number: task 3 brought two sources, so [5] is of task 6."""
+    html = render_timeline(events())
+    calls = re.findall(r'<a class="n" href="#task-(\d+)"[^>]*>\[(\d+)\]', html)
+    assert calls == [("6", "5"), ("3", "3"), ("3", "4"), ("7", "6")]
+    peru = "<mark>The population of Peru is 34,352,719 people as of 2023.</mark>\nIts capital"
+    census = "The census of 2023.\n<mark>Chile: 19,629,590 inhabitants.</mark>\nThe next one"
+    assert peru in html
+    assert census in html
+
+
+def test_a_passage_is_shown_in_the_page_that_is_cited() -> None:
+    """Where two pages of one call have the same line, not in the other one."""
+    pages = [
+        {"url": f"http://{name}", "title": name, "text": f"{name}\nPopulation | 19\nof {name}"}
+        for name in ("atlas", "census")
+    ]
+    text = "The population is 19 [2]."
+    checked = check(text, {2: Source(2, 1, "http://census", "census", pages[1]["text"])})
+    run = [
+        RunStarted("r", "q"),
+        TaskPlanned(1, Task.of(1, "web_lookup", query="x")),
+        TaskStarted(1, {"query": "x"}, 0.1),
+        TaskDone(1, Ok({**pages[0], "others": pages[1:]}), 0.2),
+        Answered(1, text, checked.citations),
+    ]
+    assert "census\n<mark>Population | 19</mark>\nof census" in render_timeline(run)
+
+
+def test_a_mark_leads_to_what_was_found_for_its_sentence() -> None:
+    """Two sentences that cite one source have a passage each; a repeated one is marked twice."""
+    text = "Chile has 19 people [1].\nPeru wins. Chile has 3 rivers [1]. Lima [1]. Peru wins."
+    checked = check(text, {1: Source(1, 1, "u", "Chile", "People | 19\nRivers | 3")})
+    run = [RunStarted("r", "q"), Answered(1, text, checked.citations, checked.unsupported)]
+    page = Page(html := render_timeline(run))
+    assert [at["href"] for at in page.classes("cite")] == [
+        "#evidence-1", "#evidence-2", "#evidence-3",
+    ]  # fmt: skip
+    assert html.count(">Peru wins.</span>") == 2
+
+
+def test_a_mark_that_was_not_checked_leads_nowhere() -> None:
+    """A number behind what is no claim has no evidence, and is not that of a task."""
+    text = "The population was not found [3]."
+    run = [*events()[:-3], Answered(2, text, at=7.65)]
+    page = Page(render_timeline(run))
+    (mark,) = page.classes("cite")
+    assert "href" not in mark
+    assert "unchecked" in (mark["class"] or "")
+
+
+def test_what_cites_no_result_has_no_call_to_lead_to() -> None:
+    """Every link inside the page has a target."""
+    text = "Chile has 9 rivers [9]."
+    run = [RunStarted("r", "q"), Answered(1, text, check(text, {}).citations)]
+    for page in map(Page, map(render_timeline, (run, events(), hostile_events()))):
+        inside = {at["href"] or "" for tag, at in page.elements if tag == "a"}
+        assert {href[1:] for href in inside if href.startswith("#")} <= page.ids()
+
+
+def test_the_page_begins_with_what_is_simulated() -> None:
+    """A reader who gets the page alone must not take the mini-web's times for the web's."""
+    head = render_timeline(events()).split("</header>")[0]
+    assert f'<p class="note">{NOTE}</p>' in head
+    assert 'class="note"' not in render_timeline(events()[1:])
 
 
 def test_both_rounds_faults_and_totals_are_shown() -> None:
