@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from agentpar.errors import PlanError
 
@@ -50,15 +50,15 @@ class Ok:
     value: Any
 
 
+FailureKind = Literal["plan", "reference", "arguments", "tool", "timeout", "size", "denied"]
+
+
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The task has no value: ``error`` says why.
-
-    ``kind`` is one of plan, reference, arguments, tool, timeout, size, denied.
-    """
+    """The task has no value: ``error`` says why, ``kind`` what sort of failure it is."""
 
     error: str
-    kind: str = "tool"
+    kind: FailureKind = "tool"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +121,12 @@ def resolve(ref: Ref, outcomes: Mapping[int, Outcome]) -> Any:
         raise PlanError(f"{ref}: task {ref.task} has no value")
     value = outcome.value
     for depth, step in enumerate(ref.path):
+        before = Ref(ref.task, ref.path[:depth])
+        if isinstance(value, str):  # Python would give a letter, which no plan means
+            raise PlanError(f"{ref}: {before} {_shape(value)}")
         try:
             value = value[step]
         except (KeyError, IndexError, TypeError):
-            before = Ref(ref.task, ref.path[:depth])
             raise PlanError(f"{ref}: {before} {_shape(value)}") from None
     return value
 
