@@ -44,21 +44,21 @@ def plan_grammar(
     *,
     first_id: int = 1,
     known: Collection[int] = (),
-    max_tasks: int = 16,
+    max_lines: int = 16,
     thoughts: bool = False,
 ) -> str:
-    """The EBNF of every plan of ``max_tasks`` tasks or fewer over ``tools``.
+    """The EBNF of every plan of ``max_lines`` calls or fewer over ``tools``.
 
     Tasks are numbered from ``first_id``. ``known`` holds the ids of earlier rounds that have
     a value, so that references may go there; where it is empty there is at least one task,
     else a plan may be ``join()`` alone. With ``thoughts`` a ``Thought:`` line may stand
     before each task. Raises `UsageError` for a name that no plan can write.
 
-    The size grows with ``max_tasks`` × the arguments of all tools.
+    The size grows with ``max_lines`` × the arguments of all tools.
     """
     _check_names(tools)
     rules = _Rules()
-    end = first_id + max_tasks if tools else first_id
+    end = first_id + max_lines if tools else first_id
     line = rules.add("line", f'{_text(f"{end}. ")}? "join()"')
     thought = _thought(rules) if thoughts else ""
     for id in reversed(range(first_id, end)):

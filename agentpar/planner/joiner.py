@@ -58,7 +58,10 @@ class JoinRequest:
 
 
 class Joiner:
-    """Asks ``runtime`` for the answer and has ``check`` hold it against what was read."""
+    """Asks ``runtime`` for the answer and has ``check`` hold it against what was read.
+
+    An answer that is cut off at ``max_tokens`` says so in a last line of its own.
+    """
 
     def __init__(
         self,
@@ -117,21 +120,28 @@ class Joiner:
             emit(ReplanAsked(request.round, why, clock.now()))
             return
         answer = answer_text(text) if why is None else f"No answer was found: {why}"
+        within = f"{self._max_tokens} tokens (max_answer_tokens)"
         if not answer:
-            raise ModelServerError("the model wrote an empty answer")
+            at = f" within {within}" if usage.cut else ""
+            raise ModelServerError(f"the model wrote an empty answer{at}")
         if shown == 0:
             emit(JoinText(request.round, answer, clock.now()))
         checked = self._check(answer, request.sources)
+        if usage.cut:  # our word, not the model's: nothing to check
+            note = f"\n[the answer was cut off after {within}]"
+            emit(JoinText(request.round, note, clock.now()))
+            answer += note
         emit(Answered(request.round, answer, checked.citations, checked.unsupported, clock.now()))
 
 
 _REPLAN = re.compile(r"\s*[*_`]*replan[*_`]*\s*:\s*(?P<why>[^\n]*)", re.IGNORECASE)
+_UP_TO_THE_COLON = re.compile(r"replan[*_`]*\s*(:.*)?", re.DOTALL)
 
 
 def may_replan(text: str) -> bool:
     """Whether ``text``, the beginning of an answer, may still turn out to be ``Replan: …``."""
-    start = text.lstrip(" \t\r\n*_`").lower()
-    return start.startswith("replan") or "replan".startswith(start)
+    start = text.lstrip().lstrip("*_`").lower()
+    return "replan".startswith(start) or _UP_TO_THE_COLON.fullmatch(start) is not None
 
 
 def replan_reason(text: str) -> str | None:

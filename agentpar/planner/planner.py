@@ -48,7 +48,8 @@ class Planner:
     """Asks ``runtime`` for a plan over ``tools``.
 
     ``grammar`` None uses constrained decoding where the runtime has it and takes our
-    grammar, True insists, False never does. ``max_lines`` bounds a constrained plan.
+    grammar, True insists, False never does. ``max_lines`` bounds the calls of a constrained
+    plan, ``max_tokens`` the text of any; one that is cut off there is told as a fault.
     ``examples`` None takes the built-in ones that these tools can run.
     """
 
@@ -108,11 +109,15 @@ class Planner:
                     continue
                 first_token = first_token or clock.now() - started
                 emit(PlanText(request.round, piece, clock.now()))
-                if reading.feed(piece) and asked.grammar is None:
+                reading.feed(piece)
+                if reading.ended and asked.grammar is None:
                     # join() is written, and closing the stream stops the model. Under a
                     # grammar it stops by itself, and the server still counts its tokens.
                     break
         reading.close()
+        if usage.cut and not reading.ended:
+            message = f"the plan was cut off after {asked.max_tokens} tokens (max_plan_tokens)"
+            emit(PlanFault(request.round, message, at=clock.now()))
         seconds = clock.now() - started
         emit(ModelUsed("plan", request.round, usage, first_token, seconds, clock.now()))
 
@@ -122,8 +127,8 @@ class Planner:
             able = "grammar" in await self._runtime.capabilities()
             if self._grammar and not able:
                 raise UsageError(
-                    "grammar=True, but this model server cannot decode under a grammar: "
-                    "use vLLM, or leave grammar out"
+                    "grammar=True, but this model server cannot decode under a grammar, or has "
+                    "refused ours: use vLLM, or leave grammar out"
                 )
             if able:
                 known = [id for id, outcome in request.outcomes.items() if isinstance(outcome, Ok)]
@@ -131,7 +136,7 @@ class Planner:
                     self._tools,
                     first_id=request.first_id,
                     known=known,
-                    max_tasks=self._max_lines,
+                    max_lines=self._max_lines,
                 )
         messages = plan_messages(
             request.question,
@@ -156,7 +161,7 @@ class Planner:
 
 
 class _Reading:
-    """One plan being read: text in, tasks and faults out."""
+    """One plan being read: text in, tasks and faults out; ``ended`` once join() is written."""
 
     def __init__(
         self,
@@ -171,15 +176,17 @@ class _Reading:
         self._emit = emit
         self._clock = clock
         self._parser = PlanParser()
+        self.ended = False
 
-    def feed(self, text: str) -> bool:
-        """Read a piece; True once join() is written."""
-        return self._take(self._parser.feed(text))
+    def feed(self, text: str) -> None:
+        """Read a piece of the text."""
+        self._take(self._parser.feed(text))
 
     def close(self) -> None:
+        """The text has ended, with join() or without."""
         self._take(self._parser.close())
 
-    def _take(self, items: Sequence[Item]) -> bool:
+    def _take(self, items: Sequence[Item]) -> None:
         for item in items:
             match item:
                 case Call():
@@ -193,8 +200,8 @@ class _Reading:
                 case BadLine():
                     self._fault(item.message, item.text, item.id)
                 case Join():
-                    return True
-        return False
+                    self.ended = True
+                    return
 
     def _fault(self, message: str, line: str, id: int | None) -> None:
         # A duplicate number must not settle the task that had it first.

@@ -8,7 +8,7 @@ reads it once.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from agentpar.plan import Failed, Ok, Outcome, Ref, Skipped, Task, resolve
 from agentpar.planner.parser import format_call
 from agentpar.ports import Message
 from agentpar.tools.base import Tool
+from agentpar.tools.page import is_page, pages_of
 
 PAGE_CHARS = 900
 """Characters of a page that the joiner is shown."""
@@ -25,6 +26,14 @@ VALUE_CHARS = 400
 """Characters of any other result that the joiner is shown."""
 USED_CHARS = 120
 """Characters of a result that only fed other calls (search hits, once a page was fetched)."""
+RESULTS_CHARS = 14_000
+"""Characters of all results together: some 5,000 tokens, of the 8,192 that small models read."""
+LEAST_CHARS = 100
+"""Characters of a call and its result below which showing it is of no use."""
+FAULT_CHARS = 200
+"""Characters of what was wrong with a line of the plan."""
+MAX_FAULTS = 20
+"""Faults that are told one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,11 +258,11 @@ def _result(
     ends: list[str] = []
     for id in sorted(tasks.keys() - used):
         outcome = outcomes.get(id)
-        if isinstance(outcome, Ok) and tasks[id].needs and not _is_page(outcome.value):
+        if isinstance(outcome, Ok) and tasks[id].needs and not is_page(outcome.value):
             short = _short(outcome.value)
             if short is not None:
                 ends.append(f"{short} [{numbers[id]}]" if id in numbers else short)
-    return ", ".join(ends)
+    return _cut(", ".join(ends), PAGE_CHARS)
 
 
 def observations(
@@ -262,25 +271,52 @@ def observations(
     faults: Sequence[PlanFault] = (),
     sources: Mapping[int, Source] | None = None,
 ) -> str:
-    """Every task and plan fault with how it ended, by id, and the sources under their numbers."""
+    """Every task and plan fault with how it ended, by id, and the sources under their numbers.
+
+    What is too much for `RESULTS_CHARS` is shortened or left out, as `_within` says.
+    """
     used = _used(tasks, outcomes)
     brought: dict[int, list[Source]] = {}
     for source in (sources or {}).values():
         brought.setdefault(source.task_id, []).append(source)
-    blocks = {
-        id: _observation(task, outcomes, brought.get(id, []), id in used)
-        for id, task in tasks.items()
-    }
+    unusable: dict[int, str] = {}
     loose: list[str] = []
     for fault in faults:
-        text = fault.message
+        text = _cut(fault.message, FAULT_CHARS)
         if fault.line:
             text = f"A line of the plan was not usable: {text} (line {fault.line!r:.160})"
-        if fault.task_id is None or fault.task_id in blocks:
+        if fault.task_id is None or fault.task_id in tasks or fault.task_id in unusable:
             loose.append(text)
         else:
-            blocks[fault.task_id] = text
-    return "\n".join([*(blocks[id] for id in sorted(blocks)), *loose])
+            unusable[fault.task_id] = text
+    if len(loose) > MAX_FAULTS:
+        loose[MAX_FAULTS:] = [f"and {len(loose) - MAX_FAULTS} more faults of the plan"]
+
+    def told(id: int, room: int) -> str:
+        if id in unusable:
+            return unusable[id]
+        return _observation(tasks[id], outcomes, brought.get(id, []), id in used, room)
+
+    results = _within(RESULTS_CHARS, sorted([*tasks, *unusable]), used, told)
+    return "\n".join([*results, *loose])
+
+
+def _within(
+    limit: int, ids: Sequence[int], used: Collection[int], told: Callable[[int, int], str]
+) -> list[str]:
+    """What ``told(id, room)`` says of each of ``ids``, in about ``limit`` characters.
+
+    Where the whole is longer, each id gets the same room. Where even that is too little, the
+    ``used`` are left out first, then those behind, and how many is said.
+    """
+    whole = [told(id, PAGE_CHARS) for id in ids]
+    if sum(map(len, whole)) <= limit:
+        return whole
+    kept = sorted(sorted(ids, key=lambda id: id in used)[: limit // LEAST_CHARS])
+    room = limit // len(kept)
+    short = [_cut(told(id, min(room, PAGE_CHARS)), room) for id in kept]
+    left_out = len(ids) - len(kept)
+    return [*short, f"({left_out} more results have no room here)"] if left_out else short
 
 
 def _used(tasks: Mapping[int, Task], outcomes: Mapping[int, Outcome]) -> set[int]:
@@ -294,29 +330,34 @@ def _used(tasks: Mapping[int, Task], outcomes: Mapping[int, Outcome]) -> set[int
 
 
 def _observation(
-    task: Task, outcomes: Mapping[int, Outcome], sources: Sequence[Source], used: bool
+    task: Task, outcomes: Mapping[int, Outcome], sources: Sequence[Source], used: bool, room: int
 ) -> str:
+    """A task and how it ended; its result in ``room`` characters or fewer."""
     outcome = outcomes.get(task.id)
     head = _headline(task, outcomes)
     if not isinstance(outcome, Ok):
         return head
-    if _is_page(outcome.value):
-        share = PAGE_CHARS // max(1, len(sources))
-        pages = [outcome.value, *_others(outcome.value)]
-        shown = zip(sources, pages, strict=False)
-        return "\n".join([head, *(f"[{s.n}] {_cut(_page(page), share)}" for s, page in shown)])
-    mark = f"[{sources[0].n}] " if sources else ""
+    marks = [f"[{source.n}] " for source in sources]
+    if pages := pages_of(outcome.value):
+        numbered = zip(marks or [""] * len(pages), pages, strict=True)
+        share = room // len(pages)
+        return "\n".join([head, *(f"{mark}{_cut(_page(page), share)}" for mark, page in numbered)])
+    mark = marks[0] if marks else ""
     if _short(outcome.value) is not None:
         return f"{mark}{head}"
     limit = USED_CHARS if used else VALUE_CHARS
     if isinstance(outcome.value, str):
         limit = PAGE_CHARS
-    return f"{mark}{head}\n{_cut(_plain(outcome.value), limit)}"
+    return f"{mark}{head}\n{_cut(_plain(outcome.value), min(limit, room))}"
 
 
 def _done(tasks: Mapping[int, Task], outcomes: Mapping[int, Outcome]) -> str:
     """What earlier rounds did, a line a task, for a planner that may refer to it."""
-    return "\n".join(f"${id}: {_headline(tasks[id], outcomes)}" for id in sorted(tasks))
+
+    def told(id: int, room: int) -> str:
+        return f"${id}: {_headline(tasks[id], outcomes)}"
+
+    return "\n".join(_within(RESULTS_CHARS, sorted(tasks), _used(tasks, outcomes), told))
 
 
 def _headline(task: Task, outcomes: Mapping[int, Outcome]) -> str:
@@ -324,7 +365,7 @@ def _headline(task: Task, outcomes: Mapping[int, Outcome]) -> str:
     call = format_call(task.tool, {k: _shown(v, outcomes) for k, v in task.args.items()})
     match outcomes.get(task.id):
         case Ok(value):
-            short = _found(value) if _is_page(value) else _short(value)
+            short = _found(value) if is_page(value) else _short(value)
             return call if short is None else f"{call} = {short}"
         case Failed(error):
             return f"{call} failed: {_cut(error, VALUE_CHARS)}"
@@ -346,22 +387,13 @@ def _shown(arg: Any, outcomes: Mapping[int, Outcome]) -> Any:
     return arg
 
 
-def _is_page(value: Any) -> bool:
-    return isinstance(value, Mapping) and isinstance(value.get("text"), str)
-
-
-def _others(page: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    others = page.get("others")
-    return [o for o in others if isinstance(o, Mapping)] if isinstance(others, list) else ()
-
-
 def _found(page: Mapping[str, Any]) -> str | None:
     """The page's value, and the numbers that other pages give instead: ``1642, elsewhere 1555``."""
     value = page.get("value")
     short = _short(value)
     if short is None or not isinstance(value, int | float):
         return short
-    elsewhere = [other.get("value") for other in _others(page)]
+    elsewhere = [other.get("value") for other in pages_of(page)[1:]]
     differing = [
         str(other)
         for other in elsewhere

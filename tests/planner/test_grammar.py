@@ -128,7 +128,7 @@ def test_whatever_the_grammar_allows_parses_and_binds(
     compiler: Any, first_id: int, known: set[int], thoughts: bool
 ) -> None:
     """Grammar ⊆ parser and binder, by random derivations; numbers run on without a gap."""
-    grammar = plan_grammar(TOOLS, first_id=first_id, known=known, max_tasks=5, thoughts=thoughts)
+    grammar = plan_grammar(TOOLS, first_id=first_id, known=known, max_lines=5, thoughts=thoughts)
     compiled = compiler.compile_grammar(grammar)
     seen = set()
     for seed in range(60):
@@ -157,7 +157,7 @@ GOOD = '1. search(query="Chile", limit=3)\n2. fetch(url=$1[0].url)\njoin()'
 )
 def test_a_sound_plan_can_be_written(compiler: Any, text: str) -> None:
     """The grammar is not so narrow that it refuses what tools can take."""
-    assert accepts(compiler, plan_grammar(TOOLS, max_tasks=4), text)
+    assert accepts(compiler, plan_grammar(TOOLS, max_lines=4), text)
     read(text, TOOLS, set())
 
 
@@ -194,12 +194,12 @@ def test_a_sound_plan_can_be_written(compiler: Any, text: str) -> None:
 )
 def test_a_mistake_cannot_be_written(compiler: Any, text: str, mistake: str) -> None:
     """xgrammar's matcher refuses each kind of mistake that the grammar is there to prevent."""
-    assert not accepts(compiler, plan_grammar(TOOLS, max_tasks=4), text), mistake
+    assert not accepts(compiler, plan_grammar(TOOLS, max_lines=4), text), mistake
 
 
 def test_a_later_round_goes_on_and_may_refer_to_what_has_a_value(compiler: Any) -> None:
     """After a replan ids continue, earlier values are in reach, failed tasks are not."""
-    grammar = plan_grammar(TOOLS, first_id=4, known=[1, 3], max_tasks=2)
+    grammar = plan_grammar(TOOLS, first_id=4, known=[1, 3], max_lines=2)
     assert accepts(compiler, grammar, "4. fetch(url=$3.url)\n5. fetch(url=$4)\njoin()")
     assert accepts(compiler, grammar, "join()")
     assert not accepts(compiler, grammar, "4. fetch(url=$2.url)\njoin()")
@@ -232,7 +232,7 @@ def test_lists_have_their_lengths(
     """minItems, maxItems and prefixItems, together and alone."""
     items = {"type": "array", "items": {"type": "integer"}, **schema}
     tools = tools_of({"f": {"properties": {"x": items}}})
-    grammar = plan_grammar(tools, max_tasks=1)
+    grammar = plan_grammar(tools, max_lines=1)
     for value in good:
         assert accepts(compiler, grammar, f"1. f(x={value})\njoin()"), value
         read(f"1. f(x={value})\njoin()", tools, set())
@@ -247,7 +247,7 @@ def test_lists_have_their_lengths(
 def test_integer_bounds_are_exact(compiler: Any, low: int, high: int) -> None:
     """Each number in the bounds can be written, none outside."""
     schema = {"properties": {"n": {"type": "integer", "minimum": low, "maximum": high}}}
-    grammar = plan_grammar(tools_of({"f": {**schema, "required": ["n"]}}), max_tasks=1)
+    grammar = plan_grammar(tools_of({"f": {**schema, "required": ["n"]}}), max_lines=1)
     matcher = xgr.GrammarMatcher(compiler.compile_grammar(grammar))
     for n in {*range(low - 3, low + 60), *range(high - 60, high + 12), 10 * high, low * 10 - 1}:
         matcher.reset()
@@ -259,7 +259,7 @@ def test_any_choice_of_optional_arguments_can_be_written(compiler: Any) -> None:
     number = {"type": "integer"}
     schema = {"properties": dict.fromkeys("abcd", number)}
     for required in ([], ["c"], ["a"], ["a", "d"]):
-        grammar = plan_grammar(tools_of({"f": {**schema, "required": required}}), max_tasks=1)
+        grammar = plan_grammar(tools_of({"f": {**schema, "required": required}}), max_lines=1)
         for bits in range(16):
             chosen = [name for i, name in enumerate("abcd") if bits >> i & 1]
             text = f"1. f({', '.join(f'{name}=1' for name in chosen)})\njoin()"
@@ -269,7 +269,7 @@ def test_any_choice_of_optional_arguments_can_be_written(compiler: Any) -> None:
 def test_an_unknown_schema_falls_back_to_any_json(compiler: Any) -> None:
     """A keyword the grammar does not know does not stop a plan."""
     schema = {"properties": {"x": {"not": {"type": "null"}}, "o": {"type": "object"}}}
-    grammar = plan_grammar(tools_of({"f": schema}), max_tasks=1)
+    grammar = plan_grammar(tools_of({"f": schema}), max_lines=1)
     for value in ('"text"', "-2.5", "[1, [2, true]]", '{"a b": {"c": null}}'):
         assert accepts(compiler, grammar, f"1. f(x={value})\njoin()"), value
     assert accepts(compiler, grammar, '1. f(o={"k": [1]})\njoin()')
@@ -301,7 +301,7 @@ def test_without_tools_only_the_end_can_be_written(compiler: Any) -> None:
 
 def test_the_grammar_stays_small() -> None:
     """Lines share their rules: a hundred lines cost kilobytes, not megabytes."""
-    sizes = [len(plan_grammar(TOOLS, max_tasks=n)) for n in (8, 32, 128)]
+    sizes = [len(plan_grammar(TOOLS, max_lines=n)) for n in (8, 32, 128)]
     assert sizes[1] < 5 * sizes[0]
     assert sizes[2] < 300_000, json.dumps(sizes)
 
@@ -316,7 +316,7 @@ def test_a_real_vllm_writes_sound_plans_under_the_grammar(vllm_url: str, seed: i
         json={
             "model": model_of(vllm_url),
             "messages": [{"role": "user", "content": "Plan: who is taller? Call the tools."}],
-            "structured_outputs": {"grammar": plan_grammar(tools, max_tasks=3)},
+            "structured_outputs": {"grammar": plan_grammar(tools, max_lines=3)},
             "temperature": 1.5,
             "seed": seed,
             "max_tokens": 700,

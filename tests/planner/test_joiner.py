@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -17,9 +18,11 @@ from agentpar.events import (
     PlanFault,
     ReplanAsked,
     Source,
+    Usage,
 )
 from agentpar.plan import Failed, Ok, Task
 from agentpar.planner.joiner import Joiner, JoinRequest, answer_text, may_replan, replan_reason
+from agentpar.ports import ModelRequest
 from agentpar.runtime.scripted import ScriptedRuntime
 
 
@@ -160,13 +163,54 @@ def test_a_long_blank_text_is_read_at_once() -> None:
     assert replan_reason(" " * 100_000 + "x") is None
 
 
-@pytest.mark.parametrize("text", ["", " ", "R", "re", "**Rep", "Replan", "replan: x"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "R", "re", "**Rep", "Replan", "**Replan** ", "replan: x", "Replan:\ny"]
+)
 def test_what_may_become_replan_waits(text: str) -> None:
     """Before it is shown."""
     assert may_replan(text)
 
 
-@pytest.mark.parametrize("text", ["C", "Rd", "The", "19"])
+@pytest.mark.parametrize("text", ["C", "Rd", "The", "19", "Replant", "Replan the", "Replanning: a"])
 def test_what_cannot_is_shown_at_once(text: str) -> None:
     """Time to the first word matters."""
     assert not may_replan(text)
+
+
+class Cut(ScriptedRuntime):
+    """A server that stops at max_tokens."""
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
+        async for piece in super().stream(request):
+            yield Usage(calls=1, cut=True) if isinstance(piece, Usage) else piece
+
+
+async def test_an_answer_that_is_cut_off_says_so() -> None:
+    """In a line of its own, which the check never sees; the stream has it, too."""
+    checked: list[str] = []
+
+    def check(text: str, sources: object) -> Nothing:
+        checked.append(text)
+        return Nothing()
+
+    events: list[Event] = []
+    joiner = Joiner(Cut(["Chile has 19"]), check, max_tokens=3)
+    await joiner.join(JoinRequest("Chile?"), events.append, Clock())
+    last = events[-1]
+    assert isinstance(last, Answered)
+    cut = "Chile has 19\n[the answer was cut off after 3 tokens (max_answer_tokens)]"
+    assert last.text == cut == "".join(shown(events))
+    assert checked == ["Chile has 19"]
+
+
+async def test_an_empty_answer_that_is_cut_off_says_so() -> None:
+    """A model that thinks first may have used up its tokens."""
+    joiner = Joiner(Cut([""]), lambda text, sources: Nothing(), max_tokens=3)
+    with pytest.raises(ModelServerError, match="empty answer within 3 tokens"):
+        await joiner.join(JoinRequest("Chile?"), lambda event: None, Clock())
+
+
+async def test_an_answer_that_begins_like_replan_streams() -> None:
+    """It is held back only until it can no longer be ``Replan:``."""
+    events = await join("Replanting the woods of Chile takes long.", chunk=1, final=False)
+    assert len(shown(events)) > 20

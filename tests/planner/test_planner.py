@@ -281,3 +281,44 @@ def test_problems_of_a_plan() -> None:
     assert plan_problems('1. population("Chile")\n2. add($1, 2)\njoin()\nmore', TOOLS) == []
     problems = plan_problems("1. unknown()\nprose\n2. add(1)\n", TOOLS)
     assert len(problems) == 3
+
+
+# Plans that are cut off
+
+
+class Cut(ScriptedRuntime):
+    """A server that stops at max_tokens."""
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
+        async for piece in super().stream(request):
+            yield Usage(calls=1, cut=True) if isinstance(piece, Usage) else piece
+
+
+@pytest.mark.parametrize("chunk", [3, 1000])
+async def test_a_plan_that_is_cut_off_is_told(chunk: int) -> None:
+    """Its whole lines stand, and the joiner hears that there would have been more."""
+    events: list[Event] = []
+    planner = Planner(Cut(['1. population("Chile")\n2. popul'], chunk=chunk), TOOLS, max_tokens=9)
+    await planner.plan(PlanRequest("Chile?"), events.append, Clock())
+    assert [task.id for task in tasks(events)] == [1]
+    assert faults(events)[-1].message == "the plan was cut off after 9 tokens (max_plan_tokens)"
+    assert isinstance(events[-1], PlanEnded)
+
+
+async def test_a_plan_whose_last_token_is_its_end_is_whole() -> None:
+    """join() was written: nothing is missing, whatever the server says."""
+    events: list[Event] = []
+    runtime = Cut(['1. population("Chile")\njoin()'], capabilities=["grammar"])
+    await Planner(runtime, TOOLS).plan(PlanRequest("Chile?"), events.append, Clock())
+    assert faults(events) == []
+
+
+async def test_the_lines_of_a_grammar_are_bounded_as_asked() -> None:
+    """More lines, a longer grammar."""
+    grammars = []
+    for lines in (2, 40):
+        runtime = ScriptedRuntime(["join()"], capabilities=["grammar"])
+        planner = Planner(runtime, TOOLS, max_lines=lines)
+        await planner.plan(PlanRequest("?"), lambda event: None, Clock())
+        grammars.append(runtime.requests[0].grammar or "")
+    assert ['"40. ' in grammar for grammar in grammars] == [False, True]

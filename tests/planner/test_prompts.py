@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Literal
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +14,9 @@ from agentpar import tool
 from agentpar.events import PlanFault
 from agentpar.memory.evidence import sources
 from agentpar.plan import Failed, Ok, Outcome, Ref, Skipped, Task
+from agentpar.planner import prompts
 from agentpar.planner.prompts import describe_tool, join_messages, observations, plan_messages
+from agentpar.ports import Message
 
 TASKS = {
     1: Task.of(1, "web_fetch", url="http://a"),
@@ -156,3 +160,125 @@ def test_what_the_plan_worked_out_stands_beside_the_question() -> None:
     outcomes: dict[int, Outcome] = {1: Ok(21), 2: Ok(42), 3: Skipped(9)}
     asked = join_messages("Twice?", tasks, outcomes, sources=sources(tasks, outcomes))[-1].content
     assert asked.endswith("Question: Twice?\nThe plan's result: 42 [2]")
+
+
+# Many results
+
+
+def pages(number: int) -> tuple[dict[int, Task], dict[int, Outcome]]:
+    """So many lookups, each of which brought two long pages."""
+    tasks = {
+        n: Task.of(n, "web_lookup", query=f"River {n}", find="length") for n in range(1, number + 1)
+    }
+    page = {"url": "http://a", "title": "A river", "text": "It is long. " * 100, "value": 6650}
+    return tasks, dict.fromkeys(tasks, Ok({**page, "others": [{**page, "value": 7000}]}))
+
+
+@pytest.mark.parametrize("number", [24, 100, 1000])
+def test_many_results_fit_the_model(number: int) -> None:
+    """A run of a thousand tasks still gets its answer: the prompt stays below 20,000 characters."""
+    tasks, outcomes = pages(number)
+    messages = join_messages("Which is the longest?", tasks, outcomes, (), sources(tasks, outcomes))
+    assert sum(len(message.content) for message in messages) < 20_000
+
+
+def test_where_results_are_many_each_is_shown_in_short() -> None:
+    """None is left out while there is room for the call, its value and a page's first words."""
+    tasks, outcomes = pages(60)
+    text = told(tasks, outcomes)
+    for id in tasks:
+        assert f'web_lookup(query="River {id}", find="length") = 6650, elsewhere 7000' in text
+        assert f"[{2 * id - 1}] A river: It is" in text
+        assert f"[{2 * id}] A river: It is" in text
+
+
+def test_results_that_have_no_room_are_counted() -> None:
+    """What only fed other calls goes first; how many are missing is said."""
+    tasks, outcomes = pages(200)
+    tasks[201] = Task.of(201, "add", **{f"a{id}": Ref(id, ("value",)) for id in range(1, 51)})
+    tasks[202] = Task.of(202, "broken")
+    outcomes |= {201: Ok(332500), 202: Failed("the tool broke")}
+    lines = told(tasks, outcomes).splitlines()
+    assert not any('"River 50"' in line for line in lines)
+    assert any('"River 51"' in line for line in lines)
+    shown = sum("web_lookup(" in line for line in lines)
+    assert lines[-1] == f"({202 - shown} more results have no room here)"
+
+
+def test_a_later_plan_has_room_for_many_earlier_results() -> None:
+    """The planner's prompt is bounded, too."""
+    tasks, outcomes = pages(1000)
+    asked = plan_messages("?", [], tasks=tasks, outcomes=outcomes, why="more")[-1].content
+    assert len(asked) < 16_000
+    assert "more results have no room here" in asked
+
+
+def test_many_faults_are_counted() -> None:
+    """A model that writes prose by the page does not drown the results."""
+    faults = [PlanFault(1, "y" * 5000, "x" * 5000) for _ in range(500)]
+    text = told(TASKS, OUTCOMES, *faults)
+    assert len(text) < 10_000
+    assert text.endswith("and 480 more faults of the plan")
+
+
+# The words that benchmarks were measured with
+
+
+def small_run() -> str:
+    """Both prompts of a run in which most kinds of result occur, as one text."""
+    from agentpar.tools.calc import calc
+    from agentpar.tools.lookup import web_lookup
+    from agentpar.tools.search import web_search
+    from agentpar.tools.web import web_fetch
+
+    search, fetch = web_search(url="http://localhost:8888"), web_fetch()
+    tools = [web_lookup(search=search, fetch=fetch), search, fetch, calc]
+    tasks = {
+        1: Task.of(1, "web_lookup", query="Nile", find="length"),
+        2: Task.of(2, "web_search", query="Danube length"),
+        3: Task.of(3, "web_fetch", url=Ref(2, (0, "url")), find="length"),
+        4: Task.of(4, "calc", expression="a - b", a=Ref(1, ("value",)), b=Ref(3, ("value",))),
+        5: Task.of(5, "web_fetch", url="http://c"),
+        6: Task.of(6, "calc", expression="a * 2", a=Ref(5, ("value",))),
+        7: Task.of(7, "notes"),
+    }
+    nile = {"url": "http://a/nile", "title": "Nile - Atlas", "text": "Length | 6,650 km\n" * 40}
+    other = {"url": "http://b/nile", "title": "Nile - Rivers", "text": "Length | 7,088 km"}
+    danube = {"url": "http://a/danube", "title": "", "text": " 2,850 km ", "value": 2850}
+    outcomes: dict[int, Outcome] = {
+        1: Ok({**nile, "value": 6650, "others": [{**other, "value": 7088}]}),
+        2: Ok([{"title": "Danube", "url": "http://a/danube", "snippet": "A river. " * 20}] * 3),
+        3: Ok(danube),
+        4: Ok(3800),
+        5: Failed("no such host: 'c'"),
+        6: Skipped(5),
+        7: Ok({"written": ["a line of text"] * 40}),
+    }
+    faults = [PlanFault(1, "unknown tool 'x'", "8. x()", 8), PlanFault(1, "no call", "Hm")]
+    messages: list[Message] = [
+        *plan_messages(
+            "How much longer is the Nile?",
+            tools,
+            first_id=8,
+            examples=prompts.EXAMPLES,
+            instructions="Be brief.",
+            why="the Amazon",
+            tasks=tasks,
+            outcomes=outcomes,
+        ),
+        *join_messages(
+            "How much longer is the Nile?",
+            tasks,
+            outcomes,
+            faults,
+            sources(tasks, outcomes),
+            final=False,
+            instructions="Be brief.",
+        ),
+    ]
+    return "".join(f"--- {message.role}\n{message.content}\n" for message in messages)
+
+
+def test_the_prompts_of_an_ordinary_run_are_those_that_were_measured() -> None:
+    """Word by word: who changes them on purpose measures the benchmarks again."""
+    assert small_run() == Path(__file__).with_name("prompts.txt").read_text(encoding="utf-8")
