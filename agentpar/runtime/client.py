@@ -7,11 +7,10 @@ text means. The only file that talks to a model server through httpx.
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import json
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -19,7 +18,9 @@ import tenacity
 
 from agentpar.errors import GrammarRefused, ModelServerError, UsageError
 from agentpar.events import Usage
+from agentpar.net import retry_after
 from agentpar.ports import Capability, ModelRequest
+from agentpar.runtime.refusal import refusal
 
 MAX_LINE = 16 << 20  # bytes; no honest piece of a stream is longer
 MAX_RETRY_AFTER = 60.0  # seconds; a server that asks for more is given up on at once
@@ -56,9 +57,9 @@ class OpenAIRuntime:
         self._timeout = httpx.Timeout(timeout, connect=connect_timeout, pool=None)
         self._limits = httpx.Limits(max_connections=max_connections)
         self._retries = retries
-        self._capabilities: frozenset[Capability] | None = None
-        self._client: httpx.AsyncClient | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._enforces: frozenset[Capability] | None = None
+        self._refused_a_grammar = False
+        self._clients: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
 
     def __repr__(self) -> str:
         return f"OpenAIRuntime({self.base_url!r}, model={self._model!r})"
@@ -85,20 +86,19 @@ class OpenAIRuntime:
                             begun = True
                             yield piece
         except _Refused as error:
-            about_grammar = request.grammar is not None and "grammar" in str(error).lower()
-            kind = GrammarRefused if about_grammar and not begun else ModelServerError
-            raise kind(str(error)) from None
+            raised = refusal(request, str(error), begun=begun)
+            self._refused_a_grammar |= isinstance(raised, GrammarRefused)
+            raise raised from None
         except httpx.HTTPError as error:
             raise self._failed(error, begun=begun) from error
 
     async def capabilities(self) -> frozenset[Capability]:
-        """What the server can enforce: both where it is vLLM, nothing where it is unknown."""
-        if self._capabilities is None:
-            root = self._url.removesuffix("/v1")
-            answer = await self._get(f"{root}/version", absent=_NO_SUCH_PAGE | {400, 401, 403})
-            is_vllm = isinstance(answer, dict) and isinstance(answer.get("version"), str)
-            self._capabilities = frozenset({"grammar", "json_schema"} if is_vllm else ())
-        return self._capabilities
+        """What the server can enforce: both where it is vLLM, nothing where it is unknown.
+
+        No grammar any more once it has refused one, so that not every run asks in vain.
+        """
+        able = await self._constraints()
+        return able - {"grammar"} if self._refused_a_grammar else able
 
     async def model(self) -> str:
         """The name the server knows the model by; asks the server if none was given."""
@@ -114,8 +114,8 @@ class OpenAIRuntime:
         return self._model
 
     async def aclose(self) -> None:
-        """Close all connections. A later request opens new ones."""
-        client, self._client = self._client, None
+        """Close the connections of the running event loop. A later request opens new ones."""
+        client = self._clients.pop(asyncio.get_running_loop(), None)
         if client is not None:
             await client.aclose()
 
@@ -131,17 +131,18 @@ class OpenAIRuntime:
     def _http(self) -> httpx.AsyncClient:
         """The client of the running event loop: connections cannot move to another one."""
         loop = asyncio.get_running_loop()
-        if self._client is None or self._loop is not loop:
+        if loop not in self._clients:
+            # In a loop that was closed nothing can be awaited: its sockets go with their objects.
+            self._clients = {at: own for at, own in self._clients.items() if not at.is_closed()}
             headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
             host = httpx.URL(self._url).host
-            self._client = httpx.AsyncClient(
+            self._clients[loop] = httpx.AsyncClient(
                 headers=headers,
                 timeout=self._timeout,
                 limits=self._limits,
                 trust_env=host not in {"localhost", "127.0.0.1", "::1"},  # no proxy to ourselves
             )
-            self._loop = loop
-        return self._client
+        return self._clients[loop]
 
     async def _body(self, request: ModelRequest) -> dict[str, Any]:
         messages = request.messages
@@ -166,8 +167,18 @@ class OpenAIRuntime:
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return body
 
+    async def _constraints(self) -> frozenset[Capability]:
+        """What the server has, whatever it refused."""
+        if self._enforces is None:
+            root = self._url.removesuffix("/v1")
+            answer = await self._get(f"{root}/version", absent=_NO_SUCH_PAGE | {400, 401, 403})
+            is_vllm = isinstance(answer, dict) and isinstance(answer.get("version"), str)
+            self._enforces = frozenset({"grammar", "json_schema"} if is_vllm else ())
+        return self._enforces
+
     async def _require(self, capability: Capability) -> None:
-        if capability not in await self.capabilities():
+        # Not `capabilities`: what another request was refused must not make this one a mistake.
+        if capability not in await self._constraints():
             raise UsageError(
                 f"the server at {self.base_url} is not known to enforce a {capability}; "
                 "ask capabilities() before setting one"
@@ -175,7 +186,7 @@ class OpenAIRuntime:
 
     async def _pieces(self, body: Mapping[str, Any]) -> AsyncGenerator[str | Usage, None]:
         usage = Usage(calls=1)
-        ended = False
+        ended = cut = False
         url = f"{self._url}/chat/completions"
         async with self._http().stream("POST", url, json=body) as response:
             await self._check(response)
@@ -196,10 +207,12 @@ class OpenAIRuntime:
                 for choice in chunk.get("choices") or ():
                     if text := (choice.get("delta") or {}).get("content"):
                         yield text
-                    ended = ended or choice.get("finish_reason") is not None
+                    reason = choice.get("finish_reason")
+                    ended = ended or reason is not None
+                    cut = cut or reason == "length"
         if not ended:
             raise httpx.RemoteProtocolError("the stream ended before the text did")
-        yield usage
+        yield replace(usage, cut=cut)
 
     def _parse(self, data: bytes) -> dict[str, Any]:
         try:
@@ -242,7 +255,7 @@ class OpenAIRuntime:
         raise _Refused(
             f"{self.base_url}: HTTP {response.status_code} for {path}: {self._public(said)}",
             status=response.status_code,
-            retry_after=_retry_after(response.headers.get("retry-after")),
+            retry_after=retry_after(response.headers),
         )
 
     def _public(self, text: str) -> str:
@@ -294,20 +307,6 @@ def _pause(state: tenacity.RetryCallState) -> float:
     if isinstance(error, _Refused) and error.retry_after is not None:
         return error.retry_after
     return _backoff(state)
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for, which may be a number or an HTTP date."""
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:

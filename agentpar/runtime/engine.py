@@ -14,10 +14,11 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from agentpar.errors import ModelServerError, UsageError
+from agentpar.errors import GrammarRefused, ModelServerError, UsageError
 from agentpar.events import Usage
 from agentpar.ports import Capability, ModelRequest
 from agentpar.runtime import launch, models
+from agentpar.runtime.refusal import refusal
 
 
 class EngineRuntime:
@@ -31,6 +32,7 @@ class EngineRuntime:
         self._name = str(model)
         self._engine_args = engine_args
         self._engine: Any = None
+        self._refused_a_grammar = False
         self._starting = asyncio.Lock()  # the first requests may come together: one engine
 
     def __repr__(self) -> str:
@@ -39,8 +41,8 @@ class EngineRuntime:
     async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
         """Yield text pieces, then one `Usage`; closing the generator aborts the request.
 
-        Raises `ModelServerError` where the engine cannot start, refuses or dies, and
-        `MissingPackage` without vLLM.
+        Raises `ModelServerError` where the engine cannot start, refuses (`GrammarRefused`
+        where it is about the grammar) or dies, and `MissingPackage` without vLLM.
         """
         engine = await self._start()
         prompt = {"prompt_token_ids": _token_ids(engine.get_tokenizer(), request)}
@@ -53,15 +55,21 @@ class EngineRuntime:
                     usage += Usage(
                         completion_tokens=len(piece.token_ids),
                         cached_tokens=(output.num_cached_tokens or 0) - usage.cached_tokens,
+                        cut=piece.finish_reason == "length",
                     )
                     if piece.text:
                         yield piece.text
         except Exception as error:  # vLLM's own errors share no base class
-            raise ModelServerError(f"the vLLM engine of {self._name!r}: {error}") from error
+            text = f"the vLLM engine of {self._name!r}: {error}"
+            raised = refusal(request, text, begun=usage.completion_tokens > 0)
+            self._refused_a_grammar |= isinstance(raised, GrammarRefused)
+            raise raised from error
         yield usage
 
     async def capabilities(self) -> frozenset[Capability]:
-        """Both: vLLM enforces grammars and schemas."""
+        """Both, as vLLM enforces grammars and schemas; no grammar any more once it refused one."""
+        if self._refused_a_grammar:
+            return frozenset({"json_schema"})
         return frozenset({"grammar", "json_schema"})
 
     async def aclose(self) -> None:

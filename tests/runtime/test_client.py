@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import gc
+import json
 import socket
 import sys
 import time
+import weakref
 from typing import Any
 
+import httpx
 import pytest
 
 from agentpar.errors import GrammarRefused, ModelServerError, UsageError
@@ -50,6 +54,23 @@ async def test_text_comes_in_pieces_and_usage_last(wire: Any) -> None:
     runtime = OpenAIRuntime(wire.url)
     items = [item async for item in runtime.stream(ASK)]
     assert items == ["Hel", "lo", Usage(12, 2, 8, calls=1)]
+    await runtime.aclose()
+
+
+@pytest.mark.parametrize(("reason", "cut"), [("length", True), ("stop", False)])
+async def test_a_text_that_ran_out_of_tokens_is_marked(wire: Any, reason: str, cut: bool) -> None:
+    """The server says why it ended; what it says of tokens comes behind that."""
+
+    async def answer(request: Any) -> None:
+        await request.head()
+        await request.chunk("Hel")
+        choice = {"delta": {}, "finish_reason": reason}
+        await request.send(f"data: {json.dumps({'choices': [choice]})}\n\n")
+        await request.end(prompt_tokens=12, completion_tokens=9)
+
+    wire.answers = [answer]
+    runtime = OpenAIRuntime(wire.url)
+    assert await read(runtime) == ("Hel", Usage(12, 9, calls=1, cut=cut))
     await runtime.aclose()
 
 
@@ -171,9 +192,11 @@ async def test_a_refused_grammar_is_an_error_of_its_own(wire: Any) -> None:
     wire.answers = [refuse("400 Bad Request", body=body), inside, too_long]
     runtime = OpenAIRuntime(wire.url)
     bound = ModelRequest(ASK.messages, grammar="root ::= x")
+    assert "grammar" in await runtime.capabilities()
     for _ in range(2):
         with pytest.raises(GrammarRefused, match="Invalid grammar specification: rule x"):
             await read(runtime, bound)
+        assert await runtime.capabilities() == {"json_schema"}  # the next run need not try
     with pytest.raises(ModelServerError, match="context length") as caught:
         await read(runtime, bound)
     assert not isinstance(caught.value, GrammarRefused)
@@ -430,6 +453,25 @@ def test_one_runtime_serves_several_event_loops(wire_thread: str) -> None:
     runtime = OpenAIRuntime(wire_thread)
     for _ in range(2):
         assert asyncio.run(_read_and_close(runtime))[0] == "Hello"
+
+
+def test_each_event_loop_has_its_own_connections(wire_thread: str) -> None:
+    """Closing in one loop leaves another's open; those of a loop that is gone are let go."""
+    runtime = OpenAIRuntime(wire_thread)
+
+    async def opened() -> httpx.AsyncClient:
+        return runtime._http()
+
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        ours, theirs = first.run(opened()), second.run(opened())
+        first.run(runtime.aclose())
+        assert (ours.is_closed, theirs.is_closed) == (True, False)
+        assert second.run(read(runtime))[0] == "Hello"
+        gone = weakref.ref(theirs)
+        del theirs
+    assert asyncio.run(_read_and_close(runtime))[0] == "Hello"
+    gc.collect()
+    assert gone() is None
 
 
 async def _read_and_close(runtime: OpenAIRuntime) -> tuple[str, Usage]:

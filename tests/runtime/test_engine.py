@@ -13,6 +13,7 @@ from agentpar.runtime import models
 
 PROGRAM = """
 import asyncio, json, sys, time
+from agentpar.errors import GrammarRefused
 from agentpar.events import Usage
 from agentpar.ports import Message, ModelRequest
 from agentpar.runtime import open_runtime
@@ -24,7 +25,7 @@ async def read(runtime, request):
     *pieces, usage = [item async for item in runtime.stream(request)]
     assert isinstance(usage, Usage)
     return {"text": "".join(pieces), "pieces": len(pieces), "tokens": usage.completion_tokens,
-            "prompt": usage.prompt_tokens, "cached": usage.cached_tokens}
+            "prompt": usage.prompt_tokens, "cached": usage.cached_tokens, "cut": usage.cut}
 
 async def main():
     runtime = open_runtime("vllm:" + sys.argv[1])
@@ -34,6 +35,7 @@ async def main():
             read(runtime, ask("Count from one to fifty.", max_tokens=20)),
             read(runtime, ask("Name a colour.", max_tokens=5)),
         )
+        told["able"] = sorted(await runtime.capabilities())
         told["grammar"] = await read(runtime, ask("Go.", grammar='root ::= "abc" "def"'))
         schema = {"type": "object", "properties": {"n": {"type": "integer", "enum": [4, 5]}},
                   "required": ["n"], "additionalProperties": False}
@@ -45,6 +47,11 @@ async def main():
         await anext(stream)
         await stream.aclose()
         told["unfinished"] = runtime._engine.output_processor.get_num_unfinished_requests()
+        try:
+            await read(runtime, ask("Go.", grammar="root ::= nowhere"))
+        except GrammarRefused as error:
+            told["refused"] = str(error)
+        told["able_now"] = sorted(await runtime.capabilities())
     finally:
         await runtime.aclose()
     print("TOLD" + json.dumps(told))
@@ -58,7 +65,8 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_engine_in_process_keeps_the_promises_of_a_runtime(tmp_path: Path) -> None:
-    """Streaming, side by side, grammar, schema, cached tokens, abort, and a clean end."""
+    """Streaming, side by side, cut texts, grammar, one refused, schema, cached tokens, abort, and
+    a clean end."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     folder = models.resolve("smollm2-135m")
@@ -70,7 +78,11 @@ def test_engine_in_process_keeps_the_promises_of_a_runtime(tmp_path: Path) -> No
     assert told["plain"]["tokens"] == 20
     assert told["plain"]["pieces"] > 10
     assert told["beside"]["tokens"] <= 5
+    assert told["plain"]["cut"]
     assert told["grammar"]["text"] == "abcdef"
+    assert not told["grammar"]["cut"]
+    assert "grammar" in told["refused"].lower()
+    assert (told["able"], told["able_now"]) == (["grammar", "json_schema"], ["json_schema"])
     assert told["schema"]["text"].replace(" ", "") in {'{"n":4}', '{"n":5}'}
     assert told["again"]["cached"] > told["again"]["prompt"] / 2
     assert told["unfinished"] == 0
