@@ -99,6 +99,9 @@ class Agent:
     ``model_id`` picks one of several models that a server offers. Give ``runtime`` instead
     to bring your own.
 
+    A plan has at most ``max_plan_tokens`` tokens and, under a grammar, ``max_plan_lines``
+    calls; an answer has at most ``max_answer_tokens`` tokens. One that is cut off says so.
+
     ``timeout`` (seconds) holds for tools without one of their own. ``approve`` is asked
     before a tool whose effect is "write" runs; without it such calls fail. ``runs`` is a
     folder that gets one folder with ``events.jsonl`` per run.
@@ -120,6 +123,9 @@ class Agent:
         grammar: bool | None = None,
         temperature: float = 0.0,
         seed: int | None = None,
+        max_plan_tokens: int = 768,
+        max_plan_lines: int = 24,
+        max_answer_tokens: int = 512,
         max_tasks: int = 1000,
         max_replans: int = 2,
         concurrency: int = 64,
@@ -136,6 +142,9 @@ class Agent:
         if timeout is not None and timeout <= 0:
             raise UsageError(f"timeout must be more than 0 seconds, or None, got {timeout!r}")
         for label, number, least in (
+            ("max_plan_tokens", max_plan_tokens, 1),
+            ("max_plan_lines", max_plan_lines, 1),
+            ("max_answer_tokens", max_answer_tokens, 1),
             ("max_tasks", max_tasks, 1),
             ("max_replans", max_replans, 0),
             ("concurrency", concurrency, 1),
@@ -156,6 +165,9 @@ class Agent:
         self._grammar = grammar
         self._temperature = temperature
         self._seed = seed
+        self._max_plan_tokens = max_plan_tokens
+        self._max_plan_lines = max_plan_lines
+        self._max_answer_tokens = max_answer_tokens
         self._settings = Settings(
             Limits(max_tasks, max_replans, concurrency), timeout, max_result_bytes, approve
         )
@@ -306,6 +318,8 @@ class Agent:
             examples=self._examples,
             instructions=self._instructions,
             grammar=self._grammar,
+            max_lines=self._max_plan_lines,
+            max_tokens=self._max_plan_tokens,
             temperature=self._temperature,
             seed=self._seed,
         )
@@ -313,6 +327,7 @@ class Agent:
             self._runtime,
             check,
             instructions=self._instructions,
+            max_tokens=self._max_answer_tokens,
             temperature=self._temperature,
             seed=self._seed,
         )

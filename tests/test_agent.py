@@ -413,6 +413,9 @@ def test_exactly_one_model(model: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("option", "value"),
     [
+        ("max_plan_tokens", 0),
+        ("max_plan_lines", 0),
+        ("max_answer_tokens", 0),
         ("max_tasks", 0),
         ("max_replans", -1),
         ("concurrency", 0),

@@ -117,6 +117,8 @@ class ModelSettings(Section):
     """Randomness of the model, 0 to 2; 0 always takes the likeliest word."""
     seed: CountOrZero | None = None
     """Seed of the model's randomness, so that a temperature above 0 can be repeated."""
+    max_tokens: Count = 512
+    """Most tokens of one answer; one that is cut off there says so."""
 
 
 class Model(Section):
@@ -156,6 +158,10 @@ class PlannerFields(Section):
 
     max_tasks: Count = 1000
     """Most tool calls in one run, all rounds together."""
+    max_tokens: Count = 768
+    """Most tokens of one plan; one that is cut off there is told as a fault."""
+    max_lines: Count = 24
+    """Most tool calls of one plan that is decoded under a grammar."""
     replans: CountOrZero = 2
     """How many more rounds the joiner may ask for; 0 for none."""
     examples: Annotated[list[PlanExample], Field(min_length=1), _OR_FILE] | None = None

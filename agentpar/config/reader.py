@@ -55,6 +55,8 @@ class AgentSpec:
             "name": file.name,
             "instructions": file.instructions,
             "grammar": _GRAMMAR[file.planner.grammar],
+            "max_plan_tokens": file.planner.max_tokens,
+            "max_plan_lines": file.planner.max_lines,
             "max_tasks": file.planner.max_tasks,
             "max_replans": file.planner.replans,
             "concurrency": file.defaults.concurrency,
@@ -72,6 +74,7 @@ class AgentSpec:
             arguments["api_key"] = revealed(model.api_key)
             arguments["temperature"] = model.settings.temperature
             arguments["seed"] = model.settings.seed
+            arguments["max_answer_tokens"] = model.settings.max_tokens
         return arguments
 
 
