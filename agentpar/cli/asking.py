@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import typer
 
 from agentpar.errors import RunFailed, UsageError
+from agentpar.ports import Progress, silent
 
 if TYPE_CHECKING:  # the agent and rich load when a question is asked
     from rich.console import Console
@@ -95,20 +96,10 @@ async def _open_tools(agent: Agent, wish: Wish, sources: Iterable[Any]) -> None:
     from agentpar.miniweb.toolsource import MiniWebTools
 
     webs = [source for source in sources if isinstance(source, MiniWebTools)]
-    left = False
     with _waiting(wish, "tools") as progress:
-
-        def report(step: str, done: float, total: float) -> None:
-            if left:  # a thread that builds the mini-web hears of Ctrl-C only here
-                raise InterruptedError("cancelled")
-            progress(step, done, total)
-
         for web in webs:
-            web.progress = report
-        try:
-            await agent.tools()
-        finally:
-            left = True
+            web.progress = progress
+        await agent.tools()
     if wish.output != "view":  # the view begins with it
         for web in webs:
             typer.echo(web.banner, err=True)
@@ -163,10 +154,10 @@ def _print_quietly(folder: Path) -> None:
 
 
 @contextmanager
-def _waiting(wish: Wish, what: str) -> Iterator[Callable[[str, float, float], None]]:
+def _waiting(wish: Wish, what: str) -> Iterator[Progress]:
     """A progress bar; for someone who wants only the answer, not in a log file."""
     if wish.output != "view" and not sys.stderr.isatty():
-        yield lambda step, done, total: None
+        yield silent
         return
     from agentpar.display import progress_bar
 

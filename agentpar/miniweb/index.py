@@ -17,7 +17,7 @@ import sqlite3
 import tempfile
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -218,8 +218,11 @@ def _write(folder: Path, progress: Progress) -> None:
     (folder / "tantivy").mkdir()
     index = tantivy.Index(_schema(tantivy), path=str(folder / "tantivy"))
     index.register_tokenizer("plain", _analyser(tantivy))
-    writer = index.writer(heap_size=64_000_000, num_threads=1)
-    with contextlib.closing(sqlite3.connect(folder / "pages.sqlite")) as pages, pages:
+    with (
+        _writer(index) as writer,
+        contextlib.closing(sqlite3.connect(folder / "pages.sqlite")) as pages,
+        pages,
+    ):
         pages.execute(
             "CREATE TABLE pages (path TEXT PRIMARY KEY, site TEXT, name TEXT, title TEXT,"
             " html BLOB, text BLOB, alias TEXT, weight REAL)"
@@ -250,9 +253,19 @@ def _write(folder: Path, progress: Progress) -> None:
                     weight=page.weight,
                 )
             )
-    progress("indexing the mini-web", expected, expected)
-    writer.commit()
-    writer.wait_merging_threads()
+        progress("indexing the mini-web", expected, expected)
+
+
+@contextlib.contextmanager
+def _writer(index: Any) -> Iterator[Any]:
+    """Adds documents to ``index``. Its threads end with it, or they would go on writing into
+    the folder of a build that was broken off while that is being removed."""
+    writer = index.writer(heap_size=64_000_000, num_threads=1)
+    try:
+        yield writer
+        writer.commit()
+    finally:
+        writer.wait_merging_threads()
 
 
 def _schema(tantivy: Any) -> Any:

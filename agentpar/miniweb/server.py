@@ -22,7 +22,7 @@ from agentpar.errors import BackendError, MissingPackage, UsageError
 from agentpar.miniweb.faults import Faults, chance
 from agentpar.miniweb.index import Hit, Library, open_library
 from agentpar.miniweb.pages import NOTES, STYLE, home_page, message_page, results_page
-from agentpar.ports import Progress
+from agentpar.ports import Progress, silent
 
 RESULTS_PER_PAGE = 10
 _DRIP_PIECES = 20
@@ -79,7 +79,8 @@ class MiniWeb:
         self._host = host
         self._port = port
         self._folder = folder
-        self._progress = progress
+        self._progress = progress or silent
+        self._left = threading.Event()  # whoever waits for the start has gone
         self._library: Library | None = None
         self._server: Any = None
         self._thread: threading.Thread | None = None
@@ -115,7 +116,7 @@ class MiniWeb:
         if self._thread is not None:
             raise UsageError(f"the mini-web already runs at {self._origin}: stop() it first")
         uvicorn, starlette = _uvicorn(), _starlette()
-        library = open_library(self._folder, progress=self._progress)
+        library = open_library(self._folder, progress=self._report)
         try:
             listener = _listen(self._host, self._port)
         except BaseException:
@@ -168,8 +169,9 @@ class MiniWeb:
         self.stop()
 
     async def __aenter__(self) -> MiniWeb:
+        self._left.clear()
         try:
-            await _to_the_end(self.start)
+            await _to_the_end(self.start, leave=self._left.set)
         except asyncio.CancelledError:
             await _to_the_end(self.stop)
             raise
@@ -177,6 +179,11 @@ class MiniWeb:
 
     async def __aexit__(self, *_: object) -> None:
         await _to_the_end(self.stop)
+
+    def _report(self, step: str, done: float, total: float) -> None:
+        if self._left.is_set():
+            raise _Left
+        self._progress(step, done, total)
 
     def statistics(self) -> Statistics:
         """What has been asked so far."""
@@ -396,13 +403,24 @@ def _serve(server: Any, listener: socket.socket, ready: threading.Event) -> None
         ready.set()
 
 
-async def _to_the_end(work: Callable[[], object]) -> None:
-    """Run ``work`` in a thread. A cancelled caller waits for it too: it cannot be stopped."""
+class _Left(Exception):
+    """Raised by the progress of a start that nobody waits for any more, to end it."""
+
+
+async def _to_the_end(
+    work: Callable[[], object], *, leave: Callable[[], object] = lambda: None
+) -> None:
+    """Run ``work`` in a thread. A cancelled caller waits for it too: a thread cannot be stopped.
+
+    ``leave`` is called then, so that ``work`` can end early.
+    """
     running = asyncio.create_task(asyncio.to_thread(work))
     try:
         await asyncio.shield(running)
     except asyncio.CancelledError:
+        leave()
         await asyncio.wait([running])
+        running.exception()  # nobody is left to hear of it
         raise
 
 

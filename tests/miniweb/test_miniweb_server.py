@@ -211,6 +211,23 @@ async def test_cancelling_at_any_moment_of_the_start_leaves_nothing(shelf: Path)
         assert threads() == []
 
 
+async def test_cancelling_while_the_library_is_built_ends_the_build(tmp_path: Path) -> None:
+    """The build is not finished for nobody, and nothing of it stays."""
+    loop, building = asyncio.get_running_loop(), asyncio.Event()
+
+    def progress(step: str, done: float, total: float) -> None:
+        if done:
+            loop.call_soon_threadsafe(building.set)
+
+    task = asyncio.create_task(MiniWeb(folder=tmp_path, progress=progress).__aenter__())
+    await building.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert threads() == []
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "make",
     [
