@@ -255,7 +255,7 @@ class TerminalDisplay:
             self._console.print()
             for citation in story.answer.citations:
                 line = [("bold cyan", f"[{citation.n}] ")]
-                if citation.title:
+                if citation.title not in ("", citation.source):  # a call is both
                     line.append(("", one_line(citation.title, 200) + " "))
                 line.append(("blue", one_line(citation.source, 500)))
                 if citation.passage:

@@ -200,7 +200,8 @@ def _evidence(number: int, citation: Citation, story: Story) -> str:
         body = f"<blockquote>{before}<mark>{_safe(citation.passage)}</mark>{after}</blockquote>"
     if not citation.supported:
         body += f'<div class="problem">Not supported: {_safe(citation.problem)}</div>'
-    title = f"{_safe(citation.title)} " if citation.title else ""
+    # What is no page has its call for a title and for an address.
+    title = f"{_safe(citation.title)} " if citation.title not in ("", url) else ""
     n = f'<span class="n">[{citation.n}]</span>'
     if citation.task_id in story.tasks:
         told = "The call that read it"
@@ -259,10 +260,13 @@ class _Scale:
         return f'<rect class="{name}" x="{x}%" y="{y}" width="{width}%" height="{height}"{corner}/>'
 
     def label(self, span: Span, text: str) -> str:
-        """Text behind the bar, or before it where the bar ends near the right edge."""
-        if self.x(span[1]) <= 88:
-            return f'<text x="{self.x(span[1])}%" dx="6" y="17">{text}</text>'
-        return f'<text x="{self.x(span[0])}%" dx="-6" y="17" text-anchor="end">{text}</text>'
+        """Text behind the bar, or before it, or in its end where it fills the width."""
+        start, end = self.x(span[0]), self.x(span[1])
+        if end <= 88:
+            return f'<text x="{end}%" dx="6" y="17">{text}</text>'
+        if start >= 12:
+            return f'<text x="{start}%" dx="-6" y="17" text-anchor="end">{text}</text>'
+        return f'<text class="within" x="{end}%" dx="-6" y="17" text-anchor="end">{text}</text>'
 
     def ticks(self) -> Iterator[tuple[float, str]]:
         """At most eight round numbers of seconds, as percent and label."""

@@ -232,6 +232,15 @@ def test_sources_are_numbered_page_by_page() -> None:
     assert not check("Chile has 19,116,201 people [3].", found).unsupported
 
 
+def test_an_address_states_nothing() -> None:
+    """The numbers and names in a page's address are not read, nor shown as what it says."""
+    page = {"url": "http://127.0.0.1:8080/peru/lima", "title": "Peru", "text": "High", "value": 3}
+    known = sources({1: Task.of(1, "web_fetch", url="x")}, {1: Ok(page)})
+    assert known[1].text == "High\nvalue: 3"
+    assert check("Peru has 8,080 people [1].", known).unsupported
+    assert check("Its capital is Lima [1].", known).unsupported
+
+
 def test_a_calls_references_count_as_the_values_they_had() -> None:
     """``$1`` is no number 1, and what it pointed to may be cited."""
     tasks = {

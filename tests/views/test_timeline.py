@@ -18,6 +18,7 @@ from sample import NOTE, big_events, events, hostile_events
 from agentpar.events import (
     Answered,
     PlanStarted,
+    RunFinished,
     RunStarted,
     Source,
     TaskDone,
@@ -146,6 +147,25 @@ def test_the_page_begins_with_what_is_simulated() -> None:
     head = render_timeline(events()).split("</header>")[0]
     assert f'<p class="note">{NOTE}</p>' in head
     assert 'class="note"' not in render_timeline(events()[1:])
+
+
+def test_a_label_stands_where_there_is_room() -> None:
+    """Behind its bar, before one that ends at the edge, within one that fills the width."""
+
+    def label(start: float, end: float) -> str:
+        run = [
+            RunStarted("r", "q"),
+            TaskPlanned(1, Task.of(1, "a")),
+            TaskStarted(1, {}, start),
+            TaskDone(1, Ok(None), end),
+            RunFinished("failed", at=10.0),
+        ]
+        row = render_timeline(run).split('id="task-1"')[1].split("</svg>")[0]
+        return row.split("<text ")[1].split(">")[0]
+
+    assert label(1, 5) == 'x="50.0%" dx="6" y="17"'
+    assert label(5, 9.5) == 'x="50.0%" dx="-6" y="17" text-anchor="end"'
+    assert label(1, 9.5) == 'class="within" x="95.0%" dx="-6" y="17" text-anchor="end"'
 
 
 def test_both_rounds_faults_and_totals_are_shown() -> None:
