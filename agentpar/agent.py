@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+import threading
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from agentpar.answer import Answer
 from agentpar.errors import RunFailed, UsageError
-from agentpar.events import Event, RunStarted
+from agentpar.events import Event
 from agentpar.executor.driver import Approve, running
-from agentpar.executor.machine import Limits
+from agentpar.executor.machine import Command, Limits
 from agentpar.ids import new_run_id
 from agentpar.memory.evidence import check
 from agentpar.planner.joiner import Joiner
@@ -33,6 +42,8 @@ from agentpar.tools.function import toolbox
 
 if TYPE_CHECKING:  # langgraph costs two seconds of import
     from langgraph.graph.state import CompiledStateGraph
+
+T = TypeVar("T")
 
 
 class Run:
@@ -104,7 +115,8 @@ class Agent:
 
     ``timeout`` (seconds) holds for tools without one of their own. ``approve`` is asked
     before a tool whose effect is "write" runs; without it such calls fail. ``runs`` is a
-    folder that gets one folder with ``events.jsonl`` per run.
+    folder that gets one folder with ``events.jsonl`` per run; the id of a run that is in it
+    cannot be used again.
 
     Use as ``async with Agent(…) as agent`` or call `aclose` to release connections.
     """
@@ -174,11 +186,15 @@ class Agent:
         self._runs = None if runs is None else Path(runs)
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()  # protects the one-time opening from concurrent asks
+        self._one_loop = threading.Lock()  # held by the thread whose loop has the connections
 
     @classmethod
-    def from_yaml(cls, path: str | Path, **changes: Any) -> Self:
+    def from_yaml(
+        cls, path: str | Path, *, allow_modules: Collection[str] = (), **changes: Any
+    ) -> Self:
         """The agent that a YAML file describes; ``changes`` replace what it says.
 
+        ``allow_modules`` names the Python modules that the file may take tools from.
         Another ``model`` or a ``runtime`` replaces all that the file says of where its model
         is: the file's key goes to no other server.
 
@@ -186,7 +202,7 @@ class Agent:
         """
         from agentpar.config import load
 
-        arguments = load(path).arguments()
+        arguments = load(path, allow_modules=allow_modules).arguments()
         if "model" in changes or "runtime" in changes:
             for name in ("model", "model_id", "api_key"):
                 arguments.pop(name, None)
@@ -201,16 +217,12 @@ class Agent:
     def ask_sync(self, question: str, *, run_id: str | None = None) -> Answer:
         """`ask` for callers without an event loop; connections are closed before it returns.
 
+        Threads that ask one agent take turns: many questions at once are `ask`'s.
         Raises `UsageError` where a loop is running already (a notebook): await `ask` there.
         """
-
-        async def ask() -> Answer:
-            async with self:
-                return await self.ask(question, run_id=run_id)
-
         if _loop_is_running():
             raise UsageError("an event loop is running here already: use `await agent.ask(…)`")
-        return asyncio.run(ask())
+        return self._alone(lambda: self.ask(question, run_id=run_id))
 
     @asynccontextmanager
     async def run(self, question: str, *, run_id: str | None = None) -> AsyncIterator[Run]:
@@ -234,7 +246,7 @@ class Agent:
         """
         from agentpar.langgraph import build_graph
 
-        return build_graph(self._session, self.aclose, name=self.name, checkpointer=checkpointer)
+        return build_graph(self._session, self._alone, name=self.name, checkpointer=checkpointer)
 
     async def tools(self) -> Mapping[str, Tool]:
         """The agent's tools by name; opens sources such as MCP servers where needed."""
@@ -307,8 +319,26 @@ class Agent:
             model = (await ensure(model)).base_url
         return open_runtime(model, model_id=self._model_id, api_key=self._api_key)
 
-    async def _session(self, run_id: str, **options: Any) -> Session:
-        """The wiring of one run; ``options`` are `Session`'s keywords."""
+    def _alone(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Do ``work`` in an event loop of its own; connections, which belong to that loop, are
+        closed in it. One thread at a time."""
+
+        async def closing() -> T:
+            async with self:
+                return await work()
+
+        with self._one_loop:
+            return asyncio.run(closing())
+
+    async def _session(
+        self,
+        run_id: str,
+        *,
+        history: Iterable[Event] = (),
+        hold: Callable[[Command], bool] | None = None,
+        observers: Sequence[Callable[[Event], None]] = (),
+    ) -> Session:
+        """The wiring of one run; see `Session` for the keywords."""
         await self._open()
         assert self._tools is not None
         assert self._runtime is not None
@@ -331,17 +361,31 @@ class Agent:
             temperature=self._temperature,
             seed=self._seed,
         )
-        settings = self._settings
+        settings = replace(self._settings, note=self._note())
         if self._runs is not None:
             settings = replace(settings, record=self._runs / run_id / "events.jsonl")
-        return Session(run_id, planner, joiner, self._tools, settings, **options)
+        return Session(
+            run_id,
+            planner,
+            joiner,
+            self._tools,
+            settings,
+            history=history,
+            hold=hold,
+            observers=observers,
+        )
+
+    def _note(self) -> str:
+        """What the sources of the tools say of themselves: that their web is simulated, say."""
+        sources = (thing for thing in self._given if isinstance(thing, ToolSource))
+        return "; ".join(filter(None, (getattr(source, "banner", "") for source in sources)))
 
     async def _drive(self, run: Run) -> None:
         """One whole run; what came of it, an error included, is then in ``run``."""
         try:
             session = await self._session(run.id, observers=[run._heard])
             try:
-                await session.run(RunStarted(run.id, run.question))
+                await session.run(session.started(run.question))
             finally:
                 run._ended(session.answer())
         except Exception as error:

@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any, TypedDict
+from functools import partial
+from typing import Annotated, Any, Protocol, TypedDict
 
 from agentpar.errors import MissingPackage, UsageError
-from agentpar.events import ApprovalGiven, RunFinished, RunStarted
+from agentpar.events import ApprovalGiven, Event, RunFinished, RunStarted
 from agentpar.executor.machine import Ask, Command, Plan
 from agentpar.executor.record import decode, encode
 from agentpar.ids import new_run_id
 from agentpar.session import Session
-
-OpenSession = Callable[..., Awaitable[Session]]
 
 
 def _continued(record: list[dict[str, Any]], more: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -47,17 +46,35 @@ class GraphState(TypedDict, total=False):
     answer: dict[str, Any]
 
 
+class OpenSession(Protocol):
+    """Gives the wiring of a run; see `Session` for the keywords."""
+
+    def __call__(
+        self,
+        run_id: str,
+        *,
+        history: Iterable[Event] = (),
+        hold: Callable[[Command], bool] | None = None,
+    ) -> Awaitable[Session]: ...
+
+
+Work = Callable[[], Coroutine[Any, Any, GraphState]]
+Alone = Callable[[Work], GraphState]
+"""Does the work in an event loop of its own, and closes the connections that belong to it."""
+
+
 def build_graph(
     open_session: OpenSession,
-    close: Callable[[], Awaitable[None]],
+    alone: Alone,
     *,
     name: str,
     checkpointer: Any = None,
 ) -> Any:
-    """Compile the graph. ``open_session(run_id, history=…, hold=…)`` gives the wiring.
+    """Compile the graph.
 
-    Works with ``invoke`` (and the sync savers) as with ``ainvoke`` (and the async ones).
-    Raises `MissingPackage` without langgraph.
+    Works with ``invoke`` (and the sync savers) as with ``ainvoke`` (and the async ones). What
+    is invoked at once from several threads, as ``batch`` does, takes turns; ``abatch`` runs
+    side by side. Raises `MissingPackage` without langgraph.
     """
     try:
         from langchain_core.runnables import RunnableLambda
@@ -70,15 +87,13 @@ def build_graph(
         return await _work(open_session, state)
 
     def work_sync(state: GraphState) -> GraphState:
-        async def alone() -> GraphState:
-            try:
-                return await work(state)
-            finally:
-                await close()  # connections belong to this loop, which ends here
-
-        # In a thread of its own: the caller's thread may have a running loop.
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(asyncio.run, alone()).result()
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            run = alone
+        else:  # as in a notebook
+            run = partial(_beside, alone)
+        return run(partial(_work, open_session, state))
 
     def approve(state: GraphState) -> GraphState:
         verdicts = interrupt({"approve": state["pending"]})
@@ -100,6 +115,26 @@ def build_graph(
     return graph.compile(checkpointer=checkpointer, name=name)
 
 
+def _beside(alone: Alone, work: Work) -> GraphState:
+    """``alone(work)`` in another thread, as a loop runs in this one; Ctrl-C here cancels it."""
+    cancel: list[Callable[[], object]] = []
+
+    async def known() -> GraphState:
+        task = asyncio.current_task()
+        assert task is not None
+        cancel.append(partial(task.get_loop().call_soon_threadsafe, task.cancel))
+        return await work()
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(alone, known)
+        try:
+            return done.result()
+        except KeyboardInterrupt:
+            for stop in cancel:
+                stop()
+            raise
+
+
 async def _work(open_session: OpenSession, state: GraphState) -> GraphState:
     """Run until the answer, or until a command that deserves a checkpoint."""
     question = state.get("question", "")
@@ -115,7 +150,7 @@ async def _work(open_session: OpenSession, state: GraphState) -> GraphState:
         case _:
             past = []
             session = await open_session(new_run_id(), hold=_Boundary())
-            await session.run(RunStarted(session.run_id, question))
+            await session.run(session.started(question))
     asks = [command for command in session.held if isinstance(command, Ask)]
     update: GraphState = {
         "run_id": session.run_id,

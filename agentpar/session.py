@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from agentpar.answer import Answer, answer_of
-from agentpar.events import Event
+from agentpar.events import Event, RunStarted
 from agentpar.executor.driver import Approve, Driver, Emit, RunClock
 from agentpar.executor.machine import Command, Join, Limits, Machine, Plan, catch_up
 from agentpar.executor.record import RecordWriter
@@ -23,13 +23,15 @@ from agentpar.tools.base import Tool
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a run is executed. ``timeout`` in seconds; ``record`` is the JSONL file to write."""
+    """How a run is executed. ``timeout`` in seconds; ``record`` is the JSONL file to write;
+    ``note`` is what the run's reader must know (see `RunStarted`)."""
 
-    limits: Limits = field(default_factory=Limits)
-    timeout: float | None = 60.0
-    max_result_bytes: int = 2_000_000
-    approve: Approve | None = None
+    limits: Limits
+    timeout: float | None
+    max_result_bytes: int
+    approve: Approve | None
     record: Path | None = None
+    note: str = ""
 
 
 class Session:
@@ -54,14 +56,15 @@ class Session:
     ) -> None:
         self.run_id = run_id
         self.events: list[Event] = list(history)
-        self._history = tuple(self.events)
         risky = frozenset(name for name, tool in tools.items() if tool.effect == "write")
         self.machine = Machine(settings.limits, risky)
         self.due = catch_up(self.machine, self.events)
         self._planner = planner
         self._joiner = joiner
         self._settings = settings
-        writer = RecordWriter(settings.record, self.machine) if settings.record else None
+        writer = None
+        if settings.record is not None:
+            writer = RecordWriter(settings.record, self.machine, history=tuple(self.events))
         self._writer = writer
         self.driver = Driver(
             self.machine,
@@ -82,6 +85,10 @@ class Session:
         """The commands that ``hold`` kept back."""
         return self.driver.held
 
+    def started(self, question: str) -> RunStarted:
+        """The event that begins this run."""
+        return RunStarted(self.run_id, question, self._settings.note)
+
     async def run(self, *events: Event) -> None:
         """Do what is due, act on ``events``, until all is quiet.
 
@@ -90,7 +97,6 @@ class Session:
         with ExitStack() as stack:
             if self._writer is not None:
                 stack.enter_context(self._writer)
-                self._writer.history(self._history)
             await self.driver.run(*events, due=self.due)
 
     def answer(self) -> Answer:

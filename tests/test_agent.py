@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from agentpar import (
     Agent,
     Answer,
+    ConfigError,
     Failed,
     ModelServerError,
     Ok,
@@ -21,6 +24,7 @@ from agentpar import (
     tool,
 )
 from agentpar.events import JoinText, PlanStarted, RunFinished, RunStarted, TaskDone, Usage
+from agentpar.executor.record import read_record
 from agentpar.ports import ModelRequest
 from agentpar.tools.base import ToolSource
 
@@ -179,6 +183,16 @@ def test_loops_one_after_another() -> None:
     agent = Agent([population, Country()], runtime=Chat())
     for _ in range(2):
         assert asyncio.run(both(agent)) == ["Chile it is", "Peru it is"]
+
+
+def test_ask_sync_from_two_threads() -> None:
+    """They take turns: connections belong to one thread's loop at a time."""
+    source = Country(start_seconds=0.05)
+    agent = Agent([population, source], runtime=Chat())
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(agent.ask_sync, ["Chile?", "Peru?"], timeout=20))
+    assert [answer.text for answer in answers] == ["Chile it is", "Peru it is"]
+    assert (source.started, source.stopped) == (2, 2)
 
 
 # run
@@ -361,6 +375,19 @@ async def test_sources_start_once_and_stop() -> None:
     assert source.stopped == 2
 
 
+async def test_a_run_begins_with_what_its_sources_say_of_themselves(tmp_path: Path) -> None:
+    """What is simulated stands in the run's first event, and so in its record."""
+    web = Country()
+    web.banner = "mini-web: each reply delayed 80 ms"  # type: ignore[attr-defined]
+    async with (
+        Agent([population, web], runtime=Chat(), runs=tmp_path) as agent,
+        agent.run("Chile?", run_id="one") as run,
+    ):
+        await run.wait()
+    first = next(read_record(tmp_path / "one" / "events.jsonl").events)
+    assert first == RunStarted("one", "Chile?", "mini-web: each reply delayed 80 ms")
+
+
 async def test_what_opened_is_closed_if_the_next_does_not_open() -> None:
     """The second source fails: the first is stopped, and the next question starts both anew."""
     good, bad = Country(), Country(error=ConnectionError("no server"))
@@ -434,6 +461,19 @@ async def test_grammar_without_a_server_that_has_it() -> None:
     """``grammar=True`` insists, and the run says why it cannot."""
     with pytest.raises(RunFailed, match="grammar=True, but this model server cannot"):
         await agent_of(PLAN, grammar=True).ask("Chile?")
+
+
+def test_a_file_runs_only_the_code_that_is_allowed(tmp_path: Path) -> None:
+    """``from_yaml`` with ``allow_modules``; without, the message says how."""
+    code = "async def people(country: str) -> int:\n    return 19\n"
+    (tmp_path / "allowed_people.py").write_text(code)
+    file = tmp_path / "agent.yaml"
+    file.write_text("version: 1\ntools: [{python: 'allowed_people:people'}]\n")
+    runtime = ScriptedRuntime(['1. people(country="Chile")', "Chile has 19 [1]."])
+    with pytest.raises(ConfigError, match=r"Agent\.from_yaml\(path, allow_modules=\['allowed_"):
+        Agent.from_yaml(file, runtime=runtime)
+    agent = Agent.from_yaml(file, allow_modules=["allowed_people"], runtime=runtime)
+    assert agent.ask_sync("Chile?").outcomes == {1: Ok(19)}
 
 
 async def test_events_tell_the_rounds() -> None:

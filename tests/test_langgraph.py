@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agentpar import Agent, ScriptedRuntime, tool
+from agentpar.events import RunFinished
 
 if importlib.util.find_spec("langgraph") is None:
     pytest.skip("langgraph is not installed", allow_module_level=True)
@@ -30,7 +32,9 @@ def calls() -> list[str]:
     return []
 
 
-def agent_of(texts: list[str], calls: list[str], **options: Any) -> Agent:
+def agent_of(
+    texts: list[str], calls: list[str], *, sources: Sequence[Any] = (), **options: Any
+) -> Agent:
     @tool
     async def population(country: str) -> int:
         """Population of a country."""
@@ -43,7 +47,7 @@ def agent_of(texts: list[str], calls: list[str], **options: Any) -> Agent:
         calls.append(f"send {text}")
         return "sent"
 
-    return Agent([population, send], runtime=ScriptedRuntime(texts), **options)
+    return Agent([population, send, *sources], runtime=ScriptedRuntime(texts), **options)
 
 
 @pytest.fixture
@@ -288,6 +292,79 @@ async def test_cancelled_graph_leaves_nothing() -> None:
         await running
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == before
+
+
+def test_batch_takes_turns(calls: list[str]) -> None:
+    """Three threads at once: never two event loops with the agent's connections."""
+
+    class Held:
+        """A source of tools that belongs to the loop that started it."""
+
+        def __init__(self) -> None:
+            self.loops: list[Any] = []
+
+        async def start(self) -> list[Any]:
+            assert self.loops == []
+            self.loops.append(asyncio.get_running_loop())
+            await asyncio.sleep(0.05)
+            return []
+
+        async def stop(self) -> None:
+            assert self.loops.pop() is asyncio.get_running_loop()
+
+    agent = agent_of([PLAN, ANSWER] * 3, calls, sources=[Held()])
+    states = agent.as_graph().batch([{"question": f"Chile or Peru? {n}"} for n in range(3)])
+    assert [state["text"] for state in states] == [ANSWER] * 3
+
+
+INTERRUPTED = """
+import asyncio, sys
+from agentpar import Agent, ScriptedRuntime, tool
+
+@tool
+async def hang() -> str:
+    print("hanging", flush=True)
+    await asyncio.sleep(60)
+    return ""
+
+script = ScriptedRuntime(["1. hang()"])
+graph = Agent([hang], runtime=script, runs=sys.argv[1]).as_graph()
+
+async def cell():
+    graph.invoke({"question": "Hang"})
+
+try:
+    if sys.argv[2] == "notebook":
+        asyncio.new_event_loop().run_until_complete(cell())
+    else:
+        graph.invoke({"question": "Hang"})
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("where", ["script", "notebook"])
+def test_ctrl_c_cancels_a_sync_invoke(tmp_path: Path, where: str) -> None:
+    """At once, and the record says so; with a running loop in the caller's thread and without."""
+    from agentpar.executor.record import read_record
+
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path), where],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "hanging\n"
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.communicate(timeout=20)[0] == "interrupted\n"
+        finally:
+            process.kill()
+    [record] = tmp_path.glob("*/events.jsonl")
+    *_, last = read_record(record).events
+    assert isinstance(last, RunFinished)
+    assert last.status == "cancelled"
 
 
 def test_langgraph_json_names_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
