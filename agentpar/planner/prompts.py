@@ -26,8 +26,9 @@ VALUE_CHARS = 400
 """Characters of any other result that the joiner is shown."""
 USED_CHARS = 120
 """Characters of a result that only fed other calls (search hits, once a page was fetched)."""
-RESULTS_CHARS = 14_000
-"""Characters of all results together: some 5,000 tokens, of the 8,192 that small models read."""
+RESULTS_CHARS = 11_000
+"""Characters of all results together: tables of figures, 0.6 tokens a character, then leave room
+for the rest of the prompt and the answer in a context of 8,192 tokens."""
 LEAST_CHARS = 100
 """Characters of a call and its result below which showing it is of no use."""
 FAULT_CHARS = 200
