@@ -7,8 +7,10 @@ times: that is the timeline's business.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -132,7 +134,8 @@ def png(tasks: Iterable[Task], outcomes: Mapping[int, Outcome] | None = None) ->
             "drawing a PNG needs 'rsvg-convert' or 'chromium', and neither is installed: "
             "apt install librsvg2-bin (macOS: brew install librsvg), or write an .svg instead"
         )
-    with tempfile.TemporaryDirectory(prefix="agentpar-png-") as folder:
+    # A helper that dies while the folder is emptied may still leave a file in it.
+    with tempfile.TemporaryDirectory(prefix="agentpar-png-", ignore_cleanup_errors=True) as folder:
         page, image = Path(folder, "plan.svg"), Path(folder, "plan.png")
         page.write_text(picture, encoding="utf-8")
         command = [
@@ -155,14 +158,25 @@ def png(tasks: Iterable[Task], outcomes: Mapping[int, Outcome] | None = None) ->
 
 
 def _output(command: Sequence[str], stdin: bytes = b"") -> bytes:
+    pipe = subprocess.PIPE
     try:
-        done = subprocess.run(command, input=stdin, capture_output=True, timeout=_PNG_TIMEOUT)
+        child = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+        )
+        with child:
+            try:
+                output, errors = child.communicate(stdin, timeout=_PNG_TIMEOUT)
+            finally:
+                # A browser's helpers outlive it for a moment, and write to its profile.
+                # (A group of which all are dead: macOS says PermissionError.)
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(child.pid, signal.SIGKILL)
     except (OSError, subprocess.TimeoutExpired) as problem:
         raise UsageError(f"drawing a PNG: {problem}; write an .svg instead") from problem
-    if done.returncode != 0:
-        complaint = one_line(done.stderr.decode(errors="replace"), 300)
+    if child.returncode != 0:
+        complaint = one_line(errors.decode(errors="replace"), 300)
         raise UsageError(f"drawing a PNG: {command[0]} failed: {complaint}")
-    return done.stdout
+    return output
 
 
 def _kind(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import select
 import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -130,6 +132,27 @@ def test_png_tells_why_the_program_failed(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     with pytest.raises(UsageError, match="rsvg-convert failed: no fonts"):
         png(TASKS.values())
+
+
+def test_png_leaves_no_process_of_the_program(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A browser's helpers would still write to the folder that is being removed."""
+    held = tmp_path / "held"  # by the helper, as its descriptor 3, as long as it lives
+    os.mkfifo(held)
+    reader = os.open(held, os.O_RDONLY | os.O_NONBLOCK)
+    program = tmp_path / "rsvg-convert"
+    helper = f'exec 3>"{held}"\nsleep 60 >/dev/null 2>&1 </dev/null &\nexec 3>&-'
+    program.write_text(f"#!/bin/sh\n{helper}\ncat >/dev/null\necho drawn\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    try:
+        assert png(TASKS.values()) == b"drawn\n"
+        ended, _, _ = select.select([reader], [], [], 5)
+        assert ended
+        assert os.read(reader, 1) == b""
+    finally:
+        os.close(reader)
 
 
 @pytest.mark.browser
