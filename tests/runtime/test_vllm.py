@@ -49,6 +49,7 @@ async def test_text_streams_and_tokens_are_counted(runtime: OpenAIRuntime) -> No
     pieces, usage = await read(runtime, ask("Count from one to fifty.", max_tokens=20))
     assert len(pieces) > 10
     assert usage.completion_tokens == 20
+    assert usage.cut
     assert usage.prompt_tokens > 5
     assert usage.calls == 1
 
