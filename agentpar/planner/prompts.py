@@ -118,7 +118,7 @@ You answer a question from the results of tool calls.
 First write the facts that answer it, each as one short sentence that ends with the number \
 of its source, like [3]. Then write a last line that starts with "Answer:".
 Use only the results. What calc has worked out is right. If sources disagree, give what each \
-says. If the results do not hold the answer, write: Answer: not found"""
+says. Only if the results say nothing about it, write: Answer: not found"""
 
 _REPLAN = """\
 If a result is missing that other calls could find, write instead only one line: \
@@ -135,9 +135,9 @@ _JOIN_EXAMPLES = (
         'web_lookup(query="Lake Baikal", find="depth") = 1642, elsewhere 1555\n'
         "[1] Baikal - Atlas: Depth | 1,642 m\n[2] Baikal - Lakes: Depth | 1,555 m",
         "",
-        "How deep is Lake Baikal? Do the sources agree?",
+        "Do the sources agree on the depth of Lake Baikal?",
         "Lake Baikal is 1,642 m deep [1]. Another source says 1,555 m [2].\n"
-        "Answer: the sources disagree: 1,642 m [1] or 1,555 m [2]",
+        "Answer: no, 1,642 m [1] or 1,555 m [2]",
     ),
     (
         'web_lookup(query="Rhine", find="length") = 1233\n[1] Rhine - Atlas: Length | 1,233 km\n'

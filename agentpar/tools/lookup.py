@@ -46,7 +46,7 @@ def web_lookup(*, search: Tool, fetch: Tool, pages: int = 2) -> Tool:
         hits = await search.call(query=f"{query} {find}".strip())
         # An engine always finds something; a page that never names the thing is not about it.
         about = words(query)
-        fitting = [hit for hit in hits if about & words(f"{hit['title']} {hit['snippet']}")]
+        fitting = [hit for hit in hits if _mostly(about, words(f"{hit['title']} {hit['snippet']}"))]
         if not fitting:
             raise FetchError(f"no page about {query!r} was found")
         read = await _read(fetch, [hit["url"] for hit in fitting[:pages]], find)
@@ -65,6 +65,11 @@ def web_lookup(*, search: Tool, fetch: Tool, pages: int = 2) -> Tool:
                 await part.close()
 
     return dataclasses.replace(lookup, close=close)
+
+
+def _mostly(wanted: frozenset[str], found: frozenset[str]) -> bool:
+    """Whether more than half of ``wanted`` is there: San Marino is not San Theodoros."""
+    return 2 * len(wanted & found) > len(wanted)
 
 
 async def _read(fetch: Tool, urls: list[str], find: str) -> list[Page]:

@@ -83,6 +83,13 @@ async def test_what_another_site_says_is_kept(mini: tuple[MiniWeb, Call]) -> Non
     assert "640,679" in other["text"]
 
 
+async def test_a_page_about_half_of_the_name_is_not_about_it(mini: tuple[MiniWeb, Call]) -> None:
+    """The mini-web knows San Marino, not San Theodoros."""
+    _, call = mini
+    with pytest.raises(FetchError, match="no page about 'San Theodoros'"):
+        await call("San Theodoros", "area")
+
+
 async def test_a_thing_that_no_page_is_about_is_not_found(mini: tuple[MiniWeb, Call]) -> None:
     """A search always finds something; a page that never names the thing is not read."""
     web, call = mini
