@@ -228,7 +228,7 @@ async def main() -> None:
     options.add_argument("--questions", type=int, default=40)
     options.add_argument("--seed", type=int, default=SEED)
     options.add_argument("--latency", type=float, default=0.3, help="seconds a page takes")
-    options.add_argument("--save", action="store_true", help="write bench/results/e2e-MODEL.md")
+    options.add_argument("--save", action="store_true", help="write bench/results/e2e-MODEL-LATENCY.md")
     chosen = options.parse_args()
     url = chosen.model_url or (await ensure(chosen.model)).base_url
     questions = make_questions(chosen.questions, chosen.seed, split="test")
@@ -243,7 +243,7 @@ async def main() -> None:
     ]
     print("\n".join(lines))
     if chosen.save:
-        name = f"e2e-{chosen.model.rpartition('/')[2]}"
+        name = f"e2e-{chosen.model.rpartition('/')[2]}-{1000 * chosen.latency:.0f}ms"
         machine_facts.save(name, f"End to end: {chosen.model}", lines, by="bench/e2e.py")
         rows = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in results)
         (machine_facts.RESULTS / f"{name}.jsonl").write_text(rows, encoding="utf-8")
