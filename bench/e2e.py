@@ -228,7 +228,7 @@ async def main() -> None:
     options.add_argument("--questions", type=int, default=40)
     options.add_argument("--seed", type=int, default=SEED)
     options.add_argument("--latency", type=float, default=0.3, help="seconds a page takes")
-    options.add_argument("--save", action="store_true", help="write bench/results/e2e-MODEL-LATENCY.md")
+    options.add_argument("--save", action="store_true", help="write a page to bench/results")
     chosen = options.parse_args()
     url = chosen.model_url or (await ensure(chosen.model)).base_url
     questions = make_questions(chosen.questions, chosen.seed, split="test")

@@ -1,6 +1,6 @@
 """The files that ``agentpar init`` writes, and the agent that ``agentpar demo`` asks."""
 
-QUESTION = "Which has the largest area: Chile, Peru or Bolivia?"
+QUESTION = "How many people live in Lima, Bogotá and Quito together?"
 DEFAULT_MODEL = "qwen2.5-coder-1.5b"
 
 # The same as examples/web_research/agent.yaml, which an installed package does not have.
