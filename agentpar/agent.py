@@ -114,7 +114,8 @@ class Agent:
     calls; an answer has at most ``max_answer_tokens`` tokens. One that is cut off says so.
 
     ``timeout`` (seconds) holds for tools without one of their own. ``approve`` is asked
-    before a tool whose effect is "write" runs; without it such calls fail. ``runs`` is a
+    before a tool whose effect is "write" runs (``approve(task, args)``, sync or async: True, or
+    False, or why not); without it such calls fail. ``runs`` is a
     folder that gets one folder with ``events.jsonl`` per run; the id of a run that is in it
     cannot be used again.
 
@@ -151,6 +152,8 @@ class Agent:
                 "give the agent either model= (a server's URL, 'vllm:PATH', or a known name "
                 "such as 'qwen2.5-coder-1.5b') or runtime="
             )
+        if approve is not None and not callable(approve):
+            raise UsageError(f"approve must be a function (task, args) -> bool, got {approve!r}")
         if timeout is not None and timeout <= 0:
             raise UsageError(f"timeout must be more than 0 seconds, or None, got {timeout!r}")
         for label, number, least in (

@@ -490,3 +490,9 @@ async def test_a_run_id_that_is_no_folder_name_is_refused(run_id: str) -> None:
     agent = Agent([], runtime=ScriptedRuntime(["join()", "42"]))
     with pytest.raises(UsageError, match="cannot name a folder"):
         await agent.ask("What?", run_id=run_id)
+
+
+def test_an_approver_that_cannot_be_called_is_refused_at_once() -> None:
+    """Not in the middle of a run, as one more refused call."""
+    with pytest.raises(UsageError, match=r"approve must be a function .* got True"):
+        Agent([], runtime=ScriptedRuntime([]), approve=True)  # type: ignore[arg-type]

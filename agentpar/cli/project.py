@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -67,8 +68,12 @@ def init(
             file.write(text)
         typer.echo(f"wrote {folder / name}")
     into = "" if folder == Path(".") else f"cd {folder} && "
-    typer.echo(f"try: {into}pytest -q test_agent.py")
-    typer.echo(f'ask: {into}agentpar run agent.yaml --allow-module tools "{QUESTION}"')
+    # By this very Python: the one that a shell finds first may not have agentpar.
+    typer.echo(f"try: {into}{sys.executable} -m pytest -q test_agent.py")
+    typer.echo(
+        f"ask: {into}{sys.executable} -m agentpar.cli run agent.yaml --allow-module tools "
+        f'"{QUESTION}"'
+    )
 
 
 def doctor() -> None:

@@ -41,8 +41,8 @@ from agentpar.tools.data import to_data
 
 T = TypeVar("T")
 Emit = Callable[[Event], None]
-Approve = Callable[[Task, Mapping[str, Any]], Awaitable[bool | str]]
-"""Says whether a risky call may run: True, or False, or the reason why not."""
+Approve = Callable[[Task, Mapping[str, Any]], Awaitable[bool | str] | bool | str]
+"""Says whether a risky call may run: True, or False, or the reason why not; sync or async."""
 
 
 class RunClock:
@@ -208,7 +208,8 @@ class Driver:
             )
         else:
             try:
-                verdict = await _unless_cancelled(self._approve(task, command.args))
+                asked = self._approve(task, command.args)
+                verdict = asked if isinstance(asked, bool | str) else await _unless_cancelled(asked)
             except Exception as error:
                 verdict = f"the approver failed: {_describe(error)}"
         if verdict is True:

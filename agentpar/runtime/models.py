@@ -137,7 +137,8 @@ def _hub_id(name: str) -> str:
     near = difflib.get_close_matches(name, KNOWN, n=1)
     raise UsageError(
         f"model {name!r} is not known{f' (did you mean {near[0]!r}?)' if near else ''}: give "
-        f"one of {', '.join(map(repr, KNOWN))}, a hub id 'owner/model', or the path of a folder"
+        f"one of {', '.join(map(repr, KNOWN))}, a hub id 'owner/model', the path of a folder, "
+        "or a server's address, such as http://localhost:8000/v1"
     )
 
 

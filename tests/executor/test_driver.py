@@ -389,6 +389,16 @@ async def test_only_true_is_a_yes(verdict: Any, outcome: Outcome) -> None:
     assert seen == [("send", {"text": "hi"})]
 
 
+async def test_a_plain_function_may_approve() -> None:
+    """As a plain function may be a tool."""
+    for verdict, outcome in (
+        (True, Ok("sent hi")),
+        ("not on Sundays", Failed("not approved: not on Sundays", "denied")),
+    ):
+        run = await Run(Task.of(1, "send", text="hi"), approve=lambda task, args, v=verdict: v).go()
+        assert run.machine.outcomes[1] == outcome
+
+
 @pytest.mark.parametrize("error", [ValueError("no terminal"), asyncio.CancelledError()])
 async def test_a_broken_approver_refuses(error: BaseException) -> None:
     """Never a yes by accident, never a hang."""
