@@ -21,6 +21,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from agentpar.errors import BackendError
@@ -177,11 +178,11 @@ class Driver:
 
     def _drain(self) -> None:
         self._draining = True
-        inbox, handle = self._inbox, self.machine.handle
+        inbox, handle, observers = self._inbox, self.machine.handle, self._observers
         try:
             while inbox:
                 event = inbox.popleft()
-                for observe in self._observers:
+                for observe in observers:
                     observe(event)
                 for command in handle(event):
                     for notice in self._command_observers:
@@ -206,8 +207,9 @@ class Driver:
             self.held.append(command)
             return
         match command:
-            case Execute(task, _, attempt):
-                self._start(("call", task.id, attempt), self._execute(command))
+            case Execute():
+                key = ("call", command.task.id, command.attempt)
+                self._start(key, self._execute(command, key))
             case Settle(task_id, outcome, via):
                 self._inbox.append(TaskDone(task_id, outcome, self.clock.now(), via=via))
             case Plan(round):
@@ -232,15 +234,18 @@ class Driver:
             work.close()
             return
         task = self._work[key] = self._loop.create_task(work)
-        task.add_done_callback(lambda done: self._ended(key, done))
+        task.add_done_callback(partial(self._ended, key))
 
     def _ended(self, key: Key, task: asyncio.Task[None]) -> None:
         del self._work[key]
-        self._unwanted.discard(key)
-        self._late.discard(key)
+        if key in self._unwanted:
+            self._unwanted.remove(key)
+        if key in self._late:
+            self._late.remove(key)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._break(error)
-        self._see_whether_over()
+        if len(self._work) <= len(self._unwanted):
+            self._see_whether_over()
 
     def _see_whether_over(self) -> None:
         """The run is over when nothing that is wanted runs and nothing waits for its time."""
@@ -377,9 +382,8 @@ class Driver:
         else:
             self.emit(ApprovalGiven(task.id, False, str(verdict or "refused"), now()))
 
-    async def _execute(self, command: Execute) -> None:
+    async def _execute(self, command: Execute, key: Key) -> None:
         task, attempt, now = command.task, command.attempt, self.clock.now
-        key = ("call", task.id, attempt)
         self.emit(TaskStarted(task.id, command.args, now(), attempt))
         tool = self._tools.get(task.tool)
         outcome: Outcome
@@ -424,10 +428,12 @@ class Driver:
         if limit is not None:
             alarm = self._loop.call_later(limit, self._too_late, key, tool.name, limit)
         try:
-            value = to_data(await _unless_cancelled(tool.call(**arguments)))
+            value = to_data(await tool.call(**arguments))
         except asyncio.CancelledError:
             if key not in self._late:
-                raise
+                if _is_cancelled():
+                    raise
+                return Failed(_CANCELLED_ITSELF), None
         except (Exception, SystemExit) as error:  # sys.exit() ends the call, not the program
             if key not in self._late:
                 return failure_of(error)
@@ -452,10 +458,18 @@ async def _unless_cancelled(work: Awaitable[T]) -> T:
     try:
         return await work
     except asyncio.CancelledError:
-        current = asyncio.current_task()
-        if current is None or current.cancelling():
+        if _is_cancelled():
             raise
-        raise BackendError("the call cancelled itself") from None
+        raise BackendError(_CANCELLED_ITSELF) from None
+
+
+_CANCELLED_ITSELF = "the call cancelled itself"
+
+
+def _is_cancelled() -> bool:
+    """Whether the running coroutine was cancelled from outside."""
+    current = asyncio.current_task()
+    return current is None or current.cancelling() > 0
 
 
 @asynccontextmanager
