@@ -74,7 +74,7 @@ class Failed:
 
     error: str
     kind: FailureKind = "tool"
-    kept: bool = False
+    kept: bool = field(default=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
