@@ -9,7 +9,6 @@ every choice is the machine's.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import (
     AsyncIterator,
@@ -69,13 +68,15 @@ GRACE = 5.0
 
 
 class RunClock:
-    """Seconds since this clock was made, less what earlier parts of the same run took."""
+    """Seconds of the running event loop since this clock was made, more by ``start``: what
+    earlier parts of the same run took."""
 
     def __init__(self, start: float = 0.0) -> None:
-        self._zero = time.perf_counter() - start
+        self._time = asyncio.get_running_loop().time
+        self._zero = self._time() - start
 
     def now(self) -> float:
-        return time.perf_counter() - self._zero
+        return self._time() - self._zero
 
 
 class Driver:
@@ -195,7 +196,7 @@ class Driver:
 
     def _end(self, status: Literal["answered", "failed", "cancelled"], error: str) -> None:
         """Tell every observer the last event, those behind one that raises too."""
-        event = RunFinished(status, error, self.clock.now())
+        event = RunFinished(status, error, self.clock.now(), self.machine.stopped_by)
         with ExitStack() as last_first:
             for observe in reversed(self._observers):
                 last_first.callback(observe, event)
