@@ -27,10 +27,12 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from agentpar.answer import Answer
 from agentpar.errors import RunFailed, UsageError
 from agentpar.events import Event
-from agentpar.executor.driver import Approve, running
+from agentpar.executor.approval import Approve
+from agentpar.executor.driver import running
 from agentpar.executor.machine import Command, Limits
 from agentpar.ids import new_run_id
 from agentpar.memory.evidence import check
+from agentpar.permissions import Rule
 from agentpar.planner.joiner import Joiner
 from agentpar.planner.planner import Planner
 from agentpar.planner.prompts import Example
@@ -113,9 +115,11 @@ class Agent:
     A plan has at most ``max_plan_tokens`` tokens and, under a grammar, ``max_plan_lines``
     calls; an answer has at most ``max_answer_tokens`` tokens. One that is cut off says so.
 
-    ``timeout`` (seconds) holds for tools without one of their own. ``approve`` is asked
-    before a tool whose effect is "write" runs (``approve(task, args)``, sync or async: True, or
-    False, or why not); without it such calls fail. ``runs`` is a
+    ``timeout`` (seconds) holds for tools without one of their own. ``permissions`` are rules,
+    the first that covers a call decides; where none does, a call of a tool that writes or
+    sends needs approval. ``approve`` is then asked (``approve(task, args)``, or with a third
+    parameter ``label`` that says where the data come from; sync or async: True, or False, or
+    why not); without it such calls fail. ``runs`` is a
     folder that gets one folder with ``events.jsonl`` per run; the id of a run that is in it
     cannot be used again.
 
@@ -144,6 +148,7 @@ class Agent:
         concurrency: int = 64,
         timeout: float | None = 60.0,
         max_result_bytes: int = 2_000_000,
+        permissions: Sequence[Rule] = (),
         approve: Approve | None = None,
         runs: str | Path | None = None,
     ) -> None:
@@ -154,6 +159,11 @@ class Agent:
             )
         if approve is not None and not callable(approve):
             raise UsageError(f"approve must be a function (task, args) -> bool, got {approve!r}")
+        for rule in permissions:
+            if not isinstance(rule, Rule):
+                raise UsageError(
+                    f"permissions must be rules such as Rule('send_*', 'ask'), got {rule!r}"
+                )
         if timeout is not None and timeout <= 0:
             raise UsageError(f"timeout must be more than 0 seconds, or None, got {timeout!r}")
         for label, number, least in (
@@ -184,7 +194,11 @@ class Agent:
         self._max_plan_lines = max_plan_lines
         self._max_answer_tokens = max_answer_tokens
         self._settings = Settings(
-            Limits(max_tasks, max_replans, concurrency), timeout, max_result_bytes, approve
+            Limits(max_tasks, max_replans, concurrency),
+            timeout,
+            max_result_bytes,
+            approve,
+            tuple(permissions),
         )
         self._runs = None if runs is None else Path(runs)
         self._stack = AsyncExitStack()
@@ -242,10 +256,10 @@ class Agent:
     def as_graph(self, checkpointer: Any = None) -> CompiledStateGraph:
         """This agent as a compiled LangGraph graph: state in ``question``, out ``answer``.
 
-        The graph pauses (``interrupt``) before each call of a tool whose effect is
-        "write"; resume it with ``Command(resume=True)``, or with a verdict
-        for each call: ``Command(resume={"2": True, "3": "not today"})``, by task id as text.
-        Needs the ``langgraph`` extra.
+        The graph pauses (``interrupt``) before the calls that need approval; resume it with
+        ``Command(resume=True)``, or with a verdict for each call, by task id as text or by
+        what the approval is bound to: ``Command(resume={"2": True, "3": "not today"})``.
+        Needs the ``langgraph`` extra, and a checkpointer to be resumed from.
         """
         from agentpar.langgraph import build_graph
 

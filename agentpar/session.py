@@ -12,10 +12,12 @@ from pathlib import Path
 
 from agentpar.answer import Answer, answer_of
 from agentpar.events import Event, RunStarted
-from agentpar.executor.driver import Approve, Driver, Emit, RunClock
+from agentpar.executor.approval import Approve
+from agentpar.executor.driver import Driver, Emit, RunClock
 from agentpar.executor.machine import Command, Join, Limits, Machine, Plan, catch_up
 from agentpar.executor.record import RecordWriter
 from agentpar.memory.evidence import sources
+from agentpar.permissions import Permissions, Rule
 from agentpar.planner.joiner import Joiner, JoinRequest
 from agentpar.planner.planner import Planner, PlanRequest
 from agentpar.tools.base import Tool
@@ -30,6 +32,7 @@ class Settings:
     timeout: float | None
     max_result_bytes: int
     approve: Approve | None
+    permissions: tuple[Rule, ...] = ()
     record: Path | None = None
     note: str = ""
 
@@ -56,8 +59,7 @@ class Session:
     ) -> None:
         self.run_id = run_id
         self.events: list[Event] = list(history)
-        risky = frozenset(name for name, tool in tools.items() if tool.effect == "write")
-        self.machine = Machine(settings.limits, risky)
+        self.machine = Machine(settings.limits, Permissions.of(tools, settings.permissions))
         self.due = catch_up(self.machine, self.events)
         self._planner = planner
         self._joiner = joiner

@@ -22,7 +22,18 @@ ROOT = Path(agentpar.__file__).parent
 # module or package of that name and all that is in it.
 FLOORS = (
     ("errors", "plan"),
-    ("events", "ports", "net", "tools", "cache", "ids", "plaintext"),
+    (
+        "events",
+        "ports",
+        "net",
+        "tools",
+        "cache",
+        "ids",
+        "plaintext",
+        "fingerprint",
+        "labels",
+        "permissions",
+    ),
     ("planner", "executor", "memory", "runtime", "miniweb"),
     ("agent", "answer", "session"),
     ("config", "display", "timeline", "drawing", "story", "langgraph"),

@@ -33,16 +33,15 @@ from agentpar.events import (
     TaskDone,
     TaskStarted,
 )
+from agentpar.executor.approval import Approve, consult
 from agentpar.executor.machine import Ask, Command, Execute, Finish, Join, Machine, Plan, Settle
-from agentpar.plan import Failed, Ok, Outcome, Task
+from agentpar.plan import Failed, Ok, Outcome
 from agentpar.ports import Clock
 from agentpar.tools.base import Tool
 from agentpar.tools.data import to_data
 
 T = TypeVar("T")
 Emit = Callable[[Event], None]
-Approve = Callable[[Task, Mapping[str, Any]], Awaitable[bool | str] | bool | str]
-"""Says whether a risky call may run: True, or False, or the reason why not; sync or async."""
 
 
 class RunClock:
@@ -199,23 +198,19 @@ class Driver:
             self.emit(JoinFailed(command.round, _describe(error), self.clock.now()))
 
     async def _ask(self, command: Ask) -> None:
-        task, now = command.task, self.clock.now
-        self.emit(ApprovalAsked(task.id, command.args, now()))
+        id, bound, now = command.task.id, command.bound, self.clock.now
+        label, because = command.label, command.because
+        self.emit(ApprovalAsked(id, command.args, label, because, bound, now()))
         if self._approve is None:
-            verdict: bool | str = (
-                f"tool {task.tool!r} has effect 'write' and the agent has no approver "
-                "(pass approve=…)"
-            )
+            verdict: bool | str = f"{because}, and the agent has no approver (pass approve=…)"
         else:
             try:
-                asked = self._approve(task, command.args)
+                asked = consult(self._approve, command)
                 verdict = asked if isinstance(asked, bool | str) else await _unless_cancelled(asked)
             except Exception as error:
                 verdict = f"the approver failed: {_describe(error)}"
-        if verdict is True:
-            self.emit(ApprovalGiven(task.id, allowed=True, at=now()))
-        else:
-            self.emit(ApprovalGiven(task.id, False, str(verdict or "refused"), now()))
+        reason = "" if verdict is True else str(verdict or "refused")
+        self.emit(ApprovalGiven(id, verdict is True, reason, bound, now()))
 
     async def _execute(self, command: Execute) -> None:
         task, now = command.task, self.clock.now

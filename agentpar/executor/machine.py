@@ -22,11 +22,14 @@ from agentpar.events import (
     PlanEnded,
     PlanFailed,
     PlanFault,
+    PlanStarted,
     ReplanAsked,
     RunStarted,
     TaskDone,
     TaskPlanned,
 )
+from agentpar.labels import TRUSTED, Label, brought_in, label_of
+from agentpar.permissions import Permissions, bound_to
 from agentpar.plan import Failed, Ok, Outcome, Skipped, Task, fill
 
 
@@ -66,10 +69,16 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Get approval before this call of a risky tool."""
+    """Get approval before this call; an answer counts only if it says what it is ``bound`` to.
+
+    ``label`` says where its data come from, ``because`` why it needs approval.
+    """
 
     task: Task
     args: Mapping[str, Any] = field(default_factory=dict)
+    label: Label = TRUSTED
+    because: str = ""
+    bound: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +101,22 @@ Command = Plan | Execute | Settle | Ask | Join | Finish
 class Machine:
     """One run's state. `handle` is its only door; the attributes are for reading."""
 
-    def __init__(self, limits: Limits | None = None, risky: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, limits: Limits | None = None, permissions: Permissions | None = None
+    ) -> None:
         self.limits = limits or Limits()
-        self.risky = risky
+        self.permissions = permissions or Permissions()
+        self.run_id = ""
         self.question = ""
         self.round = 0
         self.tasks: dict[int, Task] = {}
         self.outcomes: dict[int, Outcome] = {}
         self.faults: list[PlanFault] = []
+        self.read: dict[int, tuple[int, ...]] = {}  # task -> results its planner had read, if any
         self.finished: Finish | None = None
         self._planning = False
         self._plan_error = ""
+        self._planner_read: tuple[int, ...] = ()
         self._unmet: dict[int, int] = {}  # task not ended -> how many of its needs have not ended
         self._dependants: dict[int, list[int]] = {}
         self._asked: dict[int, Ask] = {}
@@ -114,6 +128,7 @@ class Machine:
             TaskDone: self._task_done,
             RunStarted: self._run_started,
             PlanFault: self._plan_fault,
+            PlanStarted: self._plan_started,
             PlanEnded: self._plan_ended,
             PlanFailed: self._plan_failed,
             ApprovalGiven: self._approval_given,
@@ -140,6 +155,7 @@ class Machine:
     # Planning
 
     def _run_started(self, event: RunStarted) -> list[Command]:
+        self.run_id = event.run_id
         self.question = event.question
         return self._plan(why="")
 
@@ -147,7 +163,17 @@ class Machine:
         self.round += 1
         self._planning = True
         self._plan_error = ""
+        self._planner_reads()
         return [Plan(self.round, self.next_id, why)]
+
+    def _plan_started(self, event: PlanStarted) -> list[Command]:
+        """The planner is shown what is known by now: on the way through a run that broke off
+        inside a plan, more than when that plan was first asked for."""
+        self._planner_reads()
+        return []
+
+    def _planner_reads(self) -> None:
+        self._planner_read = brought_in(self.tasks, self.outcomes, self.permissions.pure)
 
     def _task_planned(self, event: TaskPlanned) -> list[Command]:
         task = event.task
@@ -155,6 +181,8 @@ class Machine:
         if id in self.tasks or id in self.outcomes:
             raise PlanError(f"task {id} is planned twice")
         self.tasks[id] = task
+        if self._planner_read:
+            self.read[id] = self._planner_read
         self._last_id = max(self._last_id, id)
         self._unmet[id] = 0
         if len(self.tasks) > self.limits.max_tasks:
@@ -208,10 +236,29 @@ class Machine:
             args = fill(task.args, self.outcomes) if task.needs else task.args
         except PlanError as error:
             return [Settle(task.id, Failed(str(error), "reference"))]
-        if task.tool in self.risky:
-            ask = self._asked[task.id] = Ask(task, args)
-            return [ask]
-        return self._admit(Execute(task, args))
+        if self.permissions.always_allows(task.tool):
+            return self._admit(Execute(task, args))
+        return self._permit(task, args)
+
+    def _permit(self, task: Task, args: Mapping[str, Any]) -> list[Command]:
+        """What the rules say of this call: it runs, it is asked for, or it has failed."""
+        label = label_of(
+            task,
+            self.tasks,
+            pure=self.permissions.pure,
+            read=self.read,
+            outcomes=self.outcomes,
+        )
+        verdict = self.permissions.verdict(task.tool, label)
+        match verdict.action:
+            case "allow":
+                return self._admit(Execute(task, args))
+            case "deny":
+                return [Settle(task.id, Failed(f"denied by {verdict.because}", "denied"))]
+            case "ask":
+                bound = bound_to(self.run_id, task, args, label)
+                ask = self._asked[task.id] = Ask(task, args, label, verdict.because, bound)
+                return [ask]
 
     def _admit(self, call: Execute) -> list[Command]:
         if len(self._running) >= self.limits.concurrency:
@@ -221,9 +268,12 @@ class Machine:
         return [call]
 
     def _approval_given(self, event: ApprovalGiven) -> list[Command]:
-        ask = self._asked.pop(event.task_id, None)
+        ask = self._asked.get(event.task_id)
         if ask is None:
             return []
+        if event.bound != ask.bound:
+            return [ask]  # an answer to another question
+        del self._asked[event.task_id]
         if event.allowed:
             return self._admit(Execute(ask.task, ask.args))
         return [Settle(event.task_id, Failed(f"not approved: {event.reason}", "denied"))]

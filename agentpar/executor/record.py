@@ -1,6 +1,6 @@
 """The record of a run: every event and every command as a JSON line, and the proof by replay.
 
-A record starts with a header line (format, limits, risky tools), so that it can be
+A record starts with a header line (format, limits, permissions), so that it can be
 replayed by itself. Reading one back feeds the events to a fresh machine and compares
 what it wants with what was recorded: equal facts must give equal commands.
 """
@@ -8,7 +8,6 @@ what it wants with what was recorded: equal facts must give equal commands.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,9 @@ from typing import Any, Literal, TextIO, get_args
 from agentpar.errors import PlanError, UsageError
 from agentpar.events import Citation, Event, Usage
 from agentpar.executor.machine import Ask, Command, Execute, Limits, Machine, Settle
+from agentpar.fingerprint import fingerprint
+from agentpar.labels import Label, Origin
+from agentpar.permissions import Permissions
 from agentpar.plan import Failed, Ok, Ref, Skipped, Task
 
 FORMAT = 1
@@ -57,6 +59,8 @@ def _encode(value: Any) -> Any:
         case Ok() | Failed() | Skipped():
             data = {name: _encode(getattr(value, name)) for name in _names(type(value))}
             return {"outcome": _OUTCOME_NAMES[type(value)], **data}
+        case Label():
+            return value.as_data()
         case Usage() | Citation():
             return {name: getattr(value, name) for name in _names(type(value))}
         case Mapping():
@@ -90,6 +94,8 @@ def _decode_field(name: str, value: Any) -> Any:
         case "outcome":
             kind = _OUTCOMES[value["outcome"]]
             return kind(**{key: _decode(item) for key, item in value.items() if key != "outcome"})
+        case "label":
+            return Label(**{n: tuple(Origin(**item) for item in value[n]) for n in value})
         case "usage":
             return Usage(**value)
         case "citations":
@@ -124,10 +130,12 @@ def encode_command(command: Command) -> dict[str, Any]:
     `TaskStarted` event beside it has them in full."""
     name = type(command).__name__
     match command:
-        case Execute(task, args) | Ask(task, args):
-            text = json.dumps(_encode(args), sort_keys=True, ensure_ascii=False)
-            inputs = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        case Execute(task, args):
+            inputs = fingerprint(args)
             return {"command": name, "task_id": task.id, "tool": task.tool, "inputs": inputs}
+        case Ask(task, _, _, because, bound):
+            data = {"command": name, "task_id": task.id, "tool": task.tool}
+            return {**data, "because": because, "bound": bound}
         case Settle(task_id, outcome):
             return {"command": name, "task_id": task_id, "outcome": _encode(outcome)}
         case _:
@@ -152,9 +160,15 @@ class RecordWriter:
 
     def __enter__(self) -> RecordWriter:
         self._file = self._opened()
-        limits = dataclasses.asdict(self._machine.limits)
-        self._write({"record": FORMAT, "limits": limits, "risky": sorted(self._machine.risky)})
-        machine = Machine(self._machine.limits, self._machine.risky)
+        limits, permissions = self._machine.limits, self._machine.permissions
+        self._write(
+            {
+                "record": FORMAT,
+                "limits": dataclasses.asdict(limits),
+                "permissions": permissions.as_data(),
+            }
+        )
+        machine = Machine(limits, permissions)
         for event in self._history:
             self.event(event)
             for command in machine.handle(event):
@@ -204,7 +218,7 @@ class Record:
     """A record read back: the machine's settings, the events, the commands as recorded."""
 
     limits: Limits
-    risky: frozenset[str]
+    permissions: Permissions
     lines: tuple[Event | dict[str, Any], ...]
 
     @property
@@ -222,7 +236,7 @@ def read_record(path: Path) -> Record:
     torn = rows.pop()  # what follows the last newline: nothing, or a line half written
     if not rows:
         raise UsageError(f"{path}: the record is empty" + (", but for a torn line" if torn else ""))
-    limits, risky = _read_header(rows[0], path)
+    limits, permissions = _read_header(rows[0], path)
     lines: list[Event | dict[str, Any]] = []
     for number, row in enumerate(rows[1:], start=2):
         try:
@@ -230,7 +244,7 @@ def read_record(path: Path) -> Record:
             lines.append(data if "command" in data else decode(data))
         except (ValueError, UsageError) as error:
             raise UsageError(f"{path}:{number}: {error}") from None
-    return Record(limits, risky, tuple(lines))
+    return Record(limits, permissions, tuple(lines))
 
 
 def _read_row(row: bytes) -> dict[str, Any]:
@@ -244,13 +258,14 @@ def _read_row(row: bytes) -> dict[str, Any]:
     return data
 
 
-def _read_header(row: bytes, path: Path) -> tuple[Limits, frozenset[str]]:
+def _read_header(row: bytes, path: Path) -> tuple[Limits, Permissions]:
     try:
         header = _read_row(row)
         if header["record"] != FORMAT:
             raise ValueError(f"format {header['record']!r}")
-        return Limits(**header["limits"]), frozenset(header["risky"])
-    except (KeyError, TypeError, ValueError) as error:
+        permissions = Permissions.from_data(header["permissions"])
+        return Limits(**header["limits"]), permissions
+    except (KeyError, TypeError, ValueError, UsageError) as error:
         raise UsageError(f"{path}:1: not a run record of format {FORMAT}: {error}") from None
 
 
@@ -265,7 +280,7 @@ class Replay:
 
 def replay(record: Record) -> Replay:
     """Decide the whole run again from its events and compare every command."""
-    machine = Machine(record.limits, record.risky)
+    machine = Machine(record.limits, record.permissions)
     wanted: deque[dict[str, Any]] = deque()
     events = commands = 0
     for line in record.lines:

@@ -28,6 +28,8 @@ def tool(
     name: str | None = None,
     description: str | None = None,
     effect: Effect = "read",
+    sends: bool = False,
+    pure: bool = False,
     timeout: float | None = None,
     returns: str = "",
 ) -> Tool: ...
@@ -40,6 +42,8 @@ def tool(
     name: str | None = None,
     description: str | None = None,
     effect: Effect = "read",
+    sends: bool = False,
+    pure: bool = False,
     timeout: float | None = None,
     returns: str = "",
 ) -> Callable[[Callable[..., Any]], Tool]: ...
@@ -51,6 +55,8 @@ def tool(
     name: str | None = None,
     description: str | None = None,
     effect: Effect = "read",
+    sends: bool = False,
+    pure: bool = False,
     timeout: float | None = None,
     returns: str = "",
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
@@ -60,7 +66,8 @@ def tool(
     come from the docstring (Google, NumPy or Sphinx style, or the short inline style
     ``Population of a country. country: English name.``). A sync function runs in a thread
     and sees the caller's context variables. ``timeout`` is in seconds. ``returns`` says in
-    one line what the value looks like; by default the return annotation says it.
+    one line what the value looks like; by default the return annotation says it. For
+    ``effect``, ``sends`` and ``pure`` see `Tool`.
 
     The tool still works as the plain function. Raises `UsageError` where the signature
     cannot be a schema: a parameter without annotation, ``*args``, ``**kwargs``,
@@ -76,12 +83,18 @@ def tool(
             name=name,
             description=description,
             effect=effect,
+            sends=sends,
+            pure=pure,
             timeout=timeout,
             returns=returns,
         )
     name = checked_name(str(name or getattr(fn, "__name__", type(fn).__name__)))
     if effect not in typing.get_args(Effect):
         raise UsageError(f"tool {name!r}: effect must be 'read' or 'write', got {effect!r}")
+    if pure and (sends or effect == "write"):
+        raise UsageError(
+            f"tool {name!r}: a pure tool only works out its result; it cannot write or send as well"
+        )
     signature = read_signature(name, fn)
     doc = read_docstring(inspect.getdoc(signature.plain) or "", signature.parameters)
     schema, validate = make_schema(signature, doc.parameters)
@@ -95,6 +108,8 @@ def tool(
         else functools.partial(_call_in_thread, fn),
         validate=validate,
         effect=effect,
+        sends=sends,
+        pure=pure,
         timeout=timeout,
         returns=returns or ": ".join(filter(None, [returned, doc.returns])),
         function=fn,

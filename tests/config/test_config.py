@@ -281,7 +281,7 @@ def test_every_mistake_of_a_file_is_told_at_once(folder: Path) -> None:
 
 
 NOT_BUILT = [
-    *((key, "{}", key) for key in ("workers", "teams", "memory", "permissions", "output_schema")),
+    *((key, "{}", key) for key in ("workers", "teams", "memory", "output_schema")),
     ("limits", "{max_steps: 60}", "limits.max_steps"),
     ("limits", "{max_tokens: 200k}", "limits.max_tokens"),
     ("limits", "{max_cost_usd: 1}", "limits.max_cost_usd"),

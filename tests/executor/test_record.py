@@ -27,6 +27,8 @@ from agentpar.events import (
 )
 from agentpar.executor.machine import Limits, Machine
 from agentpar.executor.record import RecordWriter, decode, encode, read_record, replay
+from agentpar.labels import Label, Origin
+from agentpar.permissions import Flow, Permissions, Rule
 from agentpar.plan import Failed, Ok, Ref, Skipped, Task
 
 text = st.text(st.characters(codec=None), max_size=12)  # lone surrogates too
@@ -41,7 +43,13 @@ arguments = st.dictionaries(text, st.one_of(values, refs, st.lists(refs, max_siz
 tasks = st.builds(Task, ids, text, arguments, st.lists(ids, max_size=3).map(tuple), text)
 outcomes = st.one_of(st.builds(Ok, values), st.builds(Failed, text, text), st.builds(Skipped, ids))
 citations = st.lists(st.builds(Citation, ids, text, text, text, text), max_size=2).map(tuple)
+PERMISSIONS = Permissions(
+    (Rule("send_*", "ask"), Rule(["log", "note"], "allow", data="any")),
+    {"send": Flow("write", sends=True), "calc": Flow(pure=True)},
+)
+origins = st.lists(st.builds(Origin, ids, text), max_size=2).map(tuple)
 FIELDS = {
+    "label": st.builds(Label, origins, origins),
     "args": st.dictionaries(text, values, max_size=3),
     "task": tasks,
     "outcome": outcomes,
@@ -69,13 +77,13 @@ def test_every_event_survives_the_file(
 ) -> None:
     """Encode, write, read, decode: equal, whatever the strings, keys and numbers are."""
     path = tmp_path_factory.mktemp("record") / "events.jsonl"
-    machine = Machine(Limits(7, 1, 3), frozenset({"send"}))
+    machine = Machine(Limits(7, 1, 3), PERMISSIONS)
     with RecordWriter(path, machine) as writer:
         for event in told:
             writer.event(event)
     record = read_record(path)
     assert list(record.events) == told
-    assert (record.limits, record.risky) == (machine.limits, machine.risky)
+    assert (record.limits, record.permissions) == (machine.limits, machine.permissions)
 
 
 @given(events)
