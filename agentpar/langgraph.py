@@ -240,13 +240,11 @@ def _approvals(pending: Pending, answered: Any, at: float) -> list[ApprovalGiven
     if not isinstance(answered, Mapping):
         return [_approval(call, answered, at) for call in pending]
     calls = {name: call for call in pending for name in (str(call["task_id"]), call["bound"])}
-    unknown = [name for name in answered if name not in calls]
-    if unknown or not answered:
+    if unknown := [name for name in answered if name not in calls]:
         names = ", ".join(f"{str(call['task_id'])!r} ({call['tool']})" for call in pending)
-        what = f"{unknown[0]!r} is" if unknown else "{} names"
         raise UsageError(
-            f"resume: {what} no call that waits for approval; those that do, by task id: {names} "
-            "(or by their 'bound')"
+            f"resume: {unknown[0]!r} is no call that waits for approval; those that do, by task "
+            f"id: {names} (or by their 'bound')"
         )
     return [_approval(calls[name], verdict, at) for name, verdict in answered.items()]
 

@@ -108,7 +108,7 @@ def describe(proof: Proof) -> str:
         where = ", ".join(str(sink.task.id) for sink in proof.unapproved)
         lines.append(f"NOT PROVED: {calls}; untrusted data reach {where} and nobody is asked")
     else:
-        lines.append(f"proved: {calls}; no untrusted data reach a sink unless somebody is asked")
+        lines.append(f"proved: {calls}; untrusted data reach none unless somebody is asked")
     for tool, verdict in proof.later:
         means = {"ask": "asks", "deny": "is denied", "allow": "is allowed"}[verdict.action]
         lines.append(f"a call of {tool} that a later plan adds after reading results {means}")
