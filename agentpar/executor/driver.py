@@ -36,6 +36,7 @@ from agentpar.events import (
     TaskStarted,
     Woke,
 )
+from agentpar.executor.approval import Approve, consult
 from agentpar.executor.failures import described, failure_of
 from agentpar.executor.machine import (
     Ask,
@@ -50,15 +51,13 @@ from agentpar.executor.machine import (
     Settle,
     Wake,
 )
-from agentpar.plan import Failed, Ok, Outcome, Task
+from agentpar.plan import Failed, Ok, Outcome
 from agentpar.ports import Clock, Results
 from agentpar.tools.base import Tool
 from agentpar.tools.data import to_data
 
 T = TypeVar("T")
 Emit = Callable[[Event], None]
-Approve = Callable[[Task, Mapping[str, Any]], Awaitable[bool | str] | bool | str]
-"""Says whether a risky call may run: True, or False, or the reason why not; sync or async."""
 
 Key = tuple[str, int, int]
 """What a coroutine of the run does, as `Cancel` names it: ("call", task, attempt), …"""
@@ -363,25 +362,21 @@ class Driver:
         return emit
 
     async def _ask(self, command: Ask) -> None:
-        task, now = command.task, self.clock.now
-        self.emit(ApprovalAsked(task.id, command.args, now()))
+        id, bound, now = command.task.id, command.bound, self.clock.now
+        label, because = command.label, command.because
+        self.emit(ApprovalAsked(id, command.args, label, because, bound, now()))
         if self._approve is None:
-            verdict: bool | str = (
-                f"tool {task.tool!r} has effect 'write' and the agent has no approver "
-                "(pass approve=…)"
-            )
+            verdict: bool | str = f"{because}, and the agent has no approver (pass approve=…)"
         else:
             try:
-                asked = self._approve(task, command.args)
+                asked = consult(self._approve, command)
                 verdict = asked if isinstance(asked, bool | str) else await _unless_cancelled(asked)
             except Exception as error:
                 verdict = f"the approver failed: {described(error)}"
-        if ("ask", task.id, 0) in self._unwanted:
+        if ("ask", id, 0) in self._unwanted:
             return
-        if verdict is True:
-            self.emit(ApprovalGiven(task.id, allowed=True, at=now()))
-        else:
-            self.emit(ApprovalGiven(task.id, False, str(verdict or "refused"), now()))
+        reason = "" if verdict is True else str(verdict or "refused")
+        self.emit(ApprovalGiven(id, verdict is True, reason, bound, now()))
 
     async def _execute(self, command: Execute, key: Key) -> None:
         task, attempt, now = command.task, command.attempt, self.clock.now
