@@ -28,6 +28,7 @@ from agentpar.answer import Answer
 from agentpar.errors import RunFailed, UsageError
 from agentpar.events import Event
 from agentpar.executor.driver import Approve, running
+from agentpar.executor.journal import Journal, RunJournal, open_journal
 from agentpar.executor.machine import Command, Limits
 from agentpar.ids import new_run_id
 from agentpar.memory.evidence import check
@@ -119,6 +120,11 @@ class Agent:
     folder that gets one folder with ``events.jsonl`` per run; the id of a run that is in it
     cannot be used again.
 
+    ``journal`` (``"sqlite:///j.db"``, ``"postgresql://…"`` or `open_journal`'s) keeps every
+    run as it goes: `ask` with the ``run_id`` of a run that ended gives the recorded answer
+    and asks nobody, one that broke off is carried on; no call that has a result is made
+    again.
+
     Use as ``async with Agent(…) as agent`` or call `aclose` to release connections.
     """
 
@@ -146,6 +152,7 @@ class Agent:
         max_result_bytes: int = 2_000_000,
         approve: Approve | None = None,
         runs: str | Path | None = None,
+        journal: str | Journal | None = None,
     ) -> None:
         if (model is None) == (runtime is None):
             raise UsageError(
@@ -187,6 +194,7 @@ class Agent:
             Limits(max_tasks, max_replans, concurrency), timeout, max_result_bytes, approve
         )
         self._runs = None if runs is None else Path(runs)
+        self._journal = open_journal(journal) if isinstance(journal, str) else journal
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()  # protects the one-time opening from concurrent asks
         self._one_loop = threading.Lock()  # held by the thread whose loop has the connections
@@ -212,9 +220,33 @@ class Agent:
         return cls(**(arguments | changes))
 
     async def ask(self, question: str, *, run_id: str | None = None) -> Answer:
-        """Answer ``question``. Raises `RunFailed` where the run ends without an answer."""
+        """Answer ``question``. Raises `RunFailed` where the run ends without an answer.
+
+        With a journal, ``run_id`` names a run of any time: see `Agent`. Raises `UsageError`
+        where it is another question's, or is at work elsewhere.
+        """
         run = self._new_run(question, run_id)
         await self._drive(run)
+        return run.answer
+
+    async def resume(self, run_id: str) -> Answer:
+        """Carry on the run that broke off, or give the answer that it has already.
+
+        Needs the agent's ``journal``; raises as `ask` does, and `UsageError` where there is
+        no such run.
+        """
+        journal = await self._kept()
+        return await self.ask((await journal.find(run_id)).question, run_id=run_id)
+
+    async def resume_orphan(self) -> Answer | None:
+        """Take over the oldest run of an agent of this name whose process is gone, and carry
+        it on. None where there is none."""
+        found = await (await self._kept()).claim_orphan(self.name)
+        if found is None:
+            return None
+        known, journal = found
+        run = Run(known.id, known.question)
+        await self._drive(run, journal)
         return run.answer
 
     def ask_sync(self, question: str, *, run_id: str | None = None) -> Answer:
@@ -295,6 +327,9 @@ class Agent:
             if self._tools is not None:
                 return
             async with AsyncExitStack() as stack:  # what opens is closed if the next does not
+                if self._journal is not None:
+                    await self._journal.start()
+                    stack.push_async_callback(self._journal.stop)
                 runtime = self._runtime
                 if runtime is None:
                     assert self._model is not None
@@ -333,15 +368,25 @@ class Agent:
         with self._one_loop:
             return asyncio.run(closing())
 
+    async def _kept(self) -> Journal:
+        """The journal, started."""
+        if self._journal is None:
+            raise UsageError("the agent keeps no journal to resume from: Agent(…, journal=…)")
+        await self._open()
+        return self._journal
+
     async def _session(
         self,
         run_id: str,
+        question: str,
         *,
-        history: Iterable[Event] = (),
+        history: Sequence[Event] = (),
         hold: Callable[[Command], bool] | None = None,
         observers: Sequence[Callable[[Event], None]] = (),
+        journal: RunJournal | None = None,
     ) -> Session:
-        """The wiring of one run; see `Session` for the keywords."""
+        """The wiring of one run; see `Session` for the keywords. The run is held in the
+        agent's journal, unless the caller holds it."""
         await self._open()
         assert self._tools is not None
         assert self._runtime is not None
@@ -367,6 +412,8 @@ class Agent:
         settings = replace(self._settings, note=self._note())
         if self._runs is not None:
             settings = replace(settings, record=self._runs / run_id / "events.jsonl")
+        if journal is None and self._journal is not None:
+            journal = await self._journal.begin(run_id, question, agent=self.name, history=history)
         return Session(
             run_id,
             planner,
@@ -376,6 +423,7 @@ class Agent:
             history=history,
             hold=hold,
             observers=observers,
+            journal=journal,
         )
 
     def _note(self) -> str:
@@ -383,12 +431,17 @@ class Agent:
         sources = (thing for thing in self._given if isinstance(thing, ToolSource))
         return "; ".join(filter(None, (getattr(source, "banner", "") for source in sources)))
 
-    async def _drive(self, run: Run) -> None:
-        """One whole run; what came of it, an error included, is then in ``run``."""
+    async def _drive(self, run: Run, journal: RunJournal | None = None) -> None:
+        """One whole run, or the rest of it; what came of it, an error included, is in ``run``."""
         try:
-            session = await self._session(run.id, observers=[run._heard])
+            session = await self._session(
+                run.id, run.question, observers=[run._heard], journal=journal
+            )
+            for event in session.events:
+                run._heard(event)
+            begin = [] if session.events else [session.started(run.question)]
             try:
-                await session.run(session.started(run.question))
+                await session.run(*begin)
             finally:
                 run._ended(session.answer())
         except Exception as error:

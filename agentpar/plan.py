@@ -50,7 +50,9 @@ class Ok:
     value: Any
 
 
-FailureKind = Literal["plan", "reference", "arguments", "tool", "timeout", "size", "denied"]
+FailureKind = Literal[
+    "plan", "reference", "arguments", "tool", "timeout", "size", "denied", "interrupted"
+]
 
 
 @dataclass(frozen=True, slots=True)

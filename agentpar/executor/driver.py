@@ -20,7 +20,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import ExitStack, asynccontextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from agentpar.errors import AgentparError, BackendError
 from agentpar.events import (
@@ -45,6 +45,18 @@ Approve = Callable[[Task, Mapping[str, Any]], Awaitable[bool | str] | bool | str
 """Says whether a risky call may run: True, or False, or the reason why not; sync or async."""
 
 
+class Calls(Protocol):
+    """Is asked about every call before it is made."""
+
+    def known(self, call: Execute, tool: Tool) -> Outcome | None:
+        """What stands in place of the call; None where it is to be made."""
+        ...
+
+    async def intend(self, call: Execute, tool: Tool) -> None:
+        """The call is about to be made, in this coroutine. Raises where it must not be."""
+        ...
+
+
 class RunClock:
     """Seconds since this clock was made, less what earlier parts of the same run took."""
 
@@ -61,7 +73,8 @@ class Driver:
     ``plan`` and ``join`` are coroutines that do what a `Plan` or `Join` command asks and
     emit what happened. ``observers`` are called with every event, in order, inside the
     event loop: they must be quick. A command for which ``hold`` is true is not performed
-    but kept in `held`; when nothing else is left to do, `run` returns with it.
+    but kept in `held`; when nothing else is left to do, `run` returns with it. ``calls`` is
+    asked about each call.
     """
 
     def __init__(
@@ -74,6 +87,7 @@ class Driver:
         clock: Clock | None = None,
         approve: Approve | None = None,
         hold: Callable[[Command], bool] | None = None,
+        calls: Calls | None = None,
         timeout: float | None = None,
         max_result_bytes: int = 2_000_000,
         observers: Sequence[Callable[[Event], None]] = (),
@@ -87,6 +101,7 @@ class Driver:
         self._join = join
         self._approve = approve
         self._hold = hold
+        self._calls = calls
         self._timeout = timeout
         self._max_result_bytes = max_result_bytes
         self._observers = tuple(observers)
@@ -131,6 +146,10 @@ class Driver:
         self._inbox.append(event)
         if not self._draining:
             self._drain()
+
+    def fail(self, error: Exception) -> None:
+        """End the run: `run` raises ``error``. To be called inside the event loop."""
+        self._start(_raise(error))
 
     def _drain(self) -> None:
         self._draining = True
@@ -219,11 +238,16 @@ class Driver:
 
     async def _execute(self, command: Execute) -> None:
         task, now = command.task, self.clock.now
-        self.emit(TaskStarted(task.id, command.args, now()))
         tool = self._tools.get(task.tool)
         if tool is None:  # planned in an earlier part of the run, by an agent that had it
-            outcome: Outcome = Failed(f"the agent has no tool {task.tool!r} any more", "plan")
-        else:
+            error = f"the agent has no tool {task.tool!r} any more"
+            self.emit(TaskDone(task.id, Failed(error, "plan"), now()))
+            return
+        outcome = None if self._calls is None else self._calls.known(command, tool)
+        if outcome is None:
+            self.emit(TaskStarted(task.id, command.args, now()))
+            if self._calls is not None:
+                await self._calls.intend(command, tool)
             outcome = await self._call(tool, command.args)
         self.emit(TaskDone(task.id, outcome, now()))
 
@@ -245,6 +269,10 @@ class Driver:
             limit_text = f"max_result_bytes={self._max_result_bytes:,}"
             return Failed(f"{tool.name} returned more than {limit_text}", "size")
         return Ok(value)
+
+
+async def _raise(error: Exception) -> None:
+    raise error
 
 
 class _Broken(BaseException):

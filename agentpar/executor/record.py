@@ -138,16 +138,19 @@ class RecordWriter:
     """Appends a run to a JSONL file as it happens; every line is written whole.
 
     ``history`` is an earlier part of the run, which is written again: the file always holds
-    all of it. Without one the file must be new: no run writes over another.
+    all of it. Unless ``known``, without one the file must be new: no run writes over another.
 
     Use as a context manager. Entering it raises `UsageError` where the file is there already
     or cannot be made, a later write `OSError`.
     """
 
-    def __init__(self, path: Path, machine: Machine, *, history: Sequence[Event] = ()) -> None:
+    def __init__(
+        self, path: Path, machine: Machine, *, history: Sequence[Event] = (), known: bool = False
+    ) -> None:
         self.path = path
         self._machine = machine
         self._history = tuple(history)
+        self._known = known or bool(self._history)
         self._file: TextIO | None = None
 
     def __enter__(self) -> RecordWriter:
@@ -178,7 +181,7 @@ class RecordWriter:
         self._write(encode_command(command))
 
     def _opened(self) -> TextIO:
-        mode: Literal["w", "x"] = "w" if self._history else "x"
+        mode: Literal["w", "x"] = "w" if self._known else "x"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             return self.path.open(mode, encoding="utf-8", errors="surrogatepass", buffering=1)

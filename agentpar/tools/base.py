@@ -23,7 +23,9 @@ class Tool:
     ``call`` takes what ``validate`` returned, as keywords. ``returns`` tells the planner
     in one line what the value looks like, so that it can write ``$1.url``.
     A tool whose ``effect`` is "write" never runs without approval. ``close`` releases what
-    the tool holds (connections); a closed tool opens again at its next call.
+    the tool holds (connections); a closed tool opens again at its next call. A write that is
+    ``idempotent`` may be repeated with the same `current_call().idempotency_key` after a
+    crash; another one never is. Results of one ``version`` do not stand for those of another.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Tool:
     returns: str = ""
     function: Callable[..., Any] | None = None
     close: Callable[[], Awaitable[None]] | None = None
+    idempotent: bool | None = None
+    version: str = ""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the decorated function directly, as if it had never been made a tool."""

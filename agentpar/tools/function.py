@@ -30,6 +30,8 @@ def tool(
     effect: Effect = "read",
     timeout: float | None = None,
     returns: str = "",
+    idempotent: bool | None = None,
+    version: str = "",
 ) -> Tool: ...
 
 
@@ -42,6 +44,8 @@ def tool(
     effect: Effect = "read",
     timeout: float | None = None,
     returns: str = "",
+    idempotent: bool | None = None,
+    version: str = "",
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 
 
@@ -53,6 +57,8 @@ def tool(
     effect: Effect = "read",
     timeout: float | None = None,
     returns: str = "",
+    idempotent: bool | None = None,
+    version: str = "",
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a typed function, sync or async, a `Tool`; with or without arguments.
 
@@ -61,6 +67,7 @@ def tool(
     ``Population of a country. country: English name.``). A sync function runs in a thread
     and sees the caller's context variables. ``timeout`` is in seconds. ``returns`` says in
     one line what the value looks like; by default the return annotation says it.
+    ``idempotent`` and ``version`` are `Tool`'s, for runs that are carried on after a crash.
 
     The tool still works as the plain function. Raises `UsageError` where the signature
     cannot be a schema: a parameter without annotation, ``*args``, ``**kwargs``,
@@ -78,6 +85,8 @@ def tool(
             effect=effect,
             timeout=timeout,
             returns=returns,
+            idempotent=idempotent,
+            version=version,
         )
     name = checked_name(str(name or getattr(fn, "__name__", type(fn).__name__)))
     if effect not in typing.get_args(Effect):
@@ -98,6 +107,8 @@ def tool(
         timeout=timeout,
         returns=returns or ": ".join(filter(None, [returned, doc.returns])),
         function=fn,
+        idempotent=idempotent,
+        version=version,
     )
 
 
