@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from agentpar.events import Answered, Citation, Event, ModelUsed, PlanFault, RunFinished, Usage
-from agentpar.executor.machine import Machine
+from agentpar.executor.machine import Limits, Machine, catch_up
 from agentpar.plan import Ok, Outcome, Task
 
 
@@ -112,3 +113,11 @@ def answer_of(run_id: str, machine: Machine, events: Iterable[Event]) -> Answer:
         status=status,
         error=error,
     )
+
+
+def recorded_answer(run_id: str, events: Iterable[Event]) -> Answer:
+    """The answer of a run that is only known by its events."""
+    events = list(events)
+    machine = Machine(Limits(sys.maxsize, sys.maxsize, sys.maxsize))  # it decides nothing here
+    catch_up(machine, events)
+    return answer_of(run_id, machine, events)

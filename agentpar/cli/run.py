@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,12 @@ AllowModule = Annotated[
     list[str] | None,
     typer.Option(metavar="MODULE", help="Let the YAML name functions of this module; repeatable."),
 ]
+JournalUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="sqlite:///FILE or postgresql://…; by default journal.db in --runs."
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Approve calls that change things.")]
 
 
@@ -39,14 +46,22 @@ def run(
     runs: Runs = Path("runs"),
     allow_module: AllowModule = None,
     yes: Yes = False,
+    journal: JournalUrl = None,
+    no_journal: Annotated[
+        bool, typer.Option("--no-journal", help="Keep no journal: a crash loses the run.")
+    ] = False,
 ) -> None:
     """Ask an agent.
 
     Shows its plan and its tools at work, then the answer with its checked citations. The
-    run's folder gets events.jsonl, timeline.html and plan.mmd.
+    run's folder gets events.jsonl, timeline.html and plan.mmd; a journal keeps the run, so
+    that 'agentpar resume' can carry it on.
     """
+    if journal is not None and no_journal:
+        raise UsageError("--journal and --no-journal exclude each other")
     modules = tuple(allow_module or ())
-    ask(Wish(agent, question, model_url, model, _output(json, quiet), runs, modules, yes))
+    wish = Wish(agent, question, model_url, model, output_of(json, quiet), runs, modules, yes)
+    ask(replace(wish, journal=journal, journaled=not no_journal))
 
 
 def demo(
@@ -66,10 +81,12 @@ def demo(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "demo.yaml"
         file.write_text(DEMO, encoding="utf-8")
-        ask(Wish(file, question, model_url, model, _output(json, quiet), runs))
+        # No journal: the file to carry it on from is gone by then.
+        wish = Wish(file, question, model_url, model, output_of(json, quiet), runs)
+        ask(replace(wish, journaled=False))
 
 
-def _output(json: bool, quiet: bool) -> Output:
+def output_of(json: bool, quiet: bool) -> Output:
     if json and quiet:
         raise UsageError("--json and --quiet exclude each other")
     return "json" if json else "quiet" if quiet else "view"

@@ -318,6 +318,8 @@ class AgentFile(Section):
     """What holds for every tool without a setting of its own."""
     limits: LimitFields = LimitFields()
     """Bounds on one run."""
+    journal: Annotated[SecretStr | None, BeforeValidator(_no_empty)] = None
+    """Where runs are kept as they go: ``sqlite:///FILE`` beside this one, ``postgresql://…``."""
 
 
 def section_in(annotation: Any) -> type[Section] | None:
