@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 _LOCK = 0x61677072
 """Of the one who makes the tables: "agpr"."""
-_OPTIONS: dict[str, Any] = {
+# A server that has fallen silent is given up, and one that we fall silent to lets go of our
+# rows, within the time of a lease.
+_CONNECTION: dict[str, Any] = {
     "application_name": "agentpar",
     "connect_timeout": 5,
-    # A server that has fallen silent is given up, and one that we fall silent to lets go of
-    # our rows, within the time of a lease.
     "tcp_user_timeout": 10_000,
-    "options": (
-        "-c synchronous_commit=on -c lock_timeout=10s "
-        "-c idle_in_transaction_session_timeout=10s -c client_min_messages=warning"
-    ),
 }
+_SETTINGS = (
+    "-c synchronous_commit=on -c lock_timeout=10s -c idle_in_transaction_session_timeout=10s "
+    "-c client_min_messages=warning"
+)
 _TABLES = """
 CREATE TABLE agentpar_journal (version INTEGER NOT NULL);
 CREATE TABLE agentpar_runs (
@@ -80,7 +80,8 @@ class PostgresStore:
                 f"({kind}): write postgresql://user@host:5432/database"
             ) from None
         self.place = f"{known.get('dbname', '')} on Postgres at {known.get('host', 'localhost')}"
-        self._url = psycopg.conninfo.make_conninfo(**{**_OPTIONS, **known})
+        options = f"{_SETTINGS} {known.pop('options', None) or ''}"
+        self._url = psycopg.conninfo.make_conninfo(**{**_CONNECTION, **known}, options=options)
         self._open: psycopg.Connection[Any] | None = None
 
     def open(self) -> None:
