@@ -12,7 +12,9 @@ from server import Postgres, programs, running
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A Postgres of this session's own; skips where none is installed."""
-    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install agentpar[postgres]")
+    pytest.importorskip(
+        "psycopg", reason="psycopg is not installed: pip install agentpar[postgres]"
+    )
     bin = programs()
     if bin is None:
         pytest.skip("no Postgres is installed (no initdb): apt-get install postgresql")

@@ -11,6 +11,7 @@ answer, and what was done to the world.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -86,47 +87,47 @@ def forked(work: Callable[[], None]) -> bool:
 
 def main(url: str, folder: Path, plans: tuple[str, ...], idempotent: bool) -> None:
     for when in ("before", "after"):
-        n = 0
-        killed = True
-        while killed:
-            n += 1
-            journal = new_journal(url, folder, f"{when}{n}")
-            world = acting.World(folder / f"world-{when}{n}.db")
-            answer = folder / f"answer-{when}{n}.json"
-
-            def ask(deadly: Deadly | None, seed: int) -> None:
-                if deadly is not None:
-                    make_deadly(deadly, url)
-
-                async def asked() -> dict[str, Any]:
-                    async with acting.agent_of(
-                        journal, world, plans=plans, idempotent=idempotent, seed=seed
-                    ) as agent:
-                        found = await agent.ask(acting.QUESTION, run_id="run")
-                        return {
-                            "text": found.text,
-                            "kinds": {
-                                id: getattr(outcome, "kind", "ok")
-                                for id, outcome in found.outcomes.items()
-                            },
-                        }
-
-                data = asyncio.run(asked())
-                answer.write_text(json.dumps(data))
-
-            killed = forked(lambda: ask(Deadly(n, when), seed=n))
-            if killed:
-                forked(lambda: ask(Deadly(n, when), seed=n + 1))
-                forked(lambda: ask(None, seed=n + 2))
-            line = {
-                "n": n,
-                "when": when,
-                "killed": killed,
-                "raw": world.payments("raw"),
-                "once": world.payments("once"),
-                **json.loads(answer.read_text()),
-            }
+        for n in itertools.count(1):
+            line = one_death(url, folder, plans, idempotent, n, when)
             print(json.dumps(line), flush=True)
+            if not line["killed"]:
+                break
+
+
+def one_death(
+    url: str, folder: Path, plans: tuple[str, ...], idempotent: bool, n: int, when: str
+) -> dict[str, Any]:
+    """A run in a new world that dies at its ``n``-th commit, and how it is carried on."""
+    journal = new_journal(url, folder, f"{when}{n}")
+    world = acting.World(folder / f"world-{when}{n}.db")
+    result = folder / f"answer-{when}{n}.json"
+
+    def ask(deadly: Deadly | None, seed: int) -> None:
+        if deadly is not None:
+            make_deadly(deadly, url)
+        data = asyncio.run(asked(seed))
+        result.write_text(json.dumps(data))
+
+    async def asked(seed: int) -> dict[str, Any]:
+        async with acting.agent_of(
+            journal, world, plans=plans, idempotent=idempotent, seed=seed
+        ) as agent:
+            answer = await agent.ask(acting.QUESTION, run_id="run")
+        kinds = {id: getattr(outcome, "kind", "ok") for id, outcome in answer.outcomes.items()}
+        return {"text": answer.text, "kinds": kinds}
+
+    killed = forked(lambda: ask(Deadly(n, when), seed=n))
+    if killed:
+        forked(lambda: ask(Deadly(n, when), seed=n + 1))
+        forked(lambda: ask(None, seed=n + 2))
+    return {
+        "n": n,
+        "when": when,
+        "killed": killed,
+        "raw": world.payments("raw"),
+        "once": world.payments("once"),
+        **json.loads(result.read_text()),
+    }
 
 
 def new_journal(url: str, folder: Path, name: str) -> str:
