@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sqlite3
 import subprocess
@@ -46,6 +47,7 @@ def stop_between_writes(process: subprocess.Popen[str], url: str) -> None:
     one lock, and everybody would wait for it."""
     while True:
         process.send_signal(signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)  # it has stopped
         if not url.startswith("sqlite"):
             return
         with closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=0.2)) as connection:

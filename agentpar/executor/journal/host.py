@@ -15,6 +15,8 @@ from pathlib import Path
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _NONE = "-"
+_living: set[str] = set()
+"""The tokens of this process's own holders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +37,16 @@ class Owner:
 
     @classmethod
     def new(cls) -> Owner:
-        """A new holder in this process."""
+        """A new holder in this process; it lives until `end`, or with the process."""
         pid = os.getpid()
         host = platform.node().replace(" ", _NONE) or _NONE
-        return cls(host, _boot(), _namespace(), pid, _start_of(pid), secrets.token_hex(4))
+        token = secrets.token_hex(4)
+        _living.add(token)
+        return cls(host, _boot(), _namespace(), pid, _start_of(pid), token)
+
+    def end(self) -> None:
+        """It works on nothing any more."""
+        _living.discard(self.token)
 
     @classmethod
     def parse(cls, text: str) -> Owner:
@@ -58,7 +66,7 @@ class Owner:
 
     @property
     def is_gone(self) -> bool:
-        """Whether its process certainly lives no more; False where that cannot be seen here."""
+        """Whether it certainly lives no more; False where that cannot be seen from here."""
         if _NONE in (self.boot, self.namespace) or not self.of_this_boot:
             return False
         if self.namespace != _namespace():
@@ -70,7 +78,9 @@ class Owner:
         except PermissionError:
             pass  # it lives, and is another user's
         start = _start_of(self.pid)
-        return start not in (_NONE, self.start)
+        if start not in (_NONE, self.start):
+            return True
+        return self.pid == os.getpid() and self.token not in _living
 
 
 def seconds() -> float:

@@ -96,9 +96,12 @@ class RunJournal:
         released = self._writer.call(
             lambda store: held.error is None and store.release(held.run, held.epoch, status)
         )
-        await _result(flushed)
-        if not await _result(released):
-            raise LeaseLost(f"run {held.run!r} was taken over by another process at its end")
+        try:
+            await _result(flushed)
+            if not await _result(released):
+                raise LeaseLost(f"run {held.run!r} was taken over by another process at its end")
+        finally:
+            held.owner.end()
 
     async def leave(self) -> None:
         """The run broke off: hold it no more, so that it can be carried on at once.
@@ -204,41 +207,64 @@ class Journal:
 
         Raises `UsageError` where the run is another question's, or is at work elsewhere.
         """
-        owner = str(Owner.new())
-        asked, name = _text_of(question), _text_of(agent)
+        owner = Owner.new()
+        try:
+            run = await self._begun(run_id, question, agent, history, owner)
+        except BaseException:
+            owner.end()
+            raise
+        if not run.held:
+            owner.end()
+        return run
+
+    async def _begun(
+        self, run_id: str, question: str, agent: str, history: Sequence[Event], owner: Owner
+    ) -> RunJournal:
+        asked, name, lease = _text_of(question), _text_of(agent), self._lease
         epoch = await self._ask(
-            lambda store: store.begin(run_id, asked, name, self._spec, owner, self._lease)
+            lambda store: store.begin(run_id, asked, name, self._spec, str(owner), lease)
         )
-        known = epoch is None
-        if epoch is None:
-            row = await self._ask(lambda store: store.find(run_id))
-            assert row is not None  # no run is ever deleted
-            if row.question != asked:
-                raise UsageError(
-                    f"run {run_id!r} asks {json.loads(row.question)!r}, not {question!r}: another "
-                    "question needs another run_id"
-                )
-            rows = await self._ask(lambda store: store.rows(run_id))
-            if row.status in ENDED and _agree(history, rows):
-                return RunJournal(self._writing, None, rows)
-            epoch = await self._ask(lambda store: store.claim(run_id, owner, self._lease))
+        if epoch is not None:
+            return await self._take(run_id, owner, epoch, history, known=False)
+        row = await self._ask(lambda store: store.find(run_id))
+        assert row is not None  # no run is ever deleted
+        if row.question != asked:
+            raise UsageError(
+                f"run {run_id!r} asks {json.loads(row.question)!r}, not {question!r}: another "
+                "question needs another run_id"
+            )
+        rows = await self._ask(lambda store: store.rows(run_id))
+        if row.status in ENDED and _agree(history, rows):
+            return RunJournal(self._writing, None, rows)
+        epoch = await self._ask(lambda store: store.claim(run_id, str(owner), lease))
         if epoch is None:
             raise UsageError(
                 f"run {run_id!r} is at work already, in {await self._holder(run_id)}: wait for it"
             )
-        return await self._take(run_id, epoch, history, known=known)
+        return await self._take(run_id, owner, epoch, history)
 
     async def claim_orphan(self, agent: str = "agent") -> tuple[JournaledRun, RunJournal] | None:
         """Take over the oldest run of ``agent`` whose process is gone; None where there is none."""
-        owner, name = str(Owner.new()), _text_of(agent)
-        found = await self._ask(lambda store: store.claim_orphan(name, owner, self._lease))
-        if found is None:
-            return None
-        run_id, epoch = found
-        return await self.find(run_id), await self._take(run_id, epoch)
+        owner, name = Owner.new(), _text_of(agent)
+        try:
+            found = await self._ask(lambda store: store.claim_orphan(name, str(owner), self._lease))
+            if found is not None:
+                run_id, epoch = found
+                return await self.find(run_id), await self._take(run_id, owner, epoch)
+        except BaseException:
+            owner.end()
+            raise
+        owner.end()
+        return None
 
     async def _take(
-        self, run_id: str, epoch: int, history: Sequence[Event] = (), *, known: bool = True
+        self,
+        run_id: str,
+        owner: Owner,
+        epoch: int,
+        history: Sequence[Event] = (),
+        *,
+        known: bool = True,
     ) -> RunJournal:
         """The run, now that it is ours; its events are brought to agree with ``history``."""
         rows = await self._ask(lambda store: store.rows(run_id))
@@ -250,7 +276,7 @@ class Journal:
             rows = await self._ask(lambda store: store.rows(run_id))
         more = [EventRow(same + n, "", line) for n, line in enumerate(lines[same:])]
         opened: list[RunJournal] = []
-        held = Held(run_id, epoch, lambda error: opened[0]._failed(error))
+        held = Held(run_id, owner, epoch, lambda error: opened[0]._failed(error))
         run = RunJournal(self._writing, held, [*rows, *more], known=known)
         opened.append(run)
         self._writing.hold(held)

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from agentpar.errors import JournalError, LeaseLost
+from agentpar.executor.journal.host import Owner
 from agentpar.executor.journal.store import Append, EventRow, Store, Unreachable
 
 T = TypeVar("T")
@@ -27,16 +28,19 @@ _GROUP = 1000
 
 
 class Held:
-    """A run that this process holds.
+    """A run that ``owner``, in this process, holds.
 
     ``error`` says why nothing more is written to it; it is set once, by the writer, which
     then calls ``on_error`` in its own thread.
     """
 
-    __slots__ = ("epoch", "error", "on_error", "run")
+    __slots__ = ("epoch", "error", "on_error", "owner", "run")
 
-    def __init__(self, run: str, epoch: int, on_error: Callable[[JournalError], None]) -> None:
+    def __init__(
+        self, run: str, owner: Owner, epoch: int, on_error: Callable[[JournalError], None]
+    ) -> None:
         self.run = run
+        self.owner = owner
         self.epoch = epoch
         self.on_error = on_error
         self.error: JournalError | None = None
