@@ -8,6 +8,7 @@ what it wants with what was recorded: equal facts must give equal commands.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections import deque
@@ -33,8 +34,8 @@ _OUTCOME_NAMES = {kind: name for name, kind in _OUTCOMES.items()}
 def encode(event: Event) -> dict[str, Any]:
     """``event`` as JSON-like data; `decode` gives back an equal event."""
     data: dict[str, Any] = {"event": type(event).__name__}
-    for field in dataclasses.fields(event):
-        data[field.name] = _encode(getattr(event, field.name))
+    for name in _names(type(event)):
+        data[name] = _encode(getattr(event, name))
     return data
 
 
@@ -115,6 +116,7 @@ def _decode(value: Any) -> Any:
     return value
 
 
+@functools.cache
 def _names(kind: type) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(kind))
 

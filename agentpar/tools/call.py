@@ -16,6 +16,8 @@ from typing import Any
 from agentpar.errors import UsageError
 from agentpar.tools.base import Tool
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
 
 def call_key(tool: Tool, args: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of what decides a call's result: the tool, its version, the inputs.
@@ -23,7 +25,7 @@ def call_key(tool: Tool, args: Mapping[str, Any]) -> str:
     Inputs that are equal as JSON give equal keys, whatever the order of their fields.
     """
     try:
-        text = json.dumps([tool.name, tool.version, args], sort_keys=True, separators=(",", ":"))
+        text = _CANONICAL([tool.name, tool.version, args])
     except (TypeError, ValueError) as error:
         raise UsageError(f"the inputs of {tool.name!r} are no JSON data: {error}") from None
     return hashlib.sha256(text.encode()).hexdigest()

@@ -25,6 +25,8 @@ from agentpar.executor.record import decode, encode
 
 T = TypeVar("T")
 
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode  # made once: it costs more than its use
+
 
 @dataclass(frozen=True, slots=True)
 class JournaledRun:
@@ -346,7 +348,7 @@ def _line_of(event: Event) -> str:
 
 def _text_of(value: Any) -> str:
     """JSON in ASCII: every database takes it, whatever a text holds (NUL, lone surrogates)."""
-    return json.dumps(value, separators=(",", ":"))
+    return _ENCODE(value)
 
 
 def _event_of(line: str) -> Event:
