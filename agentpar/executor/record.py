@@ -8,7 +8,6 @@ what it wants with what was recorded: equal facts must give equal commands.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 from collections import deque
@@ -27,6 +26,11 @@ FORMAT = 1
 
 _EVENTS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
 _OUTCOMES: dict[str, type] = {"ok": Ok, "failed": Failed, "skipped": Skipped}
+_FIELDS: dict[type, tuple[str, ...]] = {
+    kind: tuple(field.name for field in dataclasses.fields(kind))
+    for kind in (*_EVENTS.values(), *_OUTCOMES.values(), Usage, Citation)
+}
+"""Worked out once: it is asked for with every event."""
 _OURS = frozenset(("$ref", "$int", "$literal"))
 _OUTCOME_NAMES = {kind: name for name, kind in _OUTCOMES.items()}
 
@@ -116,9 +120,8 @@ def _decode(value: Any) -> Any:
     return value
 
 
-@functools.cache
 def _names(kind: type) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(kind))
+    return _FIELDS[kind]
 
 
 def encode_command(command: Command) -> dict[str, Any]:
