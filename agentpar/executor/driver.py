@@ -148,8 +148,10 @@ class Driver:
             self._drain()
 
     def fail(self, error: Exception) -> None:
-        """End the run: `run` raises ``error``. To be called inside the event loop."""
-        self._start(_raise(error))
+        """End the run: `run` raises ``error``. To be called inside the event loop; without
+        effect before the run begins and after it has ended."""
+        if self._group is not None:
+            self._start(_raise(error))
 
     def _drain(self) -> None:
         self._draining = True
