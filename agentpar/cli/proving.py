@@ -19,8 +19,8 @@ from agentpar.errors import PlanError, UsageError
 
 if TYPE_CHECKING:  # loads when something is proved, not when the command line is
     from agentpar.executor.proof import Proof
-    from agentpar.plan import Task
     from agentpar.permissions import Permissions
+    from agentpar.plan import Task
     from agentpar.tools.base import Tool
 
 

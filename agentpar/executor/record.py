@@ -29,6 +29,11 @@ FORMAT = 2
 
 _EVENTS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
 _OUTCOMES: dict[str, type] = {"ok": Ok, "failed": Failed, "skipped": Skipped}
+_FIELDS: dict[type, tuple[str, ...]] = {
+    kind: tuple(field.name for field in dataclasses.fields(kind))
+    for kind in (*_EVENTS.values(), *_OUTCOMES.values(), Usage, Citation)
+}
+"""Worked out once: it is asked for with every event."""
 _OURS = frozenset(("$ref", "$int", "$literal"))
 _OUTCOME_NAMES = {kind: name for name, kind in _OUTCOMES.items()}
 
@@ -123,7 +128,7 @@ def _decode(value: Any) -> Any:
 
 
 def _names(kind: type) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(kind))
+    return _FIELDS[kind]
 
 
 def encode_command(command: Command) -> dict[str, Any]:
@@ -205,16 +210,19 @@ class RecordWriter:
     """Appends a run to a JSONL file as it happens; every line is written whole.
 
     ``history`` is an earlier part of the run, which is written again: the file always holds
-    all of it. Without one the file must be new: no run writes over another.
+    all of it. Unless ``known``, without one the file must be new: no run writes over another.
 
     Use as a context manager. Entering it raises `UsageError` where the file is there already
     or cannot be made, a later write `OSError`.
     """
 
-    def __init__(self, path: Path, machine: Machine, *, history: Sequence[Event] = ()) -> None:
+    def __init__(
+        self, path: Path, machine: Machine, *, history: Sequence[Event] = (), known: bool = False
+    ) -> None:
         self.path = path
         self._machine = machine
         self._history = tuple(history)
+        self._known = known or bool(self._history)
         self._file: TextIO | None = None
 
     def __enter__(self) -> RecordWriter:
@@ -245,7 +253,7 @@ class RecordWriter:
         self._write(encode_command(command))
 
     def _opened(self) -> TextIO:
-        mode: Literal["w", "x"] = "w" if self._history else "x"
+        mode: Literal["w", "x"] = "w" if self._known else "x"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             return self.path.open(mode, encoding="utf-8", errors="surrogatepass", buffering=1)

@@ -5,6 +5,7 @@ It must never run a task or wait for one: what it reads becomes events, at once.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,11 @@ STOP = ("\njoin()",)
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What to plan: the question, where to start counting, and what is known already."""
+    """What to plan: the question, where to start counting, and what is known already.
+
+    ``standing`` is what this very plan brought before it broke off: it is written again from
+    its beginning, and what stands is not told again.
+    """
 
     question: str
     round: int = 1
@@ -42,6 +47,7 @@ class PlanRequest:
     why: str = ""
     tasks: Mapping[int, Task] = field(default_factory=dict)
     outcomes: Mapping[int, Outcome] = field(default_factory=dict)
+    standing: tuple[TaskPlanned | PlanFault, ...] = ()
 
 
 class Planner:
@@ -176,6 +182,7 @@ class _Reading:
         self._emit = emit
         self._clock = clock
         self._parser = PlanParser()
+        self._standing = deque(request.standing)
         self.ended = False
 
     def feed(self, text: str) -> None:
@@ -188,6 +195,8 @@ class _Reading:
 
     def _take(self, items: Sequence[Item]) -> None:
         for item in items:
+            if self.ended:
+                return
             match item:
                 case Call():
                     try:
@@ -196,19 +205,31 @@ class _Reading:
                         self._fault(str(error), item.line, item.id)
                     else:
                         self._known.add(task.id)
-                        self._emit(TaskPlanned(self._round, task, self._clock.now()))
+                        self._tell(TaskPlanned(self._round, task, self._clock.now()))
                 case BadLine():
                     self._fault(item.message, item.text, item.id)
                 case Join():
                     self.ended = True
-                    return
 
     def _fault(self, message: str, line: str, id: int | None) -> None:
         # A duplicate number must not settle the task that had it first.
         own = None if id in self._known else id
         if own is not None:
             self._known.add(own)
-        self._emit(PlanFault(self._round, message, line, own, self._clock.now()))
+        self._tell(PlanFault(self._round, message, line, own, self._clock.now()))
+
+    def _tell(self, event: TaskPlanned | PlanFault) -> None:
+        """Emit what is new. A plan that is not the one that stands ends here: a call that has
+        been made could come again under another number."""
+        if not self._standing:
+            self._emit(event)
+        elif replace(event, at=0.0) != replace(self._standing.popleft(), at=0.0):
+            self.ended = True
+            message = (
+                "the plan had broken off, and was written differently when it was asked for "
+                "again: what it had planned stands, the rest is left out"
+            )
+            self._emit(PlanFault(self._round, message, at=self._clock.now()))
 
 
 def usable_examples(tools: Mapping[str, Tool]) -> tuple[Example, ...]:

@@ -28,8 +28,9 @@ class Tool:
     ``sends``: it hands its arguments to others (a mail, a post, a webhook) and is guarded like
     a write. ``pure``: its result is a function of its arguments alone and brings nothing in
     from outside, so it is as trustworthy as they are; any other tool's result is untrusted.
-    ``policy`` says how it is called; kept results are those of one ``version``. ``close``
-    releases what the tool holds (connections); a closed tool opens again at its next call.
+    ``policy`` says how it is called. Results of one ``version`` do not stand for those of
+    another. ``close`` releases what the tool holds (connections); a closed tool opens again at
+    its next call.
     """
 
     name: str

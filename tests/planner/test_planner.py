@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -322,3 +323,33 @@ async def test_the_lines_of_a_grammar_are_bounded_as_asked() -> None:
         await planner.plan(PlanRequest("?"), lambda event: None, Clock())
         grammars.append(runtime.requests[0].grammar or "")
     assert ['"40. ' in grammar for grammar in grammars] == [False, True]
+
+
+# A plan that broke off
+
+LINES = (
+    '1. population("Chile")\n2. poplation("Peru")\n3. population("Peru")\n4. add($1, $3)\njoin()'
+)
+
+
+@pytest.mark.parametrize("written", range(6))
+async def test_a_plan_that_broke_off_goes_on_where_it_stood(written: int) -> None:
+    """Asked for again in the same words, only what is new is told, faults included."""
+    whole = [event for event in await plan(LINES) if isinstance(event, TaskPlanned | PlanFault)]
+    standing = tuple(whole[:written])
+    events = await plan(LINES, PlanRequest("Chile?", standing=standing))
+    told = [event for event in events if isinstance(event, TaskPlanned | PlanFault)]
+    assert [replace(event, at=0) for event in told] == [
+        replace(event, at=0) for event in whole[written:]
+    ]
+
+
+async def test_a_plan_that_comes_out_differently_ends() -> None:
+    """What stands, stands; the rest is left out, since a call that was made could come again
+    under another number."""
+    stood = TaskPlanned(1, Task.of(1, "population", country="Peru"))
+    events = await plan(LINES, PlanRequest("Chile?", standing=(stood,)))
+    assert tasks(events) == []
+    (fault,) = faults(events)
+    assert "written differently when it was asked for again" in fault.message
+    assert isinstance(events[-1], PlanEnded)
