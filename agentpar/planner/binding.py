@@ -1,8 +1,9 @@
 """Holds a call against the tools and the plan so far, and makes it a task.
 
 The parser says what was written; this file says whether it can be meant: the tool exists,
-every argument has a name and a fitting type, every reference leads to an earlier task. The
-grammar rules the same mistakes out while the model writes, so both must agree.
+every argument has a name and a fitting type, every reference leads to an earlier task, and to
+a part of its value that can exist and fit (`dataflow`). The grammar rules most of the same
+mistakes out while the model writes, so both must agree.
 """
 
 from __future__ import annotations
@@ -12,17 +13,25 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from agentpar.errors import PlanError
-from agentpar.plan import Task, needs
+from agentpar.plan import Task, each, needs
+from agentpar.planner.dataflow import promises
 from agentpar.planner.parser import Call
 from agentpar.tools.base import Tool
 from agentpar.tools.schema import problem
 
 
-def bind(call: Call, tools: Mapping[str, Tool], known: Collection[int]) -> Task:
+def bind(
+    call: Call,
+    tools: Mapping[str, Tool],
+    known: Collection[int],
+    tasks: Mapping[int, Task] | None = None,
+) -> Task:
     """The task that ``call`` means. ``known`` holds the ids planned before it.
 
-    Positional arguments take the names of the schema, in its order. Raises `PlanError`
-    that says what is wrong and, for a misspelled name, which one is near.
+    ``tasks`` are those of them that became tasks; references to these are held against
+    what their tools return. Positional arguments take the names of the schema, in its
+    order. Raises `PlanError` that says what is wrong and, for a misspelled name, which
+    one is near.
     """
     tool = tools.get(call.tool)
     if tool is None:
@@ -30,13 +39,23 @@ def bind(call: Call, tools: Mapping[str, Tool], known: Collection[int]) -> Task:
     if call.id in known:
         raise PlanError(f"there is a task {call.id} already; number this one anew")
     args = _named(call, tool) if call.args else call.kwargs
-    _check(args, tool)
     needed = needs(args)
+    _check(_promised(args, tool, tools, tasks or {}) if needed else args, tool)
     for id in needed:
         if id not in known:
             where = "itself" if id == call.id else f"task {id}, which is not planned before it"
             raise PlanError(f"{call.tool}: ${id} refers to {where}")
     return Task(call.id, call.tool, args, needed, call.thought)
+
+
+def _promised(
+    args: Mapping[str, Any], tool: Tool, tools: Mapping[str, Tool], tasks: Mapping[int, Task]
+) -> Mapping[str, Any]:
+    try:
+        each(args)
+        return promises(args, tasks, tools)
+    except PlanError as error:
+        raise PlanError(f"{tool.name}: {error}") from None
 
 
 def _named(call: Call, tool: Tool) -> dict[str, Any]:

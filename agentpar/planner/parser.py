@@ -13,7 +13,9 @@ The language, line by line::
 
 Arguments are numbers, ``true false null`` (or ``True False None``), strings in either quote,
 lists, dicts with string keys, and references to earlier values, which may stand wherever a
-value may. Inside quotes ``$`` is always text, a real newline is a newline, and backslash
+value may. ``$1[*].url`` is the url of each element of ``$1``: the call is made once for each.
+``any($1, $2)`` is the first of these values that comes, ``some(2, $1, $2, $3)`` a list of the
+first two. Inside quotes ``$`` is always text, a real newline is a newline, and backslash
 escapes are those of Python and JSON. Blank lines, ``` fences and ``#`` comments are skipped.
 
 Whatever else is written becomes a `BadLine`. One bad line never takes the next with it:
@@ -36,7 +38,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentpar.plaintext import cut
-from agentpar.plan import Ref
+from agentpar.plan import EACH, Pick, Ref, Star, Step
 
 MAX_LENGTH = 64 * 1024
 """Characters a line, or a call over several lines, may have."""
@@ -316,8 +318,8 @@ class _Unreadable(Exception):
 # Every pattern takes the blanks after it along, so that none needs to look for blanks before.
 _KEY = re.compile(rf"(?P<name>{_NAME})\s*=(?!=)\s*")
 _STRING = r"""(?:"[^"\\]*(?:\\.[^"\\]*)*"|'[^'\\]*(?:\\.[^'\\]*)*')"""
-_PATH = rf"(?:\.\w+|\[(?:-?[0-9]{{1,9}}|{_STRING})\])*"
-_STEP = re.compile(rf"\.(\w+)|\[(?:(-?[0-9]+)|({_STRING}))\]", re.DOTALL)
+_PATH = rf"(?:\.\w+|\[(?:-?[0-9]{{1,9}}|\*|{_STRING})\])*"
+_STEP = re.compile(rf"\.(\w+)|\[(?:(-?[0-9]+)|(\*)|({_STRING}))\]", re.DOTALL)
 _VALUE = re.compile(
     rf"""(?:
       (?P<string>{_STRING})
@@ -327,6 +329,7 @@ _VALUE = re.compile(
     | (?P<int>[+-]?(?:0|[1-9][0-9]*))(?![\w.])
     | (?P<word>[Tt]rue|[Ff]alse|null|None)(?!\w)
     | (?P<open>[\[{{])
+    | (?P<pick>any|some)\(
     )\s*""",
     re.DOTALL | re.VERBOSE,
 )
@@ -382,9 +385,7 @@ def _read_value(line: str, pos: int, depth: int) -> tuple[Any, int]:
         case "reference":
             value = _read_reference(text)
         case "int":
-            if len(text) > 4000:  # Python's own limit is 4300
-                raise _Unreadable(f"a number of {len(text)} digits is too long")
-            value = int(text)
+            value = _read_int(text)
         case "float":
             value = float(text)
             if not math.isfinite(value):
@@ -393,11 +394,19 @@ def _read_value(line: str, pos: int, depth: int) -> tuple[Any, int]:
             value = _WORDS[text]
         case _ if depth == MAX_DEPTH:
             raise _Unreadable(f"lists and dicts nest deeper than {MAX_DEPTH}")
+        case "pick":
+            return _read_pick(line, found.end(), text)
         case _ if text == "[":
             return _read_list(line, found.end(), depth + 1)
         case _:
             return _read_dict(line, found.end(), depth + 1)
     return value, found.end()
+
+
+def _read_int(text: str) -> int:
+    if len(text) > 4000:  # Python's own limit is 4300
+        raise _Unreadable(f"a number of {len(text)} digits is too long")
+    return int(text)
 
 
 def _read_list(line: str, pos: int, depth: int) -> tuple[list[Any], int]:
@@ -431,6 +440,28 @@ def _read_dict(line: str, pos: int, depth: int) -> tuple[dict[str, Any], int]:
     return items, pos
 
 
+def _read_pick(line: str, pos: int, name: str) -> tuple[Pick, int]:
+    """What stands in the brackets of ``any(…)`` or ``some(k, …)``."""
+    example = "any($1, $2)" if name == "any" else "some(2, $1, $2, $3)"
+    done = False
+
+    def read(group: str, wanted: str) -> str:
+        nonlocal done, pos
+        found = _VALUE.match(line, pos)
+        if found is None or found.lastgroup != group:
+            raise _Unreadable(f"{name}() {wanted}, as in {example}, not {_excerpt(line, pos)}")
+        done, pos = _after_value(line, found.end(), ")")
+        return found[group]
+
+    k = _read_int(read("int", "begins with how many to take")) if name == "some" else None
+    refs: list[Ref] = []
+    while not done:
+        refs.append(_read_reference(read("reference", "takes references")))
+    if k is not None and not 1 <= k <= len(refs):
+        raise _Unreadable(f"some({k}, …) cannot take {k} of {len(refs)} references")
+    return Pick(tuple(refs), k), pos
+
+
 def _after_value(line: str, pos: int, close: str) -> tuple[bool, int]:
     """Whether the values end at ``pos``, after a last comma or none; and where to read on."""
     found = _SEPARATOR[close].match(line, pos)
@@ -442,10 +473,12 @@ def _after_value(line: str, pos: int, close: str) -> tuple[bool, int]:
 def _read_reference(text: str) -> Ref:
     number = re.match(r"\$\{?([0-9]+)", text)
     assert number is not None
-    path: list[str | int] = []
-    for name, index, string in _STEP.findall(text, number.end()):
+    path: list[Step] = []
+    for name, index, star, string in _STEP.findall(text, number.end()):
         if string:
             path.append(_read_string(string))
+        elif star:
+            path.append(EACH)
         else:
             path.append(int(index or name) if index or name.isdecimal() else name)
     return Ref(int(number[1]), tuple(path))
@@ -504,6 +537,9 @@ def format_value(value: Any) -> str:
     match value:
         case Ref():
             return f"${value.task}{''.join(map(_format_step, value.path))}"
+        case Pick(refs, k):
+            inside = ", ".join(map(format_value, refs if k is None else (k, *refs)))
+            return f"{'any' if k is None else 'some'}({inside})"
         case list() | tuple():
             return f"[{', '.join(map(format_value, value))}]"
         case Mapping():
@@ -516,7 +552,9 @@ def format_value(value: Any) -> str:
     )
 
 
-def _format_step(step: str | int) -> str:
+def _format_step(step: Step) -> str:
+    if isinstance(step, Star):
+        return "[*]"
     if isinstance(step, int):
         return f"[{step}]"
     if _WORD.fullmatch(step):

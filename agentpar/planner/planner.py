@@ -173,6 +173,7 @@ class _Reading:
         self._round = request.round
         self._tools = tools
         self._known = set(request.tasks) | set(request.outcomes)
+        self._tasks = dict(request.tasks)
         self._emit = emit
         self._clock = clock
         self._parser = PlanParser()
@@ -191,11 +192,12 @@ class _Reading:
             match item:
                 case Call():
                     try:
-                        task = bind(item, self._tools, self._known)
+                        task = bind(item, self._tools, self._known, self._tasks)
                     except PlanError as error:
                         self._fault(str(error), item.line, item.id)
                     else:
                         self._known.add(task.id)
+                        self._tasks[task.id] = task
                         self._emit(TaskPlanned(self._round, task, self._clock.now()))
                 case BadLine():
                     self._fault(item.message, item.text, item.id)
@@ -219,13 +221,13 @@ def usable_examples(tools: Mapping[str, Tool]) -> tuple[Example, ...]:
 def plan_problems(plan: str, tools: Mapping[str, Tool]) -> list[str]:
     """What keeps ``plan`` from running with ``tools``: one message per unusable line."""
     problems: list[str] = []
-    known: set[int] = set()
+    tasks: dict[int, Task] = {}
     parser = PlanParser()
     for item in [*parser.feed(plan), *parser.close()]:
         match item:
             case Call():
                 try:
-                    known.add(bind(item, tools, known).id)
+                    tasks[item.id] = bind(item, tools, tasks, tasks)
                 except PlanError as error:
                     problems.append(str(error))
             case BadLine():

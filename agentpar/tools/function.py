@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
 from agentpar.errors import UsageError
@@ -18,6 +18,7 @@ from agentpar.tools.base import Effect, Tool
 from agentpar.tools.docstring import read_docstring, spell
 from agentpar.tools.langchain import from_langchain
 from agentpar.tools.names import checked_name
+from agentpar.tools.outputs import output_schema
 from agentpar.tools.threads import in_thread
 
 
@@ -30,6 +31,7 @@ def tool(
     effect: Effect = "read",
     timeout: float | None = None,
     returns: str = "",
+    output: Mapping[str, Any] | None = None,
 ) -> Tool: ...
 
 
@@ -42,6 +44,7 @@ def tool(
     effect: Effect = "read",
     timeout: float | None = None,
     returns: str = "",
+    output: Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 
 
@@ -53,6 +56,7 @@ def tool(
     effect: Effect = "read",
     timeout: float | None = None,
     returns: str = "",
+    output: Mapping[str, Any] | None = None,
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a typed function, sync or async, a `Tool`; with or without arguments.
 
@@ -60,7 +64,9 @@ def tool(
     come from the docstring (Google, NumPy or Sphinx style, or the short inline style
     ``Population of a country. country: English name.``). A sync function runs in a thread
     and sees the caller's context variables. ``timeout`` is in seconds. ``returns`` says in
-    one line what the value looks like; by default the return annotation says it.
+    one line what the value looks like; by default the return annotation says it, as it does
+    for ``output``, the JSON Schema that references to the value are checked against (``{}``
+    lets every reference through).
 
     The tool still works as the plain function. Raises `UsageError` where the signature
     cannot be a schema: a parameter without annotation, ``*args``, ``**kwargs``,
@@ -78,6 +84,7 @@ def tool(
             effect=effect,
             timeout=timeout,
             returns=returns,
+            output=output,
         )
     name = checked_name(str(name or getattr(fn, "__name__", type(fn).__name__)))
     if effect not in typing.get_args(Effect):
@@ -85,7 +92,7 @@ def tool(
     signature = read_signature(name, fn)
     doc = read_docstring(inspect.getdoc(signature.plain) or "", signature.parameters)
     schema, validate = make_schema(signature, doc.parameters)
-    returned = spell(signature.hints.get("return", Any))
+    returned = signature.hints.get("return", Any)
     return Tool(
         name=name,
         description=doc.text if description is None else description,
@@ -96,8 +103,9 @@ def tool(
         validate=validate,
         effect=effect,
         timeout=timeout,
-        returns=returns or ": ".join(filter(None, [returned, doc.returns])),
+        returns=returns or ": ".join(filter(None, [spell(returned), doc.returns])),
         function=fn,
+        output=output_schema(name, returned) if output is None else output,
     )
 
 

@@ -8,7 +8,9 @@ is fetched or shown.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NotRequired, TypedDict, TypeGuard
+from typing import Any, NotRequired, TypeGuard
+
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 
 class Page(TypedDict):
