@@ -37,7 +37,7 @@ def _promised(name: str, value: Any, tasks: Mapping[int, Task], tools: Mapping[s
         case Ref():
             return _promise(name, value, tasks, tools) or value
         case Pick(refs, k):
-            members = (_promise(name, ref, tasks, tools) for ref in refs)
+            members = [_promise(name, ref, tasks, tools) for ref in refs]
             return _PickPromise(str(value), tuple(filter(None, members)), k is not None)
         case Mapping():
             return {key: _promised(name, item, tasks, tools) for key, item in value.items()}
@@ -149,13 +149,15 @@ class _PickPromise(Unknown):
     is_list: bool
 
     def problem(self, schema: Schema | bool, root: Schema) -> str | None:
+        if self.is_list and not fits({"type": "array"}, {}, schema, root):
+            return f"must be {_described(schema, root)}, but {self.written} is a list"
         for member in self.members:
             if not self.is_list:
                 if found := member.problem(schema, root):
                     return f"{found} (in {self.written})"
             elif not fits({"type": "array", "items": member.schema}, member.root, schema, root):
                 wanted = _described(schema, root)
-                return f"must be {wanted}, but {self.written} is a list in which {member}"
+                return f"must be {wanted}, but in {self.written}, {member}"
         return None
 
 

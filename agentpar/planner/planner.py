@@ -50,7 +50,8 @@ class Planner:
     ``grammar`` None uses constrained decoding where the runtime has it and takes our
     grammar, True insists, False never does. ``max_lines`` bounds the calls of a constrained
     plan, ``max_tokens`` the text of any; one that is cut off there is told as a fault.
-    ``examples`` None takes the built-in ones that these tools can run.
+    ``examples`` None takes the built-in ones that these tools can run. ``extended`` tells the
+    model of ``$1[*]``, ``any(…)`` and ``some(…)``, which a plan may hold in any case.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Planner:
         *,
         examples: Sequence[Example] | None = None,
         instructions: str = "",
+        extended: bool = False,
         grammar: bool | None = None,
         max_lines: int = 24,
         max_tokens: int = 768,
@@ -70,6 +72,7 @@ class Planner:
         self._tools = tools
         self._examples = usable_examples(tools) if examples is None else tuple(examples)
         self._instructions = instructions
+        self._extended = extended
         self._grammar = grammar
         self._max_lines = max_lines
         self._max_tokens = max_tokens
@@ -137,6 +140,7 @@ class Planner:
                     first_id=request.first_id,
                     known=known,
                     max_lines=self._max_lines,
+                    extended=self._extended,
                 )
         messages = plan_messages(
             request.question,
@@ -145,6 +149,7 @@ class Planner:
             examples=self._examples,
             instructions=self._instructions,
             why=request.why,
+            extended=self._extended,
             tasks=request.tasks,
             outcomes=request.outcomes,
         )
