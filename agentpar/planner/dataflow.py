@@ -114,7 +114,7 @@ class _Promise(Unknown):
             promise: _Promise | None = self
             for step in path:
                 promise = promise and promise.part(step)
-            if promise is not None:
+            if promise is not None and promise.schema is not True:  # declared, not just possible
                 yield promise
 
     def _instead(self, step: Step, rest: tuple[Step, ...]) -> str:

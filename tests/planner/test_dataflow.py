@@ -355,6 +355,8 @@ def test_a_call_that_works_is_never_refused(at: int, data: st.DataObject) -> Non
     value = to_data(data.draw(values))
     ref = Ref(1, walk(data, value))
     part = resolve(ref, {1: Ok(value)})
+    if part == []:
+        return  # a list is taken to have items
     producer = Tool("source", "", {}, free.call, dict, output=output_schema("t", annotation))
     for sink in SINKS:
         try:
