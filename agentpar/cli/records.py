@@ -49,6 +49,13 @@ def run_plan(name: str, runs: Path) -> tuple[list[Task], Mapping[int, Outcome]]:
     return tasks, {e.task_id: e.outcome for e in events if isinstance(e, TaskDone)}
 
 
+def run_risky(name: str, runs: Path) -> frozenset[str]:
+    """The tools of a recorded run that write."""
+    from agentpar.executor.record import read_record
+
+    return read_record(find_run(name, runs)).risky
+
+
 def read_plan(path: Path) -> tuple[list[Task], Mapping[int, Outcome]]:
     """The tasks of a plan in a text file. What cannot be read is told on stderr.
 

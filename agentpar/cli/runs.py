@@ -13,7 +13,7 @@ import typer
 
 from agentpar.cache import write_whole
 from agentpar.cli.optimizing import optimized
-from agentpar.cli.records import find_run, read_plan, run_plan
+from agentpar.cli.records import find_run, read_plan, run_plan, run_risky
 from agentpar.errors import UsageError
 
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
@@ -69,7 +69,8 @@ def graph(
         raise UsageError("a PNG goes into a file: add '-o plan.png'")
     tasks, outcomes = read_plan(Path(plan)) if plan.endswith(".txt") else run_plan(plan, runs)
     if optimize:
-        tasks = optimized(tasks, goal, write or [], batch or [])
+        risky = frozenset() if plan.endswith(".txt") else run_risky(plan, runs)
+        tasks = optimized(tasks, goal, risky.union(write or ()), batch or [])
     elif goal or write or batch:
         raise UsageError("--goal, --write and --batch go with --optimize")
     match wanted:

@@ -282,3 +282,13 @@ def small_run() -> str:
 def test_the_prompts_of_an_ordinary_run_are_those_that_were_measured() -> None:
     """Word by word: who changes them on purpose measures again and writes `small_run` anew."""
     assert small_run() == Path(__file__).with_name("prompts.txt").read_text(encoding="utf-8")
+
+
+def test_the_extended_language_is_explained_only_where_asked_for() -> None:
+    """It adds a line and changes none."""
+    plain = plan_messages("Chile?", [nothing])[0].content
+    more = plan_messages("Chile?", [nothing], extended=True)[0].content
+    added = [line for line in more.splitlines() if line not in plain.splitlines()]
+    assert [line for line in more.splitlines() if line not in added] == plain.splitlines()
+    assert all(sign in "".join(added) for sign in ("$1[*].url", "any($1, $2)", "some(2, "))
+    assert "[*]" not in plain
