@@ -62,7 +62,7 @@ def read_plan(path: Path) -> tuple[list[Task], Mapping[int, Outcome]]:
     No tool is known here, so positional arguments are shown by their place.
     """
     from agentpar.plan import Task, needs
-    from agentpar.planner.parser import BadLine, Call, PlanParser
+    from agentpar.planner.parser import BadLine, Call, Cancel, PlanParser, Replace
 
     try:
         text = path.read_text(encoding="utf-8")
@@ -77,6 +77,8 @@ def read_plan(path: Path) -> tuple[list[Task], Mapping[int, Outcome]]:
             case Call(id, tool, args, kwargs, thought):
                 named = {f"_{place}": value for place, value in enumerate(args, 1)} | kwargs
                 tasks.append(Task(id, tool, named, needs(named), thought))
+            case Cancel(line=line) | Replace(Call(line=line)):
+                typer.echo(f"{path}: changes another plan, which is not here: {line!r}", err=True)
             case BadLine(line, message):
                 typer.echo(f"{path}: {message}: {line!r}", err=True)
     if not tasks:

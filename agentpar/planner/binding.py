@@ -48,6 +48,63 @@ def bind(
     return Task(call.id, call.tool, args, needed, call.thought)
 
 
+def rebind(
+    call: Call, tools: Mapping[str, Tool], tasks: Mapping[int, Task], ended: Collection[int]
+) -> Task:
+    """The task that takes the place of the unfinished task ``call.id``.
+
+    It may refer to any of ``tasks``, later ones included, as long as none of them needs it.
+    Raises `PlanError` as `bind` does, and where that task has ``ended`` or was never
+    planned, where the new one would need itself (with the way round), or where an
+    unfinished task could not use what it returns.
+    """
+    _check_unfinished("replace", call.id, tasks, ended)
+    known = tasks.keys() | set(ended)
+    task = bind(call, tools, known - {call.id}, tasks)
+    if circle := _circle(task, tasks):
+        raise PlanError(f"replace: {' needs '.join(f'${id}' for id in circle)}")
+    changed = {**tasks, task.id: task}
+    for user in tasks.values():
+        if task.id in user.needs and user.id not in ended and user.id != task.id:
+            try:
+                _check(_promised(user.args, tools[user.tool], tools, changed), tools[user.tool])
+            except PlanError as error:
+                raise PlanError(f"replace: ${user.id} could not use it: {error}") from None
+    return task
+
+
+def check_cancel(id: int, tasks: Mapping[int, Task], ended: Collection[int]) -> None:
+    """Raises `PlanError` where there is no unfinished task ``id`` to cancel."""
+    _check_unfinished("cancel", id, tasks, ended)
+
+
+def _check_unfinished(
+    what: str, id: int, tasks: Mapping[int, Task], ended: Collection[int]
+) -> None:
+    if id in ended:
+        raise PlanError(f"{what}: ${id} has ended already; its result stands")
+    if id not in tasks:
+        raise PlanError(f"{what}: there is no call {id}")
+
+
+def _circle(task: Task, tasks: Mapping[int, Task]) -> list[int]:
+    """The way from ``task`` over what it needs back to itself; empty where there is none."""
+    came_from: dict[int, int] = {}
+    pending = [task.id]
+    while pending:
+        id = pending.pop()
+        for need in task.needs if id == task.id else tasks[id].needs if id in tasks else ():
+            if need == task.id:
+                way = [id, need]
+                while way[0] != task.id:
+                    way.insert(0, came_from[way[0]])
+                return way
+            if need not in came_from:
+                came_from[need] = id
+                pending.append(need)
+    return []
+
+
 def _promised(
     args: Mapping[str, Any], tool: Tool, tools: Mapping[str, Tool], tasks: Mapping[int, Task]
 ) -> Mapping[str, Any]:

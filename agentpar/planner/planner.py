@@ -23,13 +23,15 @@ from agentpar.events import (
 from agentpar.plan import Ok, Outcome, Task
 from agentpar.planner.binding import bind
 from agentpar.planner.grammar import plan_grammar
-from agentpar.planner.parser import BadLine, Call, Item, Join, PlanParser
+from agentpar.planner.parser import BadLine, Call, Cancel, Item, Join, PlanParser, Replace
 from agentpar.planner.prompts import EXAMPLES, Example, plan_messages
 from agentpar.ports import Clock, ModelRequest, Runtime
 from agentpar.tools.base import Tool
 
 STOP = ("\njoin()",)
 """Where a plan ends: models like to write on behind it."""
+
+_UNCHANGING = "a call that is planned cannot be cancelled or replaced yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +206,8 @@ class _Reading:
                         self._known.add(task.id)
                         self._tasks[task.id] = task
                         self._emit(TaskPlanned(self._round, task, self._clock.now()))
+                case Cancel(line=line) | Replace(Call(line=line)):
+                    self._fault(_UNCHANGING, line, None)
                 case BadLine():
                     self._fault(item.message, item.text, item.id)
                 case Join():
@@ -235,6 +239,8 @@ def plan_problems(plan: str, tools: Mapping[str, Tool]) -> list[str]:
                     tasks[item.id] = bind(item, tools, tasks, tasks)
                 except PlanError as error:
                     problems.append(str(error))
+            case Cancel(line=line) | Replace(Call(line=line)):
+                problems.append(f"{_UNCHANGING}: {line!r}")
             case BadLine():
                 problems.append(f"{item.message}: {item.text!r}")
             case Join():

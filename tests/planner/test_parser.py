@@ -15,9 +15,11 @@ from agentpar.planner.parser import (
     MAX_LENGTH,
     BadLine,
     Call,
+    Cancel,
     Item,
     Join,
     PlanParser,
+    Replace,
     format_call,
 )
 
@@ -550,3 +552,58 @@ def test_a_pick_deep_in_brackets_costs_no_stack() -> None:
 def test_a_pick_over_lines_is_one_value() -> None:
     """A line that begins with any( is no call: it has no number."""
     assert call("1. f(\nany(\n$1,\n$2))").args == (Pick((Ref(1), Ref(2))),)
+
+
+# -- lines that change a plan --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [None, 1, 2, 5])
+def test_a_later_plan_may_cancel_and_replace(size: int | None) -> None:
+    """In lines without a number, and in any pieces; thoughts belong to the new call."""
+    text = (
+        "cancel($3)\nThought: the other page\n - replace( ${4} , fetch($1[1].url, n=any($1, $2)))"
+        "  # better\n5. f()\nreplace($2, now())\njoin()"
+    )
+    assert parse(text, size) == [
+        Cancel(3, "cancel($3)"),
+        Replace(
+            Call(
+                4,
+                "fetch",
+                (Ref(1, (1, "url")),),
+                {"n": Pick((Ref(1), Ref(2)))},
+                "the other page",
+                "- replace( ${4} , fetch($1[1].url, n=any($1, $2)))",
+            )
+        ),
+        Call(5, "f", line="5. f()"),
+        Replace(Call(2, "now", line="replace($2, now())")),
+        Join(),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("cancel()", "cancel() names a whole call, as in cancel($3)"),
+        ("cancel(3)", "cancel() names a whole call"),
+        ("cancel($3.x)", "cancel() names a whole call"),
+        ("cancel($3, $4)", "cancel() names a whole call"),
+        ("replace($3)", "replace() names a whole call, as in replace($3, search("),
+        ("replace($3, 4)", "replace() takes a call, as in replace($3, search("),
+        ("replace($3, f(1), g())", "replace() takes one call"),
+        ("replace($3, f(x))", "expected a value, not 'x))'; text needs quotes"),
+    ],
+)
+def test_a_change_that_cannot_be_read_is_a_bad_line(line: str, message: str) -> None:
+    """It takes no line with it."""
+    found, after = parse(f"{line}\n7. f()")
+    assert isinstance(found, BadLine)
+    assert found.message.startswith(message)
+    assert after == Call(7, "f", line="7. f()")
+
+
+def test_tools_may_be_named_cancel_and_replace() -> None:
+    """A call has a number. In an open call such a line changes nothing either."""
+    assert call("1. cancel($3)") == Call(1, "cancel", (Ref(3),), line="1. cancel($3)")
+    assert call('1. f("a\nreplace($3, x)")').args == ("a\nreplace($3, x)",)

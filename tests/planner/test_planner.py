@@ -364,3 +364,11 @@ async def test_the_extended_language_reaches_prompt_and_grammar() -> None:
     assert "any(" not in f"{plain.messages[0].content}{plain.grammar}"
     assert "any(" in more.messages[0].content
     assert "any(" in str(more.grammar)
+
+
+async def test_a_line_that_changes_the_plan_is_told() -> None:
+    """Nothing acts on it yet, and nothing is dropped in silence."""
+    events = await plan('1. population("Chile")\ncancel($1)\nreplace($1, add(1, 2))\njoin()')
+    faults = [event for event in events if isinstance(event, PlanFault)]
+    assert [fault.line for fault in faults] == ["cancel($1)", "replace($1, add(1, 2))"]
+    assert all("cannot be cancelled or replaced yet" in fault.message for fault in faults)
