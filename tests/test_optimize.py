@@ -43,7 +43,7 @@ def renamed(outcome: Outcome, same: Mapping[int, int]) -> Outcome:
 
 
 @given(plans())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_merging_equal_calls_changes_no_outcome(tasks: list[Task]) -> None:
     """Failures, skips, picks and lists included; and no call is made that was not made before."""
     plain, smaller = World(), World()
@@ -61,7 +61,7 @@ def test_merging_equal_calls_changes_no_outcome(tasks: list[Task]) -> None:
 
 
 @given(plans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_of_equal_calls_one_stays(tasks: list[Task]) -> None:
     """Merging again finds nothing, and what is gone is a read that nothing races."""
     merged = merge_equal(tasks, RISKY)
@@ -71,7 +71,7 @@ def test_of_equal_calls_one_stays(tasks: list[Task]) -> None:
 
 
 @given(plans(), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_without_dead_calls_every_goal_comes_to_the_same(
     tasks: list[Task], data: st.DataObject
 ) -> None:
@@ -86,7 +86,7 @@ def test_without_dead_calls_every_goal_comes_to_the_same(
 
 
 @given(plans(), st.integers(1, 3))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_batches_come_to_what_their_calls_come_to(tasks: list[Task], limit: int) -> None:
     """A plan run level by level, each batch before any of it has ended, is the plan run one by one.
 
@@ -113,7 +113,7 @@ def test_batches_come_to_what_their_calls_come_to(tasks: list[Task], limit: int)
 
 
 @given(plans(picks=False, stars=False), st.randoms(use_true_random=False))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_the_machine_comes_to_what_the_naive_interpreter_comes_to(
     tasks: list[Task], random: Any
 ) -> None:
