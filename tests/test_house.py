@@ -34,6 +34,7 @@ FLOORS = (
         "fingerprint",
         "labels",
         "permissions",
+        "optimize",
     ),
     ("planner", "executor", "memory", "runtime", "miniweb"),
     ("agent", "answer", "partial", "session"),

@@ -22,7 +22,7 @@ from agentpar.executor.machine import Ask, Command, Execute, Machine, Settle
 from agentpar.fingerprint import fingerprint
 from agentpar.labels import Label, Origin
 from agentpar.permissions import Permissions
-from agentpar.plan import Failed, Ok, Ref, Skipped, Task
+from agentpar.plan import EACH, Failed, Ok, Pick, Ref, Skipped, Star, Task
 from agentpar.policy import PLAIN, Limits, Policy, Price
 
 FORMAT = 2
@@ -34,7 +34,7 @@ _FIELDS: dict[type, tuple[str, ...]] = {
     for kind in (*_EVENTS.values(), *_OUTCOMES.values(), Usage, Citation)
 }
 """Worked out once: it is asked for with every event."""
-_OURS = frozenset(("$ref", "$int", "$literal"))
+_OURS = frozenset(("$ref", "$pick", "$int", "$literal"))
 _OUTCOME_NAMES = {kind: name for name, kind in _OUTCOMES.items()}
 
 
@@ -52,8 +52,10 @@ def _encode(value: Any) -> Any:
             return {"$int": hex(value)}  # not every reader of JSON has numbers that large
         case None | bool() | int() | float() | str():
             return value
-        case Ref(task, path):
-            return {"$ref": [task, *path]}
+        case Ref():
+            return {"$ref": _encode_ref(value)}
+        case Pick(refs, k):
+            return {"$pick": [k, *map(_encode_ref, refs)]}
         case Task():
             return {
                 "id": value.id,
@@ -77,6 +79,16 @@ def _encode(value: Any) -> Any:
             return [_encode(item) for item in value]
         case _:
             raise TypeError(f"{type(value).__name__} cannot be recorded: {value!r:.80}")
+
+
+def _encode_ref(ref: Ref) -> list[Any]:
+    """Its task and its path, in which null stands for `EACH`: a field may have any name."""
+    return [ref.task, *(None if isinstance(step, Star) else step for step in ref.path)]
+
+
+def _decode_ref(data: Sequence[Any]) -> Ref:
+    task, *path = data
+    return Ref(task, tuple(EACH if step is None else step for step in path))
 
 
 def decode(data: Mapping[str, Any]) -> Event:
@@ -115,8 +127,10 @@ def _decode_field(name: str, value: Any) -> Any:
 def _decode(value: Any) -> Any:
     if isinstance(value, dict):
         if "$ref" in value:
-            task, *path = value["$ref"]
-            return Ref(task, tuple(path))
+            return _decode_ref(value["$ref"])
+        if "$pick" in value:
+            k, *refs = value["$pick"]
+            return Pick(tuple(map(_decode_ref, refs)), k)
         if "$int" in value:
             return int(value["$int"], 16)
         if "$literal" in value:

@@ -24,13 +24,15 @@ from agentpar.events import (
 from agentpar.plan import Ok, Outcome, Task
 from agentpar.planner.binding import bind
 from agentpar.planner.grammar import plan_grammar
-from agentpar.planner.parser import BadLine, Call, Item, Join, PlanParser
+from agentpar.planner.parser import BadLine, Call, Cancel, Item, Join, PlanParser, Replace
 from agentpar.planner.prompts import EXAMPLES, Example, plan_messages
 from agentpar.ports import Clock, ModelRequest, Runtime
 from agentpar.tools.base import Tool
 
 STOP = ("\njoin()",)
 """Where a plan ends: models like to write on behind it."""
+
+_UNCHANGING = "a call that is planned cannot be cancelled or replaced yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ class Planner:
     ``grammar`` None uses constrained decoding where the runtime has it and takes our
     grammar, True insists, False never does. ``max_lines`` bounds the calls of a constrained
     plan, ``max_tokens`` the text of any; one that is cut off there is told as a fault.
-    ``examples`` None takes the built-in ones that these tools can run.
+    ``examples`` None takes the built-in ones that these tools can run. ``extended`` tells the
+    model of ``$1[*]``, ``any(…)`` and ``some(…)``, which a plan may hold in any case.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Planner:
         *,
         examples: Sequence[Example] | None = None,
         instructions: str = "",
+        extended: bool = False,
         grammar: bool | None = None,
         max_lines: int = 24,
         max_tokens: int = 768,
@@ -76,6 +80,7 @@ class Planner:
         self._tools = tools
         self._examples = usable_examples(tools) if examples is None else tuple(examples)
         self._instructions = instructions
+        self._extended = extended
         self._grammar = grammar
         self._max_lines = max_lines
         self._max_tokens = max_tokens
@@ -143,6 +148,7 @@ class Planner:
                     first_id=request.first_id,
                     known=known,
                     max_lines=self._max_lines,
+                    extended=self._extended,
                 )
         messages = plan_messages(
             request.question,
@@ -151,6 +157,7 @@ class Planner:
             examples=self._examples,
             instructions=self._instructions,
             why=request.why,
+            extended=self._extended,
             tasks=request.tasks,
             outcomes=request.outcomes,
         )
@@ -179,6 +186,7 @@ class _Reading:
         self._round = request.round
         self._tools = tools
         self._known = set(request.tasks) | set(request.outcomes)
+        self._tasks = dict(request.tasks)
         self._emit = emit
         self._clock = clock
         self._parser = PlanParser()
@@ -200,12 +208,15 @@ class _Reading:
             match item:
                 case Call():
                     try:
-                        task = bind(item, self._tools, self._known)
+                        task = bind(item, self._tools, self._known, self._tasks)
                     except PlanError as error:
                         self._fault(str(error), item.line, item.id)
                     else:
                         self._known.add(task.id)
+                        self._tasks[task.id] = task
                         self._tell(TaskPlanned(self._round, task, self._clock.now()))
+                case Cancel(line=line) | Replace(Call(line=line)):
+                    self._fault(_UNCHANGING, line, None)
                 case BadLine():
                     self._fault(item.message, item.text, item.id)
                 case Join():
@@ -240,15 +251,17 @@ def usable_examples(tools: Mapping[str, Tool]) -> tuple[Example, ...]:
 def plan_problems(plan: str, tools: Mapping[str, Tool]) -> list[str]:
     """What keeps ``plan`` from running with ``tools``: one message per unusable line."""
     problems: list[str] = []
-    known: set[int] = set()
+    tasks: dict[int, Task] = {}
     parser = PlanParser()
     for item in [*parser.feed(plan), *parser.close()]:
         match item:
             case Call():
                 try:
-                    known.add(bind(item, tools, known).id)
+                    tasks[item.id] = bind(item, tools, tasks, tasks)
                 except PlanError as error:
                     problems.append(str(error))
+            case Cancel(line=line) | Replace(Call(line=line)):
+                problems.append(f"{_UNCHANGING}: {line!r}")
             case BadLine():
                 problems.append(f"{item.message}: {item.text!r}")
             case Join():

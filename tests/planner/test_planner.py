@@ -353,3 +353,53 @@ async def test_a_plan_that_comes_out_differently_ends() -> None:
     (fault,) = faults(events)
     assert "written differently when it was asked for again" in fault.message
     assert isinstance(events[-1], PlanEnded)
+
+
+async def test_a_reference_that_cannot_fit_is_a_fault_of_the_plan() -> None:
+    """Told with its line before the call it refers to has run; the rest of the plan stands."""
+    events = await plan('1. population("Chile")\n2. add($1.people, 1)\n3. add($1, 1)\njoin()')
+    [fault] = [event for event in events if isinstance(event, PlanFault)]
+    assert fault.message == ("add: $1.people: $1 (population) is an integer; did you mean $1?")
+    assert fault.task_id == 2
+    assert [task.id for task in tasks(events)] == [1, 3]
+
+
+async def test_references_to_an_earlier_round_are_checked_too() -> None:
+    """The tasks of that round say which tool made the value."""
+    request = PlanRequest("?", 2, 2, "more", {1: Task(1, "population")}, {1: Ok(19)})
+    events = await plan("2. add($1[0], 1)\njoin()", request)
+    assert [e.message for e in events if isinstance(e, PlanFault)] == [
+        "add: $1[0]: $1 (population) is an integer; did you mean $1?"
+    ]
+
+
+async def test_the_extended_language_reaches_prompt_and_grammar() -> None:
+    """One option for both; a plan may use it in any case."""
+    asked: list[ModelRequest] = []
+
+    class Keeps(ScriptedRuntime):
+        async def capabilities(self) -> Any:
+            return frozenset({"grammar"})
+
+        def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
+            asked.append(request)
+            return super().stream(request)
+
+    text = '1. population("a")\n2. add(any($1, $1), 1)\njoin()'
+    for extended in (False, True):
+        events: list[Event] = []
+        planner = Planner(Keeps([text]), TOOLS, extended=extended)
+        await planner.plan(PlanRequest("?"), events.append, Clock())
+        assert [task.id for task in tasks(events)] == [1, 2]
+    plain, more = asked
+    assert "any(" not in f"{plain.messages[0].content}{plain.grammar}"
+    assert "any(" in more.messages[0].content
+    assert "any(" in str(more.grammar)
+
+
+async def test_a_line_that_changes_the_plan_is_told() -> None:
+    """Nothing acts on it yet, and nothing is dropped in silence."""
+    events = await plan('1. population("Chile")\ncancel($1)\nreplace($1, add(1, 2))\njoin()')
+    faults = [event for event in events if isinstance(event, PlanFault)]
+    assert [fault.line for fault in faults] == ["cancel($1)", "replace($1, add(1, 2))"]
+    assert all("cannot be cancelled or replaced yet" in fault.message for fault in faults)
