@@ -119,6 +119,11 @@ class Agent:
     A plan has at most ``max_plan_tokens`` tokens and, under a grammar, ``max_plan_lines``
     calls; an answer has at most ``max_answer_tokens`` tokens. One that is cut off says so.
 
+    ``extended_plans`` tells the model of more that a plan may say: a call for each element of a
+    list (``$1[*].url``), and the first good ones of several (``any($1, $2)``). With
+    ``replan_early`` a failed call asks for the next plan at once, while others go on; that plan
+    may add, replace and cancel calls.
+
     A run may spend ``max_steps`` attempts of tool calls, ``max_tokens`` of the model,
     ``max_cost_usd`` (calls as their tools say, tokens at ``price``), and ``deadline`` seconds: what
     would go beyond is not begun, and the answer is made of what is there
@@ -161,6 +166,8 @@ class Agent:
         max_answer_tokens: int = 512,
         max_tasks: int = 1000,
         max_replans: int = 2,
+        replan_early: bool = False,
+        extended_plans: bool = False,
         concurrency: int = 64,
         max_steps: int | None = None,
         max_tokens: int | None = None,
@@ -214,10 +221,12 @@ class Agent:
         self._seed = seed
         self._max_plan_tokens = max_plan_tokens
         self._max_plan_lines = max_plan_lines
+        self._extended_plans = extended_plans
         self._max_answer_tokens = max_answer_tokens
         limits = Limits(
             max_tasks=max_tasks,
             max_replans=max_replans,
+            replan_early=replan_early,
             concurrency=concurrency,
             max_steps=max_steps,
             max_tokens=max_tokens,
@@ -468,6 +477,7 @@ class Agent:
             instructions=self._instructions,
             grammar=self._grammar,
             max_lines=self._max_plan_lines,
+            extended=self._extended_plans,
             max_tokens=self._max_plan_tokens,
             temperature=self._temperature,
             seed=self._seed,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from agentpar.events import Answered, Citation, Event, ModelUsed, PlanFault, RunFinished, Usage
 from agentpar.executor.machine import Machine, catch_up
-from agentpar.plan import Ok, Outcome, Task
+from agentpar.plan import Ok, Outcome, Task, whole
 from agentpar.policy import Limits
 
 
@@ -107,14 +107,15 @@ def answer_of(run_id: str, machine: Machine, events: Iterable[Event]) -> Answer:
             case RunFinished():
                 status, error = event.status, event.error
                 stopped_by = event.stopped_by
+    tasks, outcomes = whole(machine.tasks, machine.outcomes)
     return Answer(
         run_id=run_id,
         question=machine.question,
         text=text,
         citations=citations,
         unsupported=unsupported,
-        tasks=dict(sorted(machine.tasks.items())),
-        outcomes=dict(sorted(machine.outcomes.items())),
+        tasks=dict(sorted(tasks.items())),
+        outcomes=dict(sorted(outcomes.items())),
         faults=tuple(machine.faults),
         usage=replace(usage, steps=spent.steps, cost_usd=spent.cost, stopped_by=stopped_by),
         rounds=machine.round,

@@ -203,6 +203,26 @@ class TaskDone:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskItem:
+    """The task has brought element ``index`` of its list, and goes on."""
+
+    task_id: int
+    index: int
+    value: Any
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReplaced:
+    """Another call stands in the place of one that had not ended: it has its number, and what
+    waited for that waits for this."""
+
+    round: int
+    task: Task
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class TaskCancelled:
     """Somebody wants no result of this task any more, and says why."""
 
@@ -295,6 +315,8 @@ Event = (
     | TaskStarted
     | AttemptFailed
     | TaskDone
+    | TaskItem
+    | TaskReplaced
     | TaskCancelled
     | Woke
     | JoinStarted

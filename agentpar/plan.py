@@ -72,18 +72,25 @@ class Pick:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One tool call of a plan. ``args`` holds typed literals, `Ref` and `Pick`, by name."""
+    """One tool call of a plan. ``args`` holds typed literals, `Ref` and `Pick`, by name.
+
+    ``special`` is whether they hold a `Pick` or a star (`is_special`). A task over the elements of
+    a list is made of others: ``part`` of such a one names it and the element, and its ``args``
+    are values.
+    """
 
     id: int
     tool: str
     args: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[int, ...] = ()
     thought: str = ""
+    special: bool = field(default=False, compare=False, repr=False)
+    part: tuple[int, int] | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, id: int, tool: str, thought: str = "", /, **args: Any) -> Task:
         """Build a task and work out ``needs`` from the references in ``args``."""
-        return cls(id, tool, args, needs(args), thought)
+        return cls(id, tool, args, needs(args), thought, is_special(args))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +142,11 @@ def has_value(outcome: Outcome | None) -> TypeGuard[Ok | Failed]:
     return isinstance(outcome, Ok) or (isinstance(outcome, Failed) and outcome.kept)
 
 
+def value_of(outcome: Ok | Failed) -> Any:
+    """What references to a task with this outcome lead to (see `has_value`)."""
+    return outcome.value if isinstance(outcome, Ok) else {"error": outcome.error}
+
+
 def references(value: Any) -> Iterator[Ref]:
     """Every `Ref` inside ``value``, those of a `Pick` included, in writing order.
 
@@ -167,6 +179,11 @@ def _operands(value: Any) -> Iterator[Ref | Pick]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _operands(item)
+
+
+def is_special(args: Mapping[str, Any]) -> bool:
+    """Whether ``args`` hold a `Pick` or a reference with a star."""
+    return any(isinstance(item, Pick) or EACH in item.path for item in _operands(args))
 
 
 def needs(args: Mapping[str, Any]) -> tuple[int, ...]:
@@ -276,8 +293,7 @@ def resolve(ref: Ref, outcomes: Mapping[int, Outcome]) -> Any:
     outcome = outcomes.get(ref.task)
     if not has_value(outcome):
         raise PlanError(f"{ref}: task {ref.task} has no value")
-    value = outcome.value if isinstance(outcome, Ok) else {"error": outcome.error}
-    return _follow(ref, value, 0)
+    return _follow(ref, value_of(outcome), 0)
 
 
 def _follow(ref: Ref, value: Any, start: int) -> Any:
@@ -379,11 +395,23 @@ def collect(outcomes: Sequence[Outcome]) -> Outcome:
     has none, so that it does not depend on which ended first.
     """
     for index, outcome in enumerate(outcomes):
-        if isinstance(outcome, Failed):
+        if isinstance(outcome, Failed) and not outcome.kept:
             return Failed(f"element {index}: {outcome.error}", outcome.kind)
         if isinstance(outcome, Skipped):
             return outcome
-    return Ok([outcome.value for outcome in outcomes if isinstance(outcome, Ok)])
+    return Ok([value_of(outcome) for outcome in outcomes if has_value(outcome)])
+
+
+def whole(
+    tasks: Mapping[int, Task], outcomes: Mapping[int, Outcome]
+) -> tuple[dict[int, Task], dict[int, Outcome]]:
+    """``tasks`` and ``outcomes`` as the plan was written: without the parts of tasks over a list,
+    whose values stand in those tasks' own."""
+    parts = {id for id, task in tasks.items() if task.part is not None}
+    return (
+        {id: task for id, task in tasks.items() if id not in parts},
+        {id: outcome for id, outcome in outcomes.items() if id not in parts},
+    )
 
 
 # -- the plan as a graph -----------------------------------------------------------------

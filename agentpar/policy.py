@@ -119,6 +119,9 @@ class Limits:
     ``deadline`` is seconds from the run's start to its answer. ``per_host`` and ``host_rate``
     bound the calls in flight, and begun in a second, at one host.
 
+    ``replan_early``: a call that fails while others run asks for the next plan at once, which may
+    add, replace and cancel calls while they go on; otherwise a plan is over before the next.
+
     ``plan_tokens`` and ``answer_tokens`` are what a plan and an answer may take at most: so
     much is set aside before either is asked for.
     """
@@ -132,6 +135,7 @@ class Limits:
     deadline: float | None = None
     per_host: int | None = None
     host_rate: float | None = None
+    replan_early: bool = False
     plan_tokens: int = 0
     answer_tokens: int = 0
     price: Price = field(default_factory=Price)

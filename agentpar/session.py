@@ -21,6 +21,7 @@ from agentpar.executor.record import RecordWriter
 from agentpar.memory.evidence import sources
 from agentpar.partial import partial_answer
 from agentpar.permissions import Permissions, Rule
+from agentpar.plan import whole
 from agentpar.planner.joiner import Joiner, JoinRequest
 from agentpar.planner.planner import Planner, PlanRequest
 from agentpar.policy import Limits
@@ -170,27 +171,30 @@ class Session:
             first_id = 1 + max(
                 (id for id in [*machine.tasks, *machine.outcomes] if id not in own), default=0
             )
+        written, known = whole(machine.tasks, machine.outcomes)
         request = PlanRequest(
             machine.question,
             command.round,
             first_id,
             command.why,
-            {id: task for id, task in machine.tasks.items() if id not in own},
-            {id: outcome for id, outcome in machine.outcomes.items() if id not in own},
+            {id: task for id, task in written.items() if id not in own},
+            {id: outcome for id, outcome in known.items() if id not in own},
             standing,
+            machine.outcomes.keys(),
         )
         await self._planner.plan(request, emit, self.driver.clock)
 
     async def _join(self, command: Join, emit: Emit) -> None:
         machine = self.machine
+        tasks, outcomes = whole(machine.tasks, machine.outcomes)
         request = JoinRequest(
             machine.question,
             command.round,
             command.final,
-            machine.tasks,
-            machine.outcomes,
+            tasks,
+            outcomes,
             machine.faults,
-            sources(machine.tasks, machine.outcomes),
+            sources(tasks, outcomes),
         )
         await self._joiner.join(request, emit, self.driver.clock)
 
@@ -202,14 +206,15 @@ class Session:
             for event in self.events
             if isinstance(event, JoinText) and event.round == command.round
         )
+        tasks, outcomes = whole(machine.tasks, machine.outcomes)
         emit(
             partial_answer(
                 command.round,
                 command.why,
                 written,
-                machine.tasks,
-                machine.outcomes,
-                sources(machine.tasks, machine.outcomes),
+                tasks,
+                outcomes,
+                sources(tasks, outcomes),
                 self.driver.clock.now(),
             )
         )

@@ -30,7 +30,9 @@ from agentpar.events import (
     RunStarted,
     TaskCancelled,
     TaskDone,
+    TaskItem,
     TaskPlanned,
+    TaskReplaced,
     TaskStarted,
     Usage,
     Woke,
@@ -166,7 +168,9 @@ class Story:
                 task_ = self._task(id)
                 task_.outcome, task_.ended, task_.asking = outcome, at, False
                 task_.via = event.via
-            case TaskCancelled() | Woke():
+            case TaskReplaced(number, task, at):
+                self.tasks[task.id] = TaskStory(task, number, at)
+            case TaskItem() | TaskCancelled() | Woke():
                 pass  # what comes of it is told by other events
             case JoinStarted(number, at):
                 round_ = self._round(number)

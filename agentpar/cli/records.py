@@ -72,7 +72,7 @@ def read_plan(path: Path) -> tuple[list[Task], Mapping[int, Outcome]]:
 
     No tool is known here, so positional arguments are shown by their place.
     """
-    from agentpar.plan import Task, needs
+    from agentpar.plan import Task, is_special, needs
     from agentpar.planner.parser import BadLine, Call, Cancel, PlanParser, Replace
 
     text = read_text(path)
@@ -82,7 +82,7 @@ def read_plan(path: Path) -> tuple[list[Task], Mapping[int, Outcome]]:
         match item:
             case Call(id, tool, args, kwargs, thought):
                 named = {f"_{place}": value for place, value in enumerate(args, 1)} | kwargs
-                tasks.append(Task(id, tool, named, needs(named), thought))
+                tasks.append(Task(id, tool, named, needs(named), thought, is_special(named)))
             case Cancel(line=line) | Replace(Call(line=line)):
                 typer.echo(f"{path}: changes another plan, which is not here: {line!r}", err=True)
             case BadLine(line, message):

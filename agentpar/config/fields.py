@@ -199,6 +199,10 @@ class PlannerFields(Section):
     """Most tool calls of one plan that is decoded under a grammar."""
     replans: CountOrZero = 2
     """How many more rounds the joiner may ask for; 0 for none."""
+    replan_on: Literal["answer", "failure"] = "answer"
+    """When the next plan is asked for: when the joiner asks, or as soon as a call has failed."""
+    extended: bool = False
+    """Tell the model of ``$1[*]``, ``any(…)`` and ``some(…)``; a plan may hold them in any case."""
     examples: Annotated[list[PlanExample], Field(min_length=1), _OR_FILE] | None = None
     """Plans shown to the model, or a ``file:`` that holds them; by default the built-in ones."""
     grammar: Literal["auto", "always", "never"] = "auto"

@@ -64,6 +64,8 @@ class AgentSpec:
             "max_plan_lines": file.planner.max_lines,
             "max_tasks": file.planner.max_tasks,
             "max_replans": file.planner.replans,
+            "replan_early": file.planner.replan_on == "failure",
+            "extended_plans": file.planner.extended,
             "concurrency": file.defaults.concurrency,
             "timeout": file.defaults.timeout,
             "policies": _policies(file) or None,

@@ -19,7 +19,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -33,6 +33,8 @@ from agentpar.events import (
     PlanFailed,
     RunFinished,
     TaskDone,
+    TaskItem,
+    TaskPlanned,
     TaskStarted,
     Woke,
 )
@@ -44,6 +46,7 @@ from agentpar.executor.machine import (
     Command,
     Conclude,
     Execute,
+    Expand,
     Finish,
     Join,
     Machine,
@@ -231,6 +234,9 @@ class Driver:
             case Execute():
                 key = ("call", command.task.id, command.attempt)
                 self._start(key, self._execute(command, key))
+            case Expand(_, parts):
+                round, now = self.machine.round, self.clock.now()
+                self._inbox.extend(TaskPlanned(round, part, now) for part in parts)
             case Settle(task_id, outcome, via):
                 self._inbox.append(TaskDone(task_id, outcome, self.clock.now(), via=via))
             case Plan(round):
@@ -451,7 +457,10 @@ class Driver:
         if limit is not None:
             alarm = self._loop.call_later(limit, self._too_late, key, tool.name, limit)
         try:
-            value = to_data(await tool.call(**arguments))
+            if tool.streams:
+                value = await self._streamed(tool.call(**arguments), key[1])
+            else:
+                value = to_data(await tool.call(**arguments))
         except asyncio.CancelledError:
             if key not in self._late:
                 if _is_cancelled():
@@ -469,6 +478,15 @@ class Driver:
             limit_text = f"max_result_bytes={self._max_result_bytes:,}"
             return Failed(f"{tool.name} returned more than {limit_text}", "size"), None
         return Ok(value), None
+
+    async def _streamed(self, items: Any, id: int) -> list[Any]:
+        """The elements that a tool yields, each told as it comes."""
+        values: list[Any] = []
+        async with aclosing(items):
+            async for item in items:
+                values.append(to_data(item))
+                self.emit(TaskItem(id, len(values) - 1, values[-1], self.clock.now()))
+        return values
 
 
 class _Broken(BaseException):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from agentpar.errors import PlanError
 from agentpar.events import (
@@ -30,7 +30,9 @@ from agentpar.events import (
     RunStarted,
     TaskCancelled,
     TaskDone,
+    TaskItem,
     TaskPlanned,
+    TaskReplaced,
     Woke,
 )
 from agentpar.executor.admission import NEVER, Admission, Lane
@@ -39,7 +41,23 @@ from agentpar.executor.latency import Latency
 from agentpar.executor.ranks import upward_ranks
 from agentpar.labels import TRUSTED, Label, brought_in, label_of
 from agentpar.permissions import Permissions, bound_to
-from agentpar.plan import Failed, Ok, Outcome, Skipped, Task, fill, has_value
+from agentpar.plan import (
+    Failed,
+    Ok,
+    Outcome,
+    Ref,
+    Skipped,
+    Task,
+    blocker,
+    collect,
+    each,
+    element_args,
+    elements,
+    fill,
+    has_value,
+    picks,
+    ready,
+)
 from agentpar.policy import PLAIN, Limits, Policy
 
 HEDGE_AFTER = 0.95
@@ -50,6 +68,8 @@ JOIN_SHARE = 0.3
 """The share of a deadline kept for the answer while nothing is known of how long one takes."""
 JOIN = "join()"
 """Under this name the machine learns how long answers take; no tool can have it."""
+PARTS = 1_000_000
+"""The parts of task 3 are numbered from 3,000,001: no plan counts that far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +102,14 @@ class Settle:
     task_id: int
     outcome: Outcome
     via: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Expand:
+    """The task is one call for each element of a list: plan these."""
+
+    task_id: int
+    parts: tuple[Task, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +168,7 @@ class Finish:
     error: str = ""
 
 
-Command = Plan | Execute | Settle | Ask | Cancel | Wake | Join | Conclude | Finish
+Command = Plan | Execute | Expand | Settle | Ask | Cancel | Wake | Join | Conclude | Finish
 
 
 @dataclass(slots=True, eq=False)
@@ -203,6 +231,12 @@ class Machine:
         self._planner_read: tuple[int, ...] = ()
         self._unmet: dict[int, int] = {}  # task not ended -> how many of its needs have not ended
         self._dependants: dict[int, list[int]] = {}
+        self._picking: set[int] = set()  # may start before all they need has ended
+        self._unneeded: list[tuple[int, int]] = []  # (task, which did not wait for it)
+        self._parts: dict[int, list[int]] = {}  # of tasks over a list, those that were planned
+        self._unfit: dict[int, str] = {}  # parts whose arguments cannot be filled, and why
+        self._items: dict[int, list[Any]] = {}  # elements of lists that are still coming
+        self._tried: dict[int, int] = {}  # attempts of a call that was replaced
         self._asked: dict[int, Ask] = {}
         self._calls: dict[int, _Call] = {}
         self._admission = Admission(self.limits, self.policies, self.latency)
@@ -228,6 +262,8 @@ class Machine:
             TaskPlanned: self._task_planned,
             TaskDone: self._task_done,
             AttemptFailed: self._attempt_failed,
+            TaskItem: self._task_item,
+            TaskReplaced: self._task_replaced,
             TaskCancelled: self._task_cancelled,
             Woke: self._woke,
             RunStarted: self._run_started,
@@ -312,16 +348,24 @@ class Machine:
         if id in self.tasks or id in self.outcomes:
             raise PlanError(f"task {id} is planned twice")
         self.tasks[id] = task
-        if self._planner_read:
-            self.read[id] = self._planner_read
-        if id > self._last_id:
-            self._last_id = id
+        if task.part is not None:
+            if (read := self.read.get(task.part[0])) is not None:
+                self.read[id] = read
+        else:
+            if self._planner_read:
+                self.read[id] = self._planner_read
+            if id > self._last_id:
+                self._last_id = id
         self._unmet[id] = 0
         if len(self.tasks) > self.limits.max_tasks:
             return [Settle(id, self._too_many())]
-        if not task.needs:
+        if not task.needs or task.part is not None:
             return self._start(task)
-        unmet = 0
+        return self._await_needs(task)
+
+    def _await_needs(self, task: Task) -> list[Command]:
+        """The task waits for what it needs, or starts where that has ended."""
+        id, unmet = task.id, 0
         for need in task.needs:
             if need in self._unmet and need != id:
                 unmet += 1
@@ -332,7 +376,35 @@ class Machine:
             if need not in self.outcomes:
                 self._dependants.setdefault(need, []).append(id)
         self._unmet[id] = unmet
+        if task.special and unmet and any(picks(task.args)):
+            self._picking.add(id)
+            return self._start_early(task)
         return [] if unmet else self._start(task)
+
+    def _start_early(self, task: Task) -> list[Command]:
+        """A task that picks among others needs no more of them than it picks."""
+        if not ready(task.args, self.outcomes):
+            return []
+        id = task.id
+        self._picking.discard(id)
+        self._unmet[id] = 0
+        commands = self._start(task)
+        for need in task.needs:
+            if need in self._unmet:
+                self._dependants[need].remove(id)
+                self._unneeded.append((need, id))
+        return commands + self._drop_unneeded()
+
+    def _drop_unneeded(self) -> list[Command]:
+        """Cancel what a pick did without, once no line of the plan can ask for it any more."""
+        if self._planning or not self._unneeded:
+            return []
+        commands: list[Command] = []
+        left, self._unneeded = self._unneeded, []
+        for need, id in left:
+            if need in self._unmet and not self._dependants.get(need):
+                commands += self._abandon(need, f"task {id} has what it needs", branch=True)
+        return commands
 
     def _too_many(self) -> Failed:
         return Failed(f"the plan has more than max_tasks={self.limits.max_tasks} tasks", "plan")
@@ -350,7 +422,7 @@ class Machine:
     def _plan_ended(self, event: PlanEnded) -> list[Command]:
         self._planning = False
         self._ranked = 0  # the whole of it is known only now
-        return self._join_if_quiet()
+        return self._drop_unneeded() or self._join_if_quiet()
 
     def _plan_failed(self, event: PlanFailed) -> list[Command]:
         if not self._planning:
@@ -375,11 +447,23 @@ class Machine:
         order, does not depend on which ended first. It costs nothing: so does the joiner.
         """
         args = task.args
-        if task.needs:
-            for need in task.needs:
-                outcome = self.outcomes[need]
-                if type(outcome) is not Ok and not has_value(outcome):
-                    return [Settle(task.id, Skipped(need))]
+        if task.part is not None:
+            if task.id in self._unfit:
+                return [Settle(task.id, Failed(self._unfit.pop(task.id), "reference"))]
+        elif task.needs:
+            if task.special:
+                if (because := blocker(args, self.outcomes)) is not None:
+                    return [Settle(task.id, Skipped(because))]
+                if task.id in self._parts:
+                    ended = [self.outcomes[part] for part in self._parts[task.id]]
+                    return [Settle(task.id, collect(ended))]
+                if (over := each(args)) is not None:
+                    return self._expand(task, over)
+            else:
+                for need in task.needs:
+                    outcome = self.outcomes[need]
+                    if type(outcome) is not Ok and not has_value(outcome):
+                        return [Settle(task.id, Skipped(need))]
             try:
                 args = fill(args, self.outcomes)
             except PlanError as error:
@@ -389,6 +473,58 @@ class Machine:
         if self.permissions.always_allows(task.tool):
             return self._call(task, args)
         return self._permit(task, args)
+
+    def _expand(self, task: Task, over: Ref) -> list[Command]:
+        """The list that the task goes over is there: a part for each element."""
+        try:
+            items = elements(over, self.outcomes)
+        except PlanError as error:
+            return [Settle(task.id, Failed(str(error), "reference"))]
+        return self._spawn(task, items, 0) or [Settle(task.id, Ok([]))]
+
+    def _spawn(self, task: Task, items: Sequence[Any], start: int) -> list[Command]:
+        """Parts for the elements of a list from number ``start`` on."""
+        planned = self._parts.setdefault(task.id, [])
+        parts = []
+        for index in range(start, len(items)):
+            id = task.id * PARTS + index + 1
+            try:
+                args = element_args(task.args, index, items[index], self.outcomes)
+            except PlanError as error:
+                args, self._unfit[id] = {}, str(error)
+            parts.append(Task(id, task.tool, args, task.needs, part=(task.id, index)))
+            planned.append(id)
+            self._dependants[id] = [task.id]
+        self._unmet[task.id] += len(parts)
+        return [Expand(task.id, tuple(parts))] if parts else []
+
+    def _task_item(self, event: TaskItem) -> list[Command]:
+        """An element of a list that is still coming: what goes over that list may begin."""
+        id = event.task_id
+        items = self._items.setdefault(id, [])
+        if id not in self._unmet or event.index != len(items):
+            return []  # it has ended, or tells again what an earlier attempt has told
+        items.append(event.value)
+        commands: list[Command] = []
+        for dependant in self._dependants.get(id, ()):
+            task = self.tasks[dependant]
+            if self._goes_over(task, id):
+                commands += self._spawn(task, items, len(self._parts.get(dependant, ())))
+        return commands
+
+    def _spawn_rest(self, task: Task, list_of: int) -> list[Command]:
+        """The list has ended: parts for the elements that have not been told one by one."""
+        outcome = self.outcomes[list_of]
+        if not isinstance(outcome, Ok):
+            return []
+        return self._spawn(task, outcome.value, len(self._parts[task.id]))
+
+    def _goes_over(self, task: Task, list_of: int) -> bool:
+        """Whether ``task`` waits for nothing but the end of the list that it goes over."""
+        if not task.special or each(task.args) != Ref(list_of):
+            return False
+        others = (need for need in task.needs if need != list_of)
+        return all(has_value(self.outcomes.get(need)) for need in others)
 
     def _permit(self, task: Task, args: Mapping[str, Any]) -> list[Command]:
         """What the rules say of this call: it runs, it is asked for, or it has failed."""
@@ -436,6 +572,8 @@ class Machine:
                 known[key] = task.id  # the first one failed: it may be tried anew
         lane = self._admission.lane(task.tool, args)
         call = self._calls[task.id] = _Call(task, args, lane.policy, lane)
+        if task.id in self._tried:
+            call.last = self._tried[task.id]
         return self._offer(call)
 
     def _offer(self, call: _Call) -> list[Command]:
@@ -458,7 +596,7 @@ class Machine:
                 commands.append(Settle(task.id, call.failure or self._unspent()))
             return commands
         call.last += 1
-        if call.last == 1:
+        if not call.tries:
             call.began = self._now
         call.attempts[call.last] = self._now
         if not call.hedging:
@@ -517,6 +655,8 @@ class Machine:
             return False
         if call.failure.kind == "throttled":
             return True  # it was refused before anything was done
+        if call.task.id in self._items:
+            return False  # others have begun on what it brought
         return call.failure.kind in ("tool", "timeout") and self._is_idempotent(call.task.tool)
 
     def _is_idempotent(self, tool: str) -> bool:
@@ -541,12 +681,20 @@ class Machine:
                     why = f"task {id} ({call.task.tool}) failed: {outcome.error}"
                     return [*self._cancel_all(why), *self._finish(Finish("failed", why))]
         self.outcomes[id] = outcome
+        if self._replans_early(outcome):
+            commands += self._plan(f"call {id} ({self.tasks[id].tool}) failed: {outcome.error}")
         if id in self._dependants:
             unmet = self._unmet
             for dependant in self._dependants.pop(id):
+                if id in self._items and dependant in self._parts:
+                    commands += self._spawn_rest(self.tasks[dependant], id)
                 unmet[dependant] -= 1
                 if not unmet[dependant]:
+                    if self._picking:
+                        self._picking.discard(dependant)
                     commands += self._start(self.tasks[dependant])
+                elif dependant in self._picking:
+                    commands += self._start_early(self.tasks[dependant])
         if self._admission.waiting:
             commands += self._admit()
         if self._unmet or self._planning:
@@ -594,20 +742,88 @@ class Machine:
 
     def _task_cancelled(self, event: TaskCancelled) -> list[Command]:
         """Nobody wants this task: it ends now, in whatever state it is."""
-        id = event.task_id
-        if id not in self._unmet:
+        if event.task_id not in self._unmet:
             return []
+        return [*self._abandon(event.task_id, event.why), *self._admit()]
+
+    def _abandon(self, id: int, why: str, *, branch: bool = False) -> list[Command]:
+        """End a task that is not wanted; with its ``branch``, also what only it had need of."""
+        commands = self._take_out(id, why)
+        self._unmet[id] = 0
+        error = f"cancelled: {why}" if why else "cancelled"
+        commands.append(Settle(id, Failed(error, "cancelled")))
+        for need in self.tasks[id].needs if branch else ():
+            if need in self._unmet and not self._dependants.get(need):
+                commands += self._abandon(need, f"only task {id} needed it", branch=True)
+        return commands
+
+    def _take_out(self, id: int, why: str) -> list[Command]:
+        """Stop all that is done for a task that has not ended; it waits for nothing any more."""
         commands: list[Command] = []
         if (call := self._calls.get(id)) is not None:
-            commands = self._drop(call, event.why)
+            commands = self._drop(call, why)
         if self._asked.pop(id, None) is not None:
-            commands.append(Cancel("ask", id, why=event.why))
+            commands.append(Cancel("ask", id, why=why))
+        for part in self._parts.pop(id, ()):
+            self._dependants[part] = []
+            if part in self._unmet:
+                commands += self._abandon(part, why)
+        self._picking.discard(id)
         for need in self.tasks[id].needs:
             if id in self._dependants.get(need, ()):
                 self._dependants[need].remove(id)
+        return commands
+
+    def _task_replaced(self, event: TaskReplaced) -> list[Command]:
+        """Another call in the place of one that has not ended. What has ended stands."""
+        task = event.task
+        id = task.id
+        if id not in self._unmet:
+            return []
+        if circle := self._circle(task):
+            raise PlanError(" needs ".join(f"${step}" for step in circle))
+        commands = self._take_out(id, "replaced")
+        if (call := self._calls.pop(id, None)) is not None:
+            self._tried[id] = call.last
+            known = self._first.get(call.task.tool, {})
+            for key in [key for key, first in known.items() if first == id]:
+                del known[key]
+            for follower in call.followers or ():
+                commands += self._call(self.tasks[follower], call.args)
+        self.tasks[id] = task
+        if self._planner_read:  # its line was written with more in mind than the old one
+            self.read[id] = (*self.read.get(id, ()), *self._planner_read)
         self._unmet[id] = 0
-        why = f"cancelled: {event.why}" if event.why else "cancelled"
-        return [*commands, Settle(id, Failed(why, "cancelled")), *self._admit()]
+        return [*commands, *self._await_needs(task), *self._admit()]
+
+    def _circle(self, task: Task) -> list[int]:
+        """The way from ``task`` over what it needs back to itself; empty where there is none."""
+        came_from: dict[int, int] = {}
+        pending = [task.id]
+        while pending:
+            id = pending.pop()
+            for need in task.needs if id == task.id else self.tasks[id].needs:
+                if need == task.id:
+                    way = [id, need]
+                    while way[0] != task.id:
+                        way.insert(0, came_from[way[0]])
+                    return way
+                if need not in came_from and need in self._unmet:
+                    came_from[need] = id
+                    pending.append(need)
+        return []
+
+    def _replans_early(self, outcome: Outcome) -> TypeGuard[Failed]:
+        """Whether this is a failure for which the next plan is not put off."""
+        return (
+            self.limits.replan_early
+            and isinstance(outcome, Failed)
+            and outcome.kind in ("tool", "timeout", "throttled", "size", "reference")
+            and not (self._planning or self.stopped_by or self._late)
+            and self.round <= self.limits.max_replans
+            and bool(self._unmet)
+            and not self._forbids_plan()
+        )
 
     # Time
 
@@ -648,7 +864,7 @@ class Machine:
         if call.hedging:
             return []
         self._begun.setdefault(call.task.tool, [0, 0])[0] += 1
-        if call.last > 1:
+        if call.tries > 1:
             return []
         after = call.lane.samples.quantile(HEDGE_AFTER)
         return [] if after is None else self._wake(self._now + after, "hedge", call.task.id)
@@ -728,13 +944,13 @@ class Machine:
         if limit := self.budget.reserve("join", limits.answer_tokens):
             self.stopped_by = self.stopped_by or limit
             return self._conclude()
-        final = (
-            self.round > limits.max_replans
-            or bool(self.stopped_by)
-            or bool(self.budget.forbids("plan", limits.plan_tokens, beside=limits.answer_tokens))
-        )
+        final = self.round > limits.max_replans or bool(self.stopped_by) or self._forbids_plan()
         self._joining = True
         return [Join(self.round, final, self.stopped_by)]
+
+    def _forbids_plan(self) -> bool:
+        limits = self.limits
+        return bool(self.budget.forbids("plan", limits.plan_tokens, beside=limits.answer_tokens))
 
     def _conclude(self) -> list[Command]:
         self._concluding = True
@@ -776,6 +992,8 @@ def catch_up(machine: Machine, history: Iterable[Event]) -> list[Command]:
     attempts: dict[int, list[int]] = {}  # what is due for each task: 0 for all but calls
     for event in history:
         match event:
+            case TaskPlanned(_, Task(part=(parent, _))):
+                _planned_part(due, parent, event.task.id)
             case TaskDone():
                 for attempt in attempts.pop(event.task_id, ()):
                     due.pop(("task", event.task_id, attempt), None)
@@ -792,6 +1010,8 @@ def catch_up(machine: Machine, history: Iterable[Event]) -> list[Command]:
                 case Execute(task, _, attempt):
                     due["task", task.id, attempt] = command
                     attempts.setdefault(task.id, []).append(attempt)
+                case Expand(id, parts):
+                    due["parts", id, parts[0].id] = command
                 case Ask(Task(id)) | Settle(id):
                     due["task", id, 0] = command
                     attempts.setdefault(id, []).append(0)
@@ -809,3 +1029,15 @@ def catch_up(machine: Machine, history: Iterable[Event]) -> list[Command]:
         replace(command, first_id=machine.next_id) if isinstance(command, Plan) else command
         for command in due.values()
     ]
+
+
+def _planned_part(due: dict[tuple[str, int, int], Command], parent: int, part: int) -> None:
+    """One of the parts of an `Expand` that is due has been planned."""
+    for key, command in due.items():
+        if isinstance(command, Expand) and command.task_id == parent:
+            left = tuple(task for task in command.parts if task.id != part)
+            if left:
+                due[key] = replace(command, parts=left)
+            else:
+                del due[key]
+            return

@@ -18,11 +18,11 @@ from typing import Any, Literal, TextIO, get_args
 
 from agentpar.errors import PlanError, UsageError
 from agentpar.events import Citation, Event, Usage
-from agentpar.executor.machine import Ask, Command, Execute, Machine, Settle
+from agentpar.executor.machine import Ask, Command, Execute, Expand, Machine, Settle
 from agentpar.fingerprint import fingerprint
 from agentpar.labels import Label, Origin
 from agentpar.permissions import Permissions
-from agentpar.plan import EACH, Failed, Ok, Pick, Ref, Skipped, Star, Task
+from agentpar.plan import EACH, Failed, Ok, Pick, Ref, Skipped, Star, Task, is_special
 from agentpar.policy import PLAIN, Limits, Policy, Price
 
 FORMAT = 2
@@ -63,6 +63,7 @@ def _encode(value: Any) -> Any:
                 "args": _encode(value.args),
                 "needs": list(value.needs),
                 "thought": value.thought,
+                **({"part": list(value.part)} if value.part is not None else {}),
             }
         case Ok() | Failed() | Skipped():
             data = {name: _encode(getattr(value, name)) for name in _names(type(value))}
@@ -108,7 +109,9 @@ def _decode_field(name: str, value: Any) -> Any:
     match name:
         case "task":
             args = _decode(value["args"])
-            return Task(value["id"], value["tool"], args, tuple(value["needs"]), value["thought"])
+            part = tuple(value["part"]) if "part" in value else None
+            needs, thought = tuple(value["needs"]), value["thought"]
+            return Task(value["id"], value["tool"], args, needs, thought, is_special(args), part)
         case "outcome":
             kind = _OUTCOMES[value["outcome"]]
             return kind(**{key: _decode(item) for key, item in value.items() if key != "outcome"})
@@ -159,6 +162,8 @@ def encode_command(command: Command) -> dict[str, Any]:
         case Ask(task, _, _, because, bound):
             data = {"command": name, "task_id": task.id, "tool": task.tool}
             return {**data, "because": because, "bound": bound}
+        case Expand(task_id, parts):
+            return {"command": name, "task_id": task_id, "parts": [part.id for part in parts]}
         case Settle(task_id, outcome, via):
             data = {"command": name, "task_id": task_id, "outcome": _encode(outcome)}
             return {**data, "via": via} if via else data

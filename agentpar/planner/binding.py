@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from agentpar.errors import PlanError
-from agentpar.plan import Task, each, needs
+from agentpar.plan import Task, each, is_special, needs
 from agentpar.planner.dataflow import promises
 from agentpar.planner.parser import Call
 from agentpar.tools.base import Tool
@@ -45,7 +45,7 @@ def bind(
         if id not in known:
             where = "itself" if id == call.id else f"task {id}, which is not planned before it"
             raise PlanError(f"{call.tool}: ${id} refers to {where}")
-    return Task(call.id, call.tool, args, needed, call.thought)
+    return Task(call.id, call.tool, args, needed, call.thought, bool(needed) and is_special(args))
 
 
 def rebind(

@@ -6,7 +6,7 @@ It must never run a task or wait for one: what it reads becomes events, at once.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -18,11 +18,13 @@ from agentpar.events import (
     PlanFault,
     PlanStarted,
     PlanText,
+    TaskCancelled,
     TaskPlanned,
+    TaskReplaced,
     Usage,
 )
 from agentpar.plan import Ok, Outcome, Task
-from agentpar.planner.binding import bind
+from agentpar.planner.binding import bind, check_cancel, rebind
 from agentpar.planner.grammar import plan_grammar
 from agentpar.planner.parser import BadLine, Call, Cancel, Item, Join, PlanParser, Replace
 from agentpar.planner.prompts import EXAMPLES, Example, plan_messages
@@ -32,15 +34,14 @@ from agentpar.tools.base import Tool
 STOP = ("\njoin()",)
 """Where a plan ends: models like to write on behind it."""
 
-_UNCHANGING = "a call that is planned cannot be cancelled or replaced yet"
-
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
     """What to plan: the question, where to start counting, and what is known already.
 
     ``standing`` is what this very plan brought before it broke off: it is written again from
-    its beginning, and what stands is not told again.
+    its beginning, and what stands is not told again. ``ended`` are the tasks that have ended by
+    the time one asks, where calls go on while the plan is written.
     """
 
     question: str
@@ -50,6 +51,7 @@ class PlanRequest:
     tasks: Mapping[int, Task] = field(default_factory=dict)
     outcomes: Mapping[int, Outcome] = field(default_factory=dict)
     standing: tuple[TaskPlanned | PlanFault, ...] = ()
+    ended: Collection[int] | None = None
 
 
 class Planner:
@@ -187,6 +189,7 @@ class _Reading:
         self._tools = tools
         self._known = set(request.tasks) | set(request.outcomes)
         self._tasks = dict(request.tasks)
+        self._ended = request.outcomes if request.ended is None else request.ended
         self._emit = emit
         self._clock = clock
         self._parser = PlanParser()
@@ -215,12 +218,28 @@ class _Reading:
                         self._known.add(task.id)
                         self._tasks[task.id] = task
                         self._tell(TaskPlanned(self._round, task, self._clock.now()))
-                case Cancel(line=line) | Replace(Call(line=line)):
-                    self._fault(_UNCHANGING, line, None)
+                case Cancel() | Replace():
+                    self._change(item)
                 case BadLine():
                     self._fault(item.message, item.text, item.id)
                 case Join():
                     self.ended = True
+
+    def _change(self, item: Cancel | Replace) -> None:
+        """A line that changes what an earlier line has asked for."""
+        line = item.line if isinstance(item, Cancel) else item.call.line
+        now = self._clock.now()
+        try:
+            if isinstance(item, Cancel):
+                check_cancel(item.id, self._tasks, self._ended)
+                why = f"the plan of round {self._round} does without it"
+                self._emit(TaskCancelled(item.id, why, now))
+            else:
+                task = rebind(item.call, self._tools, self._tasks, self._ended)
+                self._tasks[task.id] = task
+                self._emit(TaskReplaced(self._round, task, now))
+        except PlanError as error:
+            self._fault(str(error), line, None)
 
     def _fault(self, message: str, line: str, id: int | None) -> None:
         # A duplicate number must not settle the task that had it first.
@@ -261,7 +280,7 @@ def plan_problems(plan: str, tools: Mapping[str, Tool]) -> list[str]:
                 except PlanError as error:
                     problems.append(str(error))
             case Cancel(line=line) | Replace(Call(line=line)):
-                problems.append(f"{_UNCHANGING}: {line!r}")
+                problems.append(f"a first plan has nothing to change yet: {line!r}")
             case BadLine():
                 problems.append(f"{item.message}: {item.text!r}")
             case Join():

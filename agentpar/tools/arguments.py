@@ -36,8 +36,8 @@ class Signature:
 def read_signature(tool: str, fn: Callable[..., Any]) -> Signature:
     """The signature of ``fn``; `UsageError` where a plan could not give its arguments."""
     plain = _plain(fn)
-    if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
-        raise UsageError(f"tool {tool!r} is a generator: return a list instead of yielding")
+    if inspect.isgeneratorfunction(plain):
+        raise UsageError(f"tool {tool!r} is a generator: make it 'async def', or return a list")
     hints = _hints(tool, plain)
     return Signature(tool, plain, _parameters(tool, fn, hints), hints)
 

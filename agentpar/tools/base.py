@@ -22,7 +22,8 @@ class Tool:
     ``parameters`` is a JSON Schema object with ``properties`` in calling order and
     ``additionalProperties: false``. ``validate`` takes the arguments by name and returns
     them converted, with defaults filled in; it raises `UsageError` naming the argument.
-    ``call`` takes what ``validate`` returned, as keywords. ``returns`` tells the planner
+    ``call`` takes what ``validate`` returned, as keywords; one that ``streams`` gives an async
+    generator, and its value is the list of what that yields. ``returns`` tells the planner
     in one line what the value looks like, so that it can write ``$1.url``. ``output`` says it
     as a JSON Schema, against which a plan's references are checked before anything runs; a
     value that may be anything has None.
@@ -45,6 +46,7 @@ class Tool:
     pure: bool = False
     policy: Policy = PLAIN
     version: str = ""
+    streams: bool = False
     returns: str = ""
     function: Callable[..., Any] | None = None
     close: Callable[[], Awaitable[None]] | None = None

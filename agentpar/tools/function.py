@@ -83,7 +83,8 @@ def tool(
 
     The tool still works as the plain function. Raises `UsageError` where the signature
     cannot be a schema: a parameter without annotation, ``*args``, ``**kwargs``,
-    positional-only parameters, a generator.
+    positional-only parameters, a sync generator. An async generator is a tool whose value is the
+    list of what it yields; what goes over that list begins with its first element.
 
     >>> @tool
     ... async def population(country: str) -> int:
@@ -114,6 +115,7 @@ def tool(
     except (UsageError, TypeError) as error:
         raise UsageError(f"tool {name!r}: {error}") from None
     signature = read_signature(name, fn)
+    streams = inspect.isasyncgenfunction(signature.plain)
     doc = read_docstring(inspect.getdoc(signature.plain) or "", signature.parameters)
     schema, validate = make_schema(signature, doc.parameters)
     returned = signature.hints.get("return", Any)
@@ -122,7 +124,7 @@ def tool(
         description=doc.text if description is None else description,
         parameters=schema,
         call=fn
-        if inspect.iscoroutinefunction(signature.plain)
+        if inspect.iscoroutinefunction(signature.plain) or streams
         else functools.partial(_call_in_thread, fn),
         validate=validate,
         effect=effect,
@@ -130,6 +132,7 @@ def tool(
         pure=pure,
         policy=policy,
         version=version or _fingerprint(signature.plain),
+        streams=streams,
         returns=returns or ": ".join(filter(None, [spell(returned), doc.returns])),
         function=fn,
         output=output_schema(name, returned) if output is None else output,

@@ -83,6 +83,8 @@ planner:
   max_tokens: 4k
   max_lines: 100
   replans: 0
+  replan_on: failure
+  extended: true
   grammar: never
   examples: [{question: What is 1 + 1?, plan: "1. calc(expression=\\"1 + 1\\")\\njoin()"}]
 tools: [calc]
@@ -128,6 +130,8 @@ permissions:
         "max_plan_lines": 100,
         "max_tasks": 2000,
         "max_replans": 0,
+        "replan_early": True,
+        "extended_plans": True,
         "concurrency": 8,
         "timeout": 60.0,
         "max_result_bytes": 2**20,
@@ -458,7 +462,9 @@ def test_plain_values_follow_yaml_1_2(text: str, value: object) -> None:
         | st.floats(allow_nan=False, allow_infinity=False),
         lambda inner: (
             st.lists(inner, max_size=4)
-            | st.dictionaries(st.text().filter(lambda key: key != "<<"), inner, max_size=4)
+            | st.dictionaries(
+                st.text(max_size=60).filter(lambda key: key != "<<"), inner, max_size=4
+            )
         ),
         max_leaves=12,
     )

@@ -17,7 +17,9 @@ from agentpar.events import (
     PlanFault,
     PlanStarted,
     PlanText,
+    TaskCancelled,
     TaskPlanned,
+    TaskReplaced,
     Usage,
 )
 from agentpar.plan import Failed, Ok, Ref, Task
@@ -397,9 +399,18 @@ async def test_the_extended_language_reaches_prompt_and_grammar() -> None:
     assert "any(" in str(more.grammar)
 
 
-async def test_a_line_that_changes_the_plan_is_told() -> None:
-    """Nothing acts on it yet, and nothing is dropped in silence."""
-    events = await plan('1. population("Chile")\ncancel($1)\nreplace($1, add(1, 2))\njoin()')
-    faults = [event for event in events if isinstance(event, PlanFault)]
-    assert [fault.line for fault in faults] == ["cancel($1)", "replace($1, add(1, 2))"]
-    assert all("cannot be cancelled or replaced yet" in fault.message for fault in faults)
+async def test_a_plan_may_change_what_has_not_ended() -> None:
+    """What has ended stands, and the line that would change it is told."""
+    known = {1: Task(1, "population"), 2: Task(2, "population"), 3: Task(3, "population")}
+    request = PlanRequest("?", 2, 4, "more", known, {3: Ok(19)}, ended={3})
+    text = "cancel($1)\nreplace($2, add(1, 2))\ncancel($3)\nreplace($9, add(1, 2))\njoin()"
+    events = await plan(text, request)
+    changes = [event for event in events if isinstance(event, TaskCancelled | TaskReplaced)]
+    assert [replace(event, at=0.0) for event in changes] == [
+        TaskCancelled(1, "the plan of round 2 does without it"),
+        TaskReplaced(2, Task.of(2, "add", a=1, b=2)),
+    ]
+    assert [(fault.line, fault.message) for fault in faults(events)] == [
+        ("cancel($3)", "cancel: $3 has ended already; its result stands"),
+        ("replace($9, add(1, 2))", "replace: there is no call 9"),
+    ]

@@ -227,7 +227,7 @@ def generator(n: int) -> Any:
         (positional, r"'country' is positional-only"),
         (unknown, r"name 'Country' is not defined"),
         (odd_type, r"its types make no schema"),
-        (generator, r"is a generator: return a list"),
+        (generator, r"is a generator: make it 'async def', or return a list"),
         (lambda: None, r"'<lambda>' is not an identifier"),
     ],
 )

@@ -1,0 +1,350 @@
+"""Calls over lists, picks, and plans that change while they run: on the real driver, in virtual
+time, and held against the plain interpreter."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_plans import call, plans
+from test_policies import Flaky, calls, done, drive
+
+from agentpar import PlanError, tool
+from agentpar.events import (
+    Event,
+    PlanEnded,
+    PlanStarted,
+    RunStarted,
+    TaskDone,
+    TaskPlanned,
+    TaskReplaced,
+    TaskStarted,
+)
+from agentpar.executor.driver import Driver, Emit
+from agentpar.executor.machine import Execute, Expand, Join, Machine, Plan, Settle, catch_up
+from agentpar.executor.naive import interpret
+from agentpar.plan import EACH, Failed, Ok, Pick, Ref, Skipped, Task
+from agentpar.policy import Limits, Policy
+
+
+@tool
+async def pages(count: int = 3) -> list[dict[str, int]]:
+    """A list."""
+    await asyncio.sleep(1.0)
+    return [{"n": n} for n in range(count)]
+
+
+@tool
+async def ticks(count: int = 3, every: float = 1.0) -> AsyncIterator[int]:
+    """A list that takes its time."""
+    for n in range(count):
+        await asyncio.sleep(every)
+        yield n
+
+
+EACH_N = Ref(1, (EACH, "n"))
+
+
+def started(events: list[Event]) -> list[tuple[int, float]]:
+    return [(e.task_id, e.at) for e in events if isinstance(e, TaskStarted)]
+
+
+# Over lists
+
+
+def test_a_call_over_a_list_runs_once_for_each_element() -> None:
+    """Side by side; its value is the list of the results, in the list's order."""
+    get = Flaky(3.0, 2.0, 1.0)
+    machine, events = drive([Task.of(1, "pages"), Task.of(2, "get", n=EACH_N)], pages, get)
+    assert machine.outcomes[2] == Ok([0, 1, 2])
+    assert get.most == 3
+    assert events[-1].at == pytest.approx(4.0)
+    assert machine.next_id == 3, "parts take no numbers of the plan"
+
+
+def test_an_empty_list_is_an_empty_result() -> None:
+    """Nothing is called."""
+    get = Flaky(1.0)
+    tasks = [Task.of(1, "pages", count=0), Task.of(2, "get", n=EACH_N)]
+    machine, _ = drive(tasks, pages, get)
+    assert machine.outcomes[2] == Ok([])
+    assert not get.began
+
+
+def test_a_part_is_a_call_like_any_other() -> None:
+    """It is tried again, waits for its place, and counts as a step."""
+    get = Flaky(ValueError("no"), 1.0, retries=1, concurrency=1, backoff=0.1)
+    machine, _ = drive([Task.of(1, "pages"), Task.of(2, "get", n=EACH_N)], pages, get)
+    assert machine.outcomes[2] == Ok([0, 1, 2])
+    assert get.most == 1
+    assert machine.budget.steps == 5
+
+
+def test_the_first_element_that_fails_is_told() -> None:
+    """The first of the list, whichever failed first; with on_error=keep it leaves an error."""
+    get = Flaky(1.0, ValueError("b"), ValueError("c"))
+    tasks = [Task.of(1, "pages"), Task.of(2, "get", n=EACH_N)]
+    machine, _ = drive(tasks, pages, get)
+    assert machine.outcomes[2] == Failed("element 1: ValueError: b")
+    get = Flaky(1.0, ValueError("b"), 1.0, on_error="keep")
+    machine, _ = drive(tasks, pages, get)
+    assert machine.outcomes[2] == Ok([0, {"error": "ValueError: b"}, 2])
+
+
+def test_what_is_no_list_is_said() -> None:
+    """A reference that leads nowhere, found at run time."""
+    tasks = [Task.of(1, "get", n=7), Task.of(2, "get", n=Ref(1, (EACH,)))]
+    machine, _ = drive(tasks, Flaky(1.0))
+    assert machine.outcomes[2] == Failed(
+        "$1[*]: $1 is int, which has no parts: [*] needs a list", "reference"
+    )
+
+
+def test_a_list_that_is_coming_is_gone_over_as_it_comes() -> None:
+    """The first call begins with the first element, not with the end of the list."""
+    get = Flaky(1.0)
+    tasks = [Task.of(1, "ticks"), Task.of(2, "get", n=Ref(1, (EACH,)))]
+    machine, events = drive(tasks, ticks, get)
+    assert machine.outcomes == {**machine.outcomes, 1: Ok([0, 1, 2]), 2: Ok([0, 1, 2])}
+    assert get.began == pytest.approx([1.0, 2.0, 3.0])
+    assert events[-1].at == pytest.approx(4.0)
+
+
+def test_a_list_that_breaks_off_is_no_list() -> None:
+    """What had begun with its elements is skipped with it, and it is not begun again."""
+
+    @tool(retries=3)
+    async def breaks() -> AsyncIterator[int]:
+        """Break off."""
+        yield 1
+        await asyncio.sleep(1.0)
+        raise ValueError("no more")
+
+    tasks = [Task.of(1, "breaks"), Task.of(2, "get", n=Ref(1, (EACH,)))]
+    machine, _ = drive(tasks, breaks, Flaky(0.1))
+    assert machine.outcomes[1] == Failed("ValueError: no more")
+    assert machine.outcomes[2] == Skipped(1)
+
+
+def test_cancelling_a_call_over_a_list_cancels_its_parts() -> None:
+    """None runs on, none begins."""
+    from agentpar.events import TaskCancelled
+
+    async def cancel(driver: Driver) -> None:
+        await asyncio.sleep(1.5)
+        driver.emit(TaskCancelled(2, "enough", driver.clock.now()))
+
+    get = Flaky(5.0, concurrency=1)
+    tasks = [Task.of(1, "pages"), Task.of(2, "get", n=EACH_N)]
+    machine, events = drive(tasks, pages, get, inside=cancel)
+    assert machine.outcomes[2] == Failed("cancelled: enough", "cancelled")
+    assert (len(get.began), get.cancelled) == (1, 1)
+    assert events[-1].at == pytest.approx(1.5)
+
+
+def test_a_run_that_breaks_off_plans_only_the_parts_that_are_missing() -> None:
+    """Whatever the moment."""
+    get = Flaky(1.0)
+    tasks = [Task.of(1, "pages"), Task.of(2, "get", n=EACH_N)]
+    machine, events = drive(tasks, pages, get)
+    policies = {"get": get.tool.policy, "pages": Policy()}
+    for cut in range(len(events)):
+        again = Machine(policies=policies)
+        due = catch_up(again, events[:cut])
+        planned = {e.task.id for e in events[:cut] if isinstance(e, TaskPlanned)}
+        wanted = [part.id for c in due if isinstance(c, Expand) for part in c.parts]
+        assert not planned & set(wanted)
+        for event in events[cut:]:
+            again.handle(event)
+        assert again.outcomes == machine.outcomes
+
+
+# Picks
+
+
+def test_the_first_good_one_is_taken_and_the_rest_is_cancelled() -> None:
+    """A failure is no good one."""
+    quick, bad, slow = (
+        Flaky(1.0, name="quick"),
+        Flaky(ValueError("no"), name="bad"),
+        Flaky(99.0, name="slow"),
+    )
+    tasks = [Task.of(1, "slow", n=1), Task.of(2, "bad"), Task.of(3, "quick", n=3)]
+    tasks.append(Task.of(4, "quick", n=4, after=Pick((Ref(1), Ref(2), Ref(3)))))
+    machine, events = drive(tasks, quick, bad, slow)
+    assert machine.outcomes[4] == Ok(4)
+    assert machine.outcomes[1] == Failed("cancelled: task 4 has what it needs", "cancelled")
+    assert slow.cancelled == 1
+    assert events[-1].at == pytest.approx(2.0)
+
+
+def test_k_of_n_are_taken() -> None:
+    """In writing order, whichever ended first."""
+    seen: list[Any] = []
+
+    @tool
+    async def see(what: list[int]) -> str:
+        """See."""
+        seen.append(what)
+        return "seen"
+
+    get = Flaky(3.0, 1.0, 2.0)
+    tasks = [*calls(3), Task.of(4, "see", what=Pick((Ref(1), Ref(2), Ref(3)), 2))]
+    _, events = drive(tasks, get, see)
+    assert seen == [[2, 3]]
+    assert events[-1].at == pytest.approx(2.0)
+
+
+def test_where_too_few_are_good_the_pick_is_skipped() -> None:
+    """Naming the first that has no value."""
+    bad = Flaky(ValueError("no"), name="bad")
+    tasks = [Task.of(1, "bad", n=1), Task.of(2, "bad", n=2)]
+    machine, _ = drive([*tasks, Task.of(3, "bad", after=Pick((Ref(1), Ref(2))))], bad)
+    assert machine.outcomes[3] == Skipped(1)
+
+
+def test_what_somebody_else_needs_is_not_cancelled() -> None:
+    """Nor what a line that is still being written may need."""
+    quick, slow = Flaky(1.0, name="quick"), Flaky(9.0, name="slow")
+    pick = Pick((Ref(1), Ref(2)))
+
+    async def plan(command: Plan, emit: Emit) -> None:
+        for task in (
+            Task.of(1, "slow", n=1),
+            Task.of(2, "quick", n=2),
+            Task.of(3, "quick", after=pick),
+        ):
+            emit(TaskPlanned(1, task))
+        await asyncio.sleep(5.0)
+        emit(TaskPlanned(1, Task.of(4, "quick", n=4, after=Ref(1))))
+        emit(PlanEnded(1))
+
+    machine, _ = drive([], quick, slow, planning=plan)
+    assert machine.outcomes[1] == Ok(1)
+    assert machine.outcomes[4] == Ok(4)
+
+
+# Against the plain interpreter
+
+
+@settings(max_examples=150, deadline=None)
+@given(plans(), st.randoms(use_true_random=False))
+def test_the_machine_comes_to_what_the_plain_interpreter_comes_to(
+    tasks: list[Task], random: Any
+) -> None:
+    """On random plans with failures, lists and picks, in any order of completion."""
+    machine = Machine()
+    todo: list[Event] = []
+    wanted = machine.handle(RunStarted("run", "?"))
+    todo += [TaskPlanned(1, task) for task in tasks]
+    running: list[Event] = []
+
+    def perform(commands: Any) -> None:
+        for command in commands:
+            match command:
+                case Execute(task, args):
+                    running.append(TaskDone(task.id, call(task.tool, args)))
+                case Expand(_, parts):
+                    todo[:0] = [TaskPlanned(1, part) for part in parts]
+                case Settle(id, outcome):
+                    todo.insert(0, TaskDone(id, outcome))
+                case Join():
+                    assert not todo
+                    assert not running
+
+    perform(wanted)
+    todo.append(PlanEnded(1))
+    while todo or running:
+        if todo and (not running or random.random() < 0.5):
+            perform(machine.handle(todo.pop(0)))
+        else:
+            perform(machine.handle(running.pop(random.randrange(len(running)))))
+    written = {task.id for task in tasks}
+    order = [id for id in machine.outcomes if id in written]
+    plain = interpret(tasks, call, order)
+    for id in order:
+        if not (
+            isinstance(machine.outcomes[id], Failed) and machine.outcomes[id].kind == "cancelled"
+        ):  # type: ignore[union-attr]
+            assert machine.outcomes[id] == plain[id]
+
+
+# Plans that change
+
+
+def test_a_failure_asks_for_the_next_plan_while_others_go_on() -> None:
+    """It adds, replaces and cancels; survivors keep running, and what has ended stands."""
+    bad, slow = Flaky(ValueError("no"), name="bad"), Flaky(10.0, name="slow")
+    get = Flaky(1.0)
+
+    async def plan(command: Plan, emit: Emit) -> None:
+        emit(PlanStarted(command.round))
+        if command.round == 1:
+            for task in (
+                Task.of(1, "slow", n=1),
+                Task.of(2, "bad"),
+                Task.of(3, "slow", n=3),
+                Task.of(4, "get", n=4, after=Ref(3)),
+                Task.of(5, "get", n=5),
+            ):
+                emit(TaskPlanned(1, task))
+        else:
+            assert command.why == "call 2 (bad) failed: ValueError: no"
+            await asyncio.sleep(2.0)
+            emit(TaskReplaced(2, Task.of(3, "get", n=33)))
+            emit(TaskPlanned(2, Task.of(command.first_id, "get", n=6)))
+        emit(PlanEnded(command.round))
+
+    limits = Limits(replan_early=True, max_replans=1)
+    machine, events = drive([], bad, slow, get, planning=plan, limits=limits)
+    assert machine.outcomes == {
+        1: Ok(1),
+        2: Failed("ValueError: no"),
+        3: Ok(33),
+        4: Ok(4),
+        5: Ok(5),
+        6: Ok(6),
+    }
+    assert slow.cancelled == 1
+    assert len(slow.began) == 2
+    assert done(events, 4).at == pytest.approx(4.0)
+    assert events[-1].at == pytest.approx(10.0), "task 1 was never touched"
+    assert sum(id == 5 for id, _ in started(events)) == 1
+
+
+def test_a_call_that_has_ended_is_not_replaced() -> None:
+    """Its result stands."""
+    machine = Machine()
+    machine.handle(RunStarted("run", "?"))
+    machine.handle(TaskPlanned(1, Task.of(1, "get")))
+    machine.handle(TaskDone(1, Ok(1)))
+    assert machine.handle(TaskReplaced(2, Task.of(1, "other"))) == []
+    assert machine.outcomes == {1: Ok(1)}
+
+
+def test_a_circle_is_refused_with_its_path() -> None:
+    """It cannot be written, but a change could make one."""
+    machine = Machine()
+    machine.handle(RunStarted("run", "?"))
+    for task in (Task.of(1, "get"), Task.of(2, "get", a=Ref(1)), Task.of(3, "get", a=Ref(2))):
+        machine.handle(TaskPlanned(1, task))
+    with pytest.raises(PlanError, match=r"\$1 needs \$3 needs \$2 needs \$1"):
+        machine.handle(TaskReplaced(2, Task.of(1, "get", a=Ref(3))))
+
+
+def test_calls_that_shared_the_replaced_one_make_their_own() -> None:
+    """A replaced call takes nothing away from others."""
+    get, other = Flaky(5.0), Flaky(1.0, name="other")
+
+    async def change(driver: Driver) -> None:
+        await asyncio.sleep(1.0)
+        driver.emit(TaskReplaced(1, Task.of(1, "other", n=9), driver.clock.now()))
+
+    tasks = [Task.of(1, "get", n=7), Task.of(2, "get", n=7)]
+    machine, _ = drive(tasks, get, other, inside=change)
+    assert machine.outcomes == {1: Ok(9), 2: Ok(7)}
+    assert get.cancelled == 1
