@@ -4,6 +4,7 @@ AgentparError
 ├── UsageError            the caller: a wrong argument, an unknown name
 │   ├── ConfigError       a YAML file, with file:line:column
 │   └── MissingPackage    an optional package is not installed (the message has the command)
+├── Deadlock              code under test in virtual time: all wait, and nothing will come
 ├── PlanError             the model: text that is no plan, a reference that leads nowhere
 └── BackendError          the world
     ├── RunFailed         a run ended without an answer (`answer` holds what it did find)
@@ -41,6 +42,10 @@ class MissingPackage(UsageError, ImportError):
         )
         self.package = package
         self.extra = extra
+
+
+class Deadlock(AgentparError):
+    """In virtual time: every task waits, and nothing is left that could wake one."""
 
 
 class PlanError(AgentparError):
