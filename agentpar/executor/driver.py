@@ -93,7 +93,9 @@ class Driver:
         self._command_observers = tuple(command_observers)
         self._inbox: deque[Event] = deque()
         self._draining = False
+        self._broken = False
         self._group: asyncio.TaskGroup | None = None
+        self._ending: Callable[[], bool] = lambda: False
 
     async def run(self, *events: Event, due: Iterable[Command] = ()) -> None:
         """Perform ``due``, take in ``events`` and do what follows, until all is quiet.
@@ -102,6 +104,10 @@ class Driver:
         told to the observers is `RunFinished`, unless a command was held. Raises what an
         observer raised: a run that cannot be recorded ends.
         """
+        runner = asyncio.current_task()
+        assert runner is not None
+        before = runner.cancelling()
+        self._ending = lambda: self._broken or runner.cancelling() > before
         try:
             async with asyncio.TaskGroup() as self._group:
                 for command in due:
@@ -144,6 +150,7 @@ class Driver:
                         observe(command)
                     self._perform(command)
         except Exception as error:
+            self._broken = True
             raise _Broken from error
         finally:
             self._draining = False
@@ -188,13 +195,13 @@ class Driver:
 
     async def _run_planner(self, command: Plan) -> None:
         try:
-            await _unless_cancelled(self._plan(command, self.emit))
+            await self._unless_cancelled(self._plan(command, self.emit))
         except Exception as error:
             self.emit(PlanFailed(command.round, _describe(error), self.clock.now()))
 
     async def _run_joiner(self, command: Join) -> None:
         try:
-            await _unless_cancelled(self._join(command, self.emit))
+            await self._unless_cancelled(self._join(command, self.emit))
         except Exception as error:
             self.emit(JoinFailed(command.round, _describe(error), self.clock.now()))
 
@@ -209,7 +216,10 @@ class Driver:
         else:
             try:
                 asked = self._approve(task, command.args)
-                verdict = asked if isinstance(asked, bool | str) else await _unless_cancelled(asked)
+                if isinstance(asked, bool | str):
+                    verdict = asked
+                else:
+                    verdict = await self._unless_cancelled(asked)
             except Exception as error:
                 verdict = f"the approver failed: {_describe(error)}"
         if verdict is True:
@@ -235,8 +245,9 @@ class Driver:
         except Exception as error:
             return Failed(_describe(error), "arguments")
         try:
-            call = _unless_cancelled(tool.call(**arguments))
-            value = to_data(await (call if timeout is None else _within(timeout, call)))
+            call = tool.call(**arguments)
+            timed = call if timeout is None else _within(timeout, call)
+            value = to_data(await self._unless_cancelled(timed))
         except _Late:
             return Failed(f"{tool.name} gave no result within {timeout:g} s", "timeout")
         except (Exception, SystemExit) as error:  # sys.exit() ends the call, not the program
@@ -245,6 +256,16 @@ class Driver:
             limit_text = f"max_result_bytes={self._max_result_bytes:,}"
             return Failed(f"{tool.name} returned more than {limit_text}", "size")
         return Ok(value)
+
+    async def _unless_cancelled(self, work: Awaitable[T]) -> T:
+        """Await ``work``, which may cancel itself or the task it is in: only a cancellation of
+        the run is one here, or the call would end and nobody hear of it."""
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if self._ending():
+                raise
+            raise BackendError("the call cancelled itself") from None
 
 
 class _Broken(BaseException):
@@ -265,17 +286,6 @@ async def _within(seconds: float, work: Awaitable[T]) -> T:
         if limit.expired():  # else it is an error of the call's own
             raise _Late from None
         raise
-
-
-async def _unless_cancelled(work: Awaitable[T]) -> T:
-    """Await ``work``, which may cancel itself: only a cancellation from outside is one here."""
-    try:
-        return await work
-    except asyncio.CancelledError:
-        current = asyncio.current_task()
-        if current is None or current.cancelling():
-            raise
-        raise BackendError("the call cancelled itself") from None
 
 
 @asynccontextmanager
