@@ -115,14 +115,17 @@ class Session:
         await self._planner.plan(request, emit, self.driver.clock)
 
     async def _join(self, command: Join, emit: Emit) -> None:
-        machine = self.machine
-        request = JoinRequest(
-            machine.question,
-            command.round,
-            command.final,
-            machine.tasks,
-            machine.outcomes,
-            machine.faults,
-            sources(machine.tasks, machine.outcomes),
-        )
-        await self._joiner.join(request, emit, self.driver.clock)
+        await self._joiner.join(join_request(self.machine, command), emit, self.driver.clock)
+
+
+def join_request(machine: Machine, command: Join) -> JoinRequest:
+    """What the joiner is asked when ``machine`` wants to ``command`` it."""
+    return JoinRequest(
+        machine.question,
+        command.round,
+        command.final,
+        machine.tasks,
+        machine.outcomes,
+        machine.faults,
+        sources(machine.tasks, machine.outcomes),
+    )

@@ -24,7 +24,7 @@ FLOORS = (
     ("errors", "plan"),
     ("events", "ports", "net", "tools", "cache", "ids", "plaintext"),
     ("planner", "executor", "memory", "runtime", "miniweb"),
-    ("agent", "answer", "session"),
+    ("agent", "answer", "fuzzing", "session"),
     ("config", "display", "timeline", "drawing", "story", "langgraph"),
     ("cli", "doctor", "__init__"),
 )
