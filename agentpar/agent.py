@@ -28,12 +28,13 @@ from agentpar.answer import Answer
 from agentpar.errors import RunFailed, UsageError
 from agentpar.events import Event
 from agentpar.executor.driver import Approve, running
-from agentpar.executor.machine import Command, Limits
+from agentpar.executor.machine import Command
 from agentpar.ids import new_run_id
 from agentpar.memory.evidence import check
 from agentpar.planner.joiner import Joiner
 from agentpar.planner.planner import Planner
 from agentpar.planner.prompts import Example
+from agentpar.policy import Limits
 from agentpar.ports import Runtime
 from agentpar.runtime import open_runtime
 from agentpar.session import Session, Settings

@@ -19,6 +19,7 @@ from agentpar.events import (
     Answered,
     ApprovalAsked,
     ApprovalGiven,
+    AttemptFailed,
     Event,
     JoinFailed,
     JoinStarted,
@@ -29,6 +30,7 @@ from agentpar.events import (
     ReplanAsked,
     RunFinished,
     RunStarted,
+    TaskCancelled,
     TaskDone,
     TaskPlanned,
     TaskStarted,
@@ -370,7 +372,11 @@ def _event_line(event: Event, story: Story) -> str:
         case ApprovalGiven(id, allowed, reason):
             what = f"{'allowed' if allowed else 'denied'} {id} {one_line(reason, 300)}".rstrip()
         case TaskStarted(id):
-            what = f"started {id}"
+            what = f"started {id}" if event.attempt == 1 else f"attempt {event.attempt} of {id}"
+        case AttemptFailed(id, outcome):
+            what = f"attempt {event.attempt} of {id} failed: {one_line(outcome.error, 500)}"
+        case TaskCancelled(id, why):
+            what = f"cancelled {id}: {one_line(why, 300)}"
         case TaskDone(id, outcome):
             what = _outcome_line(story.tasks[id], outcome)
         case JoinStarted(number):
@@ -391,6 +397,8 @@ def _event_line(event: Event, story: Story) -> str:
 def _outcome_line(task: TaskStory, outcome: Ok | Failed | Skipped) -> str:
     id = task.task.id
     took = f" in {seconds(task.ended - task.started)}" if task.started and task.ended else ""
+    if task.via:
+        took = f" ({one_line(task.via, 80)})"
     match outcome:
         case Ok(value):
             text = value if isinstance(value, str) else repr(value)

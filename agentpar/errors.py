@@ -77,4 +77,15 @@ class WeightsError(BackendError):
 
 
 class FetchError(BackendError):
-    """A page or a search could not be had: address refused, too large, not text, HTTP error."""
+    """A page or a search could not be had: address refused, too large, not text, HTTP error.
+
+    ``status`` is the HTTP status where there was one, ``retry_after`` the seconds for which the
+    server asked to be left alone.
+    """
+
+    def __init__(
+        self, message: str, *, status: int | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after

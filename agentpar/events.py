@@ -11,14 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from agentpar.plan import Outcome, Task
+from agentpar.plan import Failed, Outcome, Task
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of ``calls`` model calls; ``cached_tokens`` came from the server's prefix cache.
+    """What was spent. Tokens of ``calls`` model calls; ``cached_tokens`` came from the server's
+    prefix cache. ``steps`` counts attempts of tool calls, ``cost_usd`` what they and the model
+    cost together.
 
     ``cut``: a text ended at its request's ``max_tokens``, not where the model would have.
+    ``stopped_by`` names the limit that ended the run early, if one did.
     """
 
     prompt_tokens: int = 0
@@ -26,6 +29,9 @@ class Usage:
     cached_tokens: int = 0
     calls: int = 0
     cut: bool = False
+    steps: int = 0
+    cost_usd: float = 0.0
+    stopped_by: str = ""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -34,6 +40,9 @@ class Usage:
             self.cached_tokens + other.cached_tokens,
             self.calls + other.calls,
             self.cut or other.cut,
+            self.steps + other.steps,
+            self.cost_usd + other.cost_usd,
+            self.stopped_by or other.stopped_by,
         )
 
 
@@ -149,15 +158,53 @@ class ApprovalGiven:
 
 @dataclass(frozen=True, slots=True)
 class TaskStarted:
+    """An attempt of the call has begun; a second may run beside the first (see `Policy`)."""
+
     task_id: int
     args: Mapping[str, Any] = field(default_factory=dict)
     at: float = 0.0
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailed:
+    """An attempt has failed, and the call has not ended with it: another runs or may follow.
+
+    ``retry_after`` is how many seconds the far side asked to be left alone, if it did.
+    """
+
+    task_id: int
+    outcome: Failed
+    at: float = 0.0
+    attempt: int = 1
+    retry_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TaskDone:
+    """The task has ended. ``via`` says where a result comes from that no call of this task
+    brought: "same call as 3", "cache", "journal"."""
+
     task_id: int
     outcome: Outcome
+    at: float = 0.0
+    attempt: int = 1
+    via: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCancelled:
+    """Somebody wants no result of this task any more, and says why."""
+
+    task_id: int
+    why: str = ""
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Woke:
+    """The time has come that the machine asked to be told of."""
+
     at: float = 0.0
 
 
@@ -234,7 +281,10 @@ Event = (
     | ApprovalAsked
     | ApprovalGiven
     | TaskStarted
+    | AttemptFailed
     | TaskDone
+    | TaskCancelled
+    | Woke
     | JoinStarted
     | JoinText
     | ReplanAsked

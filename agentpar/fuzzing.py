@@ -44,12 +44,12 @@ def fuzz_run(
     else:
         raise UsageError("an event loop is running here already: fuzz in a thread, or outside")
     whole = read_record(record)
-    rules = fuzz.Rules(whole.limits, tools or {}, whole.risky)
+    rules = fuzz.Rules(whole.terms.limits, tools or {}, whole.terms.risky)
     if settings is not None:
         rules = fuzz.Rules(
             settings.limits,
             tools or {},
-            whole.risky,
+            whole.terms.risky,
             settings.timeout,
             settings.max_result_bytes,
         )

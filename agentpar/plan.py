@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from agentpar.errors import PlanError
 
@@ -50,15 +50,31 @@ class Ok:
     value: Any
 
 
-FailureKind = Literal["plan", "reference", "arguments", "tool", "timeout", "size", "denied"]
+FailureKind = Literal[
+    "plan",
+    "reference",
+    "arguments",
+    "tool",
+    "timeout",
+    "throttled",
+    "size",
+    "denied",
+    "limit",
+    "cancelled",
+    "interrupted",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The task has no value: ``error`` says why, ``kind`` what sort of failure it is."""
+    """The task has no value: ``error`` says why, ``kind`` what sort of failure it is.
+
+    A ``kept`` failure stands as the value ``{"error": …}`` for what refers to it.
+    """
 
     error: str
     kind: FailureKind = "tool"
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +85,11 @@ class Skipped:
 
 
 Outcome = Ok | Failed | Skipped
+
+
+def has_value(outcome: Outcome | None) -> TypeGuard[Ok | Failed]:
+    """Whether references to a task with this outcome lead to something."""
+    return isinstance(outcome, Ok) or (isinstance(outcome, Failed) and outcome.kept)
 
 
 def references(value: Any) -> Iterator[Ref]:
@@ -117,9 +138,9 @@ def _fill(value: Any, outcomes: Mapping[int, Outcome]) -> Any:
 def resolve(ref: Ref, outcomes: Mapping[int, Outcome]) -> Any:
     """The value that ``ref`` points to; `PlanError` says which step of the path is missing."""
     outcome = outcomes.get(ref.task)
-    if not isinstance(outcome, Ok):
+    if not has_value(outcome):
         raise PlanError(f"{ref}: task {ref.task} has no value")
-    value = outcome.value
+    value = outcome.value if isinstance(outcome, Ok) else {"error": outcome.error}
     for depth, step in enumerate(ref.path):
         before = Ref(ref.task, ref.path[:depth])
         if isinstance(value, str):  # Python would give a letter, which no plan means

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from agentpar.events import Usage
+from agentpar.plan import Ok
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,20 @@ class Runtime(Protocol):
 
     async def aclose(self) -> None:
         """Release connections and processes that this runtime owns."""
+        ...
+
+
+class Results(Protocol):
+    """Results of earlier calls that may serve again, by tool, version and arguments."""
+
+    async def get(self, tool: str, version: str, args: Mapping[str, Any]) -> Ok | None:
+        """The result of an equal call, unless it is too old or there was none."""
+        ...
+
+    async def put(
+        self, tool: str, version: str, args: Mapping[str, Any], outcome: Ok, seconds: float
+    ) -> None:
+        """Keep a result for ``seconds``."""
         ...
 
 

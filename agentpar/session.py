@@ -7,24 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agentpar.answer import Answer, answer_of
-from agentpar.events import Event, RunStarted
+from agentpar.events import Answered, Event, JoinText, RunStarted
 from agentpar.executor.driver import Approve, Driver, Emit, RunClock
-from agentpar.executor.machine import Command, Join, Limits, Machine, Plan, catch_up
+from agentpar.executor.machine import Command, Conclude, Join, Machine, Plan, catch_up
 from agentpar.executor.record import RecordWriter
 from agentpar.memory.evidence import sources
+from agentpar.partial import partial_answer
 from agentpar.planner.joiner import Joiner, JoinRequest
 from agentpar.planner.planner import Planner, PlanRequest
+from agentpar.policy import Limits
+from agentpar.ports import Results
 from agentpar.tools.base import Tool
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How a run is executed. ``timeout`` in seconds; ``record`` is the JSONL file to write;
-    ``note`` is what the run's reader must know (see `RunStarted`)."""
+    ``note`` is what the run's reader must know (see `RunStarted`); ``latencies`` are seconds
+    that calls took in earlier runs, by tool; ``results`` keeps what tools with a cache return."""
 
     limits: Limits
     timeout: float | None
@@ -32,6 +36,8 @@ class Settings:
     approve: Approve | None
     record: Path | None = None
     note: str = ""
+    latencies: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    results: Results | None = None
 
 
 class Session:
@@ -57,7 +63,13 @@ class Session:
         self.run_id = run_id
         self.events: list[Event] = list(history)
         risky = frozenset(name for name, tool in tools.items() if tool.effect == "write")
-        self.machine = Machine(settings.limits, risky)
+        self.machine = Machine(
+            settings.limits,
+            risky,
+            policies={name: tool.policy for name, tool in tools.items()},
+            latencies=settings.latencies,
+            seed=run_id,
+        )
         self.due = catch_up(self.machine, self.events)
         self._planner = planner
         self._joiner = joiner
@@ -71,6 +83,8 @@ class Session:
             tools=tools,
             plan=self._plan,
             join=self._join,
+            conclude=self._conclude,
+            results=settings.results,
             clock=RunClock(self.events[-1].at if self.events else 0.0),
             approve=settings.approve,
             hold=hold,
@@ -117,6 +131,9 @@ class Session:
     async def _join(self, command: Join, emit: Emit) -> None:
         await self._joiner.join(join_request(self.machine, command), emit, self.driver.clock)
 
+    async def _conclude(self, command: Conclude, emit: Emit) -> None:
+        emit(conclusion(self.machine, command, self.events, self.driver.clock.now()))
+
 
 def join_request(machine: Machine, command: Join) -> JoinRequest:
     """What the joiner is asked when ``machine`` wants to ``command`` it."""
@@ -128,4 +145,22 @@ def join_request(machine: Machine, command: Join) -> JoinRequest:
         machine.outcomes,
         machine.faults,
         sources(machine.tasks, machine.outcomes),
+    )
+
+
+def conclusion(machine: Machine, command: Conclude, events: Iterable[Event], at: float) -> Answered:
+    """No model can be asked any more: what was verified, and what is missing."""
+    written = "".join(
+        event.text
+        for event in events
+        if isinstance(event, JoinText) and event.round == command.round
+    )
+    return partial_answer(
+        command.round,
+        command.why,
+        written,
+        machine.tasks,
+        machine.outcomes,
+        sources(machine.tasks, machine.outcomes),
+        at,
     )

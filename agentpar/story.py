@@ -14,6 +14,7 @@ from agentpar.events import (
     Answered,
     ApprovalAsked,
     ApprovalGiven,
+    AttemptFailed,
     Event,
     JoinFailed,
     JoinStarted,
@@ -27,10 +28,12 @@ from agentpar.events import (
     ReplanAsked,
     RunFinished,
     RunStarted,
+    TaskCancelled,
     TaskDone,
     TaskPlanned,
     TaskStarted,
     Usage,
+    Woke,
 )
 from agentpar.plan import Failed, Ok, Outcome, Skipped, Task
 from agentpar.planner.parser import format_call
@@ -54,6 +57,9 @@ class TaskStory:
     ended: float | None = None
     outcome: Outcome | None = None
     asking: bool = False
+    attempts: int = 0
+    failures: list[AttemptFailed] = field(default_factory=list)
+    via: str = ""
 
     def span(self, now: float) -> Span | None:
         """From start to end, or to ``now`` while it runs; None for a task that never ran."""
@@ -147,10 +153,17 @@ class Story:
                 self._task(id).asking = False
             case TaskStarted(id, args, at):
                 task_ = self._task(id)
-                task_.filled, task_.started, task_.asking = args, at, False
+                task_.filled, task_.asking = args, False
+                task_.started = at if task_.started is None else task_.started
+                task_.attempts += 1
+            case AttemptFailed(id):
+                self._task(id).failures.append(event)
             case TaskDone(id, outcome, at):
                 task_ = self._task(id)
                 task_.outcome, task_.ended, task_.asking = outcome, at, False
+                task_.via = event.via
+            case TaskCancelled() | Woke():
+                pass  # what comes of it is told by other events
             case JoinStarted(number, at):
                 self._round(number).join_started = at
             case JoinText(number, text, at):

@@ -31,7 +31,8 @@ import machine_facts
 from peers import Executor, floor, langgraph_stategraph, llmcompiler, ours
 from shapes import SHAPES, Shape
 
-from agentpar.executor.machine import Limits, Machine
+from agentpar.executor.machine import Machine
+from agentpar.policy import Limits
 
 CPU_GATE = 15e-6  # seconds of CPU a task, shapes a to c
 EVENT_GATE = 10e-6  # seconds a machine event

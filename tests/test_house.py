@@ -22,9 +22,9 @@ ROOT = Path(agentpar.__file__).parent
 # module or package of that name and all that is in it.
 FLOORS = (
     ("errors", "plan"),
-    ("events", "ports", "net", "tools", "cache", "ids", "plaintext"),
+    ("events", "policy", "ports", "net", "tools", "cache", "ids", "plaintext"),
     ("planner", "executor", "memory", "runtime", "miniweb"),
-    ("agent", "answer", "fuzzing", "session"),
+    ("agent", "answer", "fuzzing", "partial", "session"),
     ("config", "display", "timeline", "drawing", "story", "langgraph"),
     ("cli", "doctor", "__init__"),
 )

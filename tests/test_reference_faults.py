@@ -19,7 +19,7 @@ from agentpar.planner.parser import PlanParser
 SEEN: list[Any] = []
 
 
-@tool
+@tool(idempotent=False)
 async def show(value: Any = None, more: Any = None) -> Any:
     """Keep what came, and give it back."""
     SEEN.append(value)
@@ -44,7 +44,7 @@ async def broken() -> str:
     raise ValueError("the tool broke")
 
 
-@tool
+@tool(idempotent=False)
 async def nap(seconds: float) -> str:
     """Sleep."""
     await asyncio.sleep(seconds)

@@ -1,7 +1,8 @@
 """The driver: does what the machine wants, and tells it what happened.
 
-The only file that starts a run's coroutines; each one lives in the driver's task group, so when
-`Driver.run` returns, or is cancelled, nothing of the run is left. It must never decide:
+The only file that starts a run's coroutines. Each is known by what it does (this attempt of
+this call, this round's plan) until it has ended, so that it can be stopped alone, and so that
+when `Driver.run` returns, or is cancelled, nothing of the run is left. It must never decide:
 every choice is the machine's.
 """
 
@@ -22,20 +23,35 @@ from collections.abc import (
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any, Literal, TypeVar
 
-from agentpar.errors import AgentparError, BackendError
+from agentpar.errors import BackendError
 from agentpar.events import (
     ApprovalAsked,
     ApprovalGiven,
+    AttemptFailed,
     Event,
     JoinFailed,
     PlanFailed,
     RunFinished,
     TaskDone,
     TaskStarted,
+    Woke,
 )
-from agentpar.executor.machine import Ask, Command, Execute, Finish, Join, Machine, Plan, Settle
+from agentpar.executor.failures import described, failure_of
+from agentpar.executor.machine import (
+    Ask,
+    Cancel,
+    Command,
+    Conclude,
+    Execute,
+    Finish,
+    Join,
+    Machine,
+    Plan,
+    Settle,
+    Wake,
+)
 from agentpar.plan import Failed, Ok, Outcome, Task
-from agentpar.ports import Clock
+from agentpar.ports import Clock, Results
 from agentpar.tools.base import Tool
 from agentpar.tools.data import to_data
 
@@ -43,6 +59,12 @@ T = TypeVar("T")
 Emit = Callable[[Event], None]
 Approve = Callable[[Task, Mapping[str, Any]], Awaitable[bool | str] | bool | str]
 """Says whether a risky call may run: True, or False, or the reason why not; sync or async."""
+
+Key = tuple[str, int, int]
+"""What a coroutine of the run does, as `Cancel` names it: ("call", task, attempt), …"""
+
+GRACE = 5.0
+"""Seconds for a coroutine that was cancelled to end; one that goes on is left behind."""
 
 
 class RunClock:
@@ -58,10 +80,12 @@ class RunClock:
 class Driver:
     """Performs one run.
 
-    ``plan`` and ``join`` are coroutines that do what a `Plan` or `Join` command asks and
-    emit what happened. ``observers`` are called with every event, in order, inside the
-    event loop: they must be quick. A command for which ``hold`` is true is not performed
-    but kept in `held`; when nothing else is left to do, `run` returns with it.
+    ``plan``, ``join`` and ``conclude`` are coroutines that do what a `Plan`, `Join` or
+    `Conclude` command asks and emit what happened. ``observers`` are called with every event,
+    in order, inside the event loop: they must be quick. A command for which ``hold`` is true is
+    not performed but kept in `held`; when nothing else is left to do, `run` returns with it.
+    ``results`` keeps what tools with a ``cache`` return. ``timeout`` is seconds for each attempt
+    of tools without one of their own, ``grace`` for what was cancelled to end.
     """
 
     def __init__(
@@ -71,10 +95,13 @@ class Driver:
         tools: Mapping[str, Tool],
         plan: Callable[[Plan, Emit], Awaitable[None]],
         join: Callable[[Join, Emit], Awaitable[None]],
+        conclude: Callable[[Conclude, Emit], Awaitable[None]] | None = None,
         clock: Clock | None = None,
         approve: Approve | None = None,
         hold: Callable[[Command], bool] | None = None,
+        results: Results | None = None,
         timeout: float | None = None,
+        grace: float = GRACE,
         max_result_bytes: int = 2_000_000,
         observers: Sequence[Callable[[Event], None]] = (),
         command_observers: Sequence[Callable[[Command], None]] = (),
@@ -85,17 +112,23 @@ class Driver:
         self._tools = tools
         self._plan = plan
         self._join = join
+        self._conclude = conclude
         self._approve = approve
         self._hold = hold
+        self._results = results
         self._timeout = timeout
+        self._grace = grace
         self._max_result_bytes = max_result_bytes
         self._observers = tuple(observers)
         self._command_observers = tuple(command_observers)
         self._inbox: deque[Event] = deque()
         self._draining = False
-        self._broken = False
-        self._group: asyncio.TaskGroup | None = None
-        self._ending: Callable[[], bool] = lambda: False
+        self._work: dict[Key, asyncio.Task[None]] = {}
+        self._unwanted: set[Key] = set()  # cancelled by the machine, or given up on
+        self._late: set[Key] = set()  # attempts whose time is over
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._over: asyncio.Future[None] | None = None  # while the run may start things
 
     async def run(self, *events: Event, due: Iterable[Command] = ()) -> None:
         """Perform ``due``, take in ``events`` and do what follows, until all is quiet.
@@ -104,27 +137,31 @@ class Driver:
         told to the observers is `RunFinished`, unless a command was held. Raises what an
         observer raised: a run that cannot be recorded ends.
         """
-        runner = asyncio.current_task()
-        assert runner is not None
-        before = runner.cancelling()
-        self._ending = lambda: self._broken or runner.cancelling() > before
+        self._loop = asyncio.get_running_loop()
+        over = self._over = self._loop.create_future()
         try:
-            async with asyncio.TaskGroup() as self._group:
+            try:
                 for command in due:
                     self._perform(command)
                 self._inbox.extend(events)
                 self._drain()
+                self._see_whether_over()
+                await over
+            finally:
+                self._over = None
+                left = await self._stop()
         except asyncio.CancelledError:
             self._end("cancelled", "cancelled by the caller")
             raise
-        except BaseExceptionGroup as group:
-            # One fault of ours or of an observer ends the run; siblings fell with it.
-            error = _first_of(group)
-            self._end("failed", _describe(error))
-            raise error from None
+        except (Exception, _Broken) as error:
+            # A fault of ours or of an observer ends the run; siblings fell with it.
+            cause = error.__cause__ if isinstance(error, _Broken) else None
+            self._end("failed", described(cause or error))
+            raise (cause or error) from None
         finished = self.machine.finished
         if finished is not None:
-            self._end(finished.status, finished.error)
+            notes = [finished.error, *(f"{key[0]} {key[1]} does not end" for key in left)]
+            self._end(finished.status, "; ".join(filter(None, notes)))
         elif not self.held:
             self._end("failed", "the run stopped before it had an answer")
 
@@ -144,20 +181,16 @@ class Driver:
         try:
             while inbox:
                 event = inbox.popleft()
-                self._tell(event)
+                for observe in self._observers:
+                    observe(event)
                 for command in handle(event):
-                    for observe in self._command_observers:
-                        observe(command)
+                    for notice in self._command_observers:
+                        notice(command)
                     self._perform(command)
         except Exception as error:
-            self._broken = True
             raise _Broken from error
         finally:
             self._draining = False
-
-    def _tell(self, event: Event) -> None:
-        for observe in self._observers:
-            observe(event)
 
     def _end(self, status: Literal["answered", "failed", "cancelled"], error: str) -> None:
         """Tell every observer the last event, those behind one that raises too."""
@@ -166,47 +199,167 @@ class Driver:
             for observe in reversed(self._observers):
                 last_first.callback(observe, event)
 
+    # What runs
+
     def _perform(self, command: Command) -> None:
         if self._hold is not None and self._hold(command):
             self.held.append(command)
             return
         match command:
-            case Execute():
-                self._start(self._execute(command))
-            case Settle(task_id, outcome):
-                self._inbox.append(TaskDone(task_id, outcome, self.clock.now()))
-            case Plan():
-                self._start(self._run_planner(command))
-            case Join():
-                self._start(self._run_joiner(command))
-            case Ask():
-                self._start(self._ask(command))
+            case Execute(task, _, attempt):
+                self._start(("call", task.id, attempt), self._execute(command))
+            case Settle(task_id, outcome, via):
+                self._inbox.append(TaskDone(task_id, outcome, self.clock.now(), via=via))
+            case Plan(round):
+                self._start(("plan", round, 0), self._run_planner(command))
+            case Join(round):
+                self._start(("join", round, 0), self._run_joiner(command))
+            case Ask(task):
+                self._start(("ask", task.id, 0), self._ask(command))
+            case Conclude(round):
+                self._start(("conclude", round, 0), self._run_conclude(command))
+            case Cancel():
+                self._cancel(command)
+            case Wake(at):
+                self._wake_at(at)
             case Finish():
-                pass  # nothing runs any more; `run` reports it once the group is empty
+                self._wake_at(None)  # `run` reports it once nothing is left
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        assert self._group is not None
-        try:
-            self._group.create_task(work)
-        except RuntimeError:
+    def _start(self, key: Key, work: Coroutine[Any, Any, None]) -> None:
+        if self._over is None:
             # The run is being cancelled, and a tool that took its time reported meanwhile:
             # its result is told, but nothing new starts.
             work.close()
+            return
+        task = self._work[key] = self._loop.create_task(work)
+        task.add_done_callback(lambda done: self._ended(key, done))
+
+    def _ended(self, key: Key, task: asyncio.Task[None]) -> None:
+        del self._work[key]
+        self._unwanted.discard(key)
+        self._late.discard(key)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._break(error)
+        self._see_whether_over()
+
+    def _see_whether_over(self) -> None:
+        """The run is over when nothing that is wanted runs and nothing waits for its time."""
+        over = self._over
+        if over is None or over.done() or len(self._work) > len(self._unwanted):
+            return
+        if not self.machine.waiting:
+            over.set_result(None)
+
+    def _break(self, error: BaseException) -> None:
+        if self._over is not None and not self._over.done():
+            self._over.set_exception(error)
+
+    async def _stop(self) -> list[Key]:
+        """End all that still runs; what cannot be ended is left behind and named."""
+        self._wake_at(None)
+        give_up = self._loop.time() + self._grace
+        told = set(self._unwanted)  # they are ending already
+        cancelled = False
+        while self._work and (left := give_up - self._loop.time()) > 0:
+            for key, task in self._work.items():
+                if key not in told:
+                    task.cancel()
+            told.clear()  # whoever swallows one cancellation gets another
+            try:
+                await asyncio.wait(self._work.values(), timeout=min(left, self._grace / 5))
+            except asyncio.CancelledError:
+                cancelled = True  # by the caller, once more: we are at it
+        if cancelled:
+            raise asyncio.CancelledError
+        return list(self._work)
+
+    def _cancel(self, command: Cancel) -> None:
+        key = (command.what, command.id, command.attempt)
+        if command.what == "plan":
+            self._inbox.append(PlanFailed(command.id, command.why, self.clock.now()))
+        if (task := self._work.get(key)) is not None:
+            self._unwanted.add(key)
+            task.cancel()
+
+    # Time
+
+    def _wake_at(self, at: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if at is not None and self._over is not None:
+            delay = max(0.0, at - self.clock.now())
+            self._timer = self._loop.call_later(delay, self._wake, at)
+
+    def _wake(self, at: float) -> None:
+        self._timer = None
+        self._tell(Woke(max(at, self.clock.now())))
+        self._see_whether_over()
+
+    def _too_late(self, key: Key, tool: str, limit: float) -> None:
+        """The time of an attempt is over: it is cancelled, and given up on if it goes on."""
+        task = self._work.get(key)
+        if task is None or key in self._unwanted:
+            return
+        self._late.add(key)
+        task.cancel()
+        self._loop.call_later(min(1.0, self._grace), self._give_up_on, key, tool, limit)
+
+    def _give_up_on(self, key: Key, tool: str, limit: float) -> None:
+        if key not in self._late or key in self._unwanted:
+            return
+        self._unwanted.add(key)
+        error = f"{tool} gave no result within {limit:g} s, and does not stop when cancelled"
+        self._tell(TaskDone(key[1], Failed(error, "timeout"), self.clock.now(), key[2]))
+
+    def _tell(self, event: Event) -> None:
+        """`emit` for callbacks, which have nobody to raise to."""
+        try:
+            self.emit(event)
+        except _Broken as error:
+            self._break(error)
+
+    # What the commands mean
 
     async def _run_planner(self, command: Plan) -> None:
+        key = ("plan", command.round, 0)
         try:
-            await self._unless_cancelled(self._plan(command, self.emit))
+            await self._unless_cancelled(key, self._plan(command, self._unless_unwanted(key)))
         except Exception as error:
-            self.emit(PlanFailed(command.round, _describe(error), self.clock.now()))
+            self._unless_unwanted(key)(
+                PlanFailed(command.round, described(error), self.clock.now())
+            )
 
     async def _run_joiner(self, command: Join) -> None:
+        key = ("join", command.round, 0)
         try:
-            await self._unless_cancelled(self._join(command, self.emit))
+            await self._unless_cancelled(key, self._join(command, self._unless_unwanted(key)))
         except Exception as error:
-            self.emit(JoinFailed(command.round, _describe(error), self.clock.now()))
+            self._unless_unwanted(key)(
+                JoinFailed(command.round, described(error), self.clock.now())
+            )
+
+    async def _run_conclude(self, command: Conclude) -> None:
+        key = ("conclude", command.round, 0)
+        try:
+            if self._conclude is None:
+                raise BackendError(f"the run was stopped by {command.why}")
+            await self._unless_cancelled(key, self._conclude(command, self.emit))
+        except Exception as error:
+            self.emit(JoinFailed(command.round, described(error), self.clock.now()))
+
+    def _unless_unwanted(self, key: Key) -> Emit:
+        """`emit`, deaf once what runs under ``key`` was cancelled by the machine."""
+
+        def emit(event: Event) -> None:
+            if key not in self._unwanted:
+                self.emit(event)
+
+        return emit
 
     async def _ask(self, command: Ask) -> None:
         task, now = command.task, self.clock.now
+        key = ("ask", task.id, 0)
         self.emit(ApprovalAsked(task.id, command.args, now()))
         if self._approve is None:
             verdict: bool | str = (
@@ -219,51 +372,87 @@ class Driver:
                 if isinstance(asked, bool | str):
                     verdict = asked
                 else:
-                    verdict = await self._unless_cancelled(asked)
+                    verdict = await self._unless_cancelled(key, asked)
             except Exception as error:
-                verdict = f"the approver failed: {_describe(error)}"
+                verdict = f"the approver failed: {described(error)}"
+        if key in self._unwanted:
+            return
         if verdict is True:
             self.emit(ApprovalGiven(task.id, allowed=True, at=now()))
         else:
             self.emit(ApprovalGiven(task.id, False, str(verdict or "refused"), now()))
 
     async def _execute(self, command: Execute) -> None:
-        task, now = command.task, self.clock.now
-        self.emit(TaskStarted(task.id, command.args, now()))
+        task, attempt, now = command.task, command.attempt, self.clock.now
+        key = ("call", task.id, attempt)
+        self.emit(TaskStarted(task.id, command.args, now(), attempt))
         tool = self._tools.get(task.tool)
+        outcome: Outcome
+        wait, via = None, ""
         if tool is None:  # planned in an earlier part of the run, by an agent that had it
-            outcome: Outcome = Failed(f"the agent has no tool {task.tool!r} any more", "plan")
+            outcome = Failed(f"the agent has no tool {task.tool!r} any more", "plan")
+        elif tool.policy.cache is None or self._results is None:
+            outcome, wait = await self._call(tool, command.args, key)
         else:
-            outcome = await self._call(tool, command.args)
-        self.emit(TaskDone(task.id, outcome, now()))
+            outcome, wait, via = await self._cached(tool, command.args, key, self._results)
+        if key in self._unwanted:
+            return
+        if isinstance(outcome, Failed) and (command.retry or outcome.kind == "throttled"):
+            self.emit(AttemptFailed(task.id, outcome, now(), attempt, wait))
+        else:
+            self.emit(TaskDone(task.id, outcome, now(), attempt, via))
 
-    async def _call(self, tool: Tool, args: Mapping[str, Any]) -> Outcome:
-        """Call the tool; whatever goes wrong comes back as `Failed`."""
-        timeout = self._timeout if tool.timeout is None else tool.timeout
+    async def _cached(
+        self, tool: Tool, args: Mapping[str, Any], key: Key, results: Results
+    ) -> tuple[Outcome, float | None, str]:
+        """The kept result of an equal call, or the call's own, which is then kept."""
+        assert tool.policy.cache is not None
+        kept = await results.get(tool.name, tool.version, args)
+        if kept is not None:
+            return kept, None, "cache"
+        outcome, wait = await self._call(tool, args, key)
+        if isinstance(outcome, Ok):
+            await results.put(tool.name, tool.version, args, outcome, tool.policy.cache)
+        return outcome, wait, ""
+
+    async def _call(
+        self, tool: Tool, args: Mapping[str, Any], key: Key
+    ) -> tuple[Outcome, float | None]:
+        """Call the tool; whatever goes wrong comes back as `Failed`, with the seconds that the
+        far side asked to be left alone."""
         try:
             arguments = tool.validate(args)
         except Exception as error:
-            return Failed(_describe(error), "arguments")
+            return Failed(described(error), "arguments"), None
+        limit = self._timeout if tool.policy.timeout is None else tool.policy.timeout
+        alarm = None
+        if limit is not None:
+            alarm = self._loop.call_later(limit, self._too_late, key, tool.name, limit)
         try:
-            call = tool.call(**arguments)
-            timed = call if timeout is None else _within(timeout, call)
-            value = to_data(await self._unless_cancelled(timed))
-        except _Late:
-            return Failed(f"{tool.name} gave no result within {timeout:g} s", "timeout")
+            value = to_data(await self._unless_cancelled(key, tool.call(**arguments)))
+        except asyncio.CancelledError:
+            if key not in self._late:
+                raise
         except (Exception, SystemExit) as error:  # sys.exit() ends the call, not the program
-            return Failed(_describe(error))
+            if key not in self._late:
+                return failure_of(error)
+        finally:
+            if alarm is not None:
+                alarm.cancel()
+        if key in self._late:
+            return Failed(f"{tool.name} gave no result within {limit:g} s", "timeout"), None
         if exceeds(value, self._max_result_bytes):
             limit_text = f"max_result_bytes={self._max_result_bytes:,}"
-            return Failed(f"{tool.name} returned more than {limit_text}", "size")
-        return Ok(value)
+            return Failed(f"{tool.name} returned more than {limit_text}", "size"), None
+        return Ok(value), None
 
-    async def _unless_cancelled(self, work: Awaitable[T]) -> T:
-        """Await ``work``, which may cancel itself or the task it is in: only a cancellation of
-        the run is one here, or the call would end and nobody hear of it."""
+    async def _unless_cancelled(self, key: Key, work: Awaitable[T]) -> T:
+        """Await ``work``, which may cancel itself or the task it is in: only where we have
+        stopped what runs under ``key`` is that a cancellation, or nobody would hear of its end."""
         try:
             return await work
         except asyncio.CancelledError:
-            if self._ending():
+            if key in self._unwanted or key in self._late or self._over is None:
                 raise
             raise BackendError("the call cancelled itself") from None
 
@@ -271,21 +460,6 @@ class Driver:
 class _Broken(BaseException):
     """An observer or the machine raised (its cause). Nothing that a planner or a joiner
     could take for an error of its own."""
-
-
-class _Late(Exception):
-    """The time for a call is over."""
-
-
-async def _within(seconds: float, work: Awaitable[T]) -> T:
-    """Await ``work``; raises `_Late` once ``seconds`` are over."""
-    try:
-        async with asyncio.timeout(seconds) as limit:
-            return await work
-    except TimeoutError:
-        if limit.expired():  # else it is an error of the call's own
-            raise _Late from None
-        raise
 
 
 @asynccontextmanager
@@ -329,19 +503,3 @@ def exceeds(value: Any, limit: int) -> bool:
         if left < 0:
             return True
     return False
-
-
-def _describe(error: BaseException) -> str:
-    """Our own errors speak for themselves; others are told with their type."""
-    if isinstance(error, AgentparError):
-        return str(error)
-    text = str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What went wrong first, out of the groups and out of our own wrapping."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error.__cause__ or error if isinstance(error, _Broken) else error

@@ -38,11 +38,12 @@ from agentpar.events import (
     TaskStarted,
 )
 from agentpar.executor.driver import Driver, Emit
-from agentpar.executor.machine import Join, Limits, Machine, Plan
+from agentpar.executor.machine import Join, Machine, Plan
 from agentpar.executor.record import Record
 from agentpar.executor.simulate import LoopClock, run
 from agentpar.plan import Failed, Ok, Outcome, Task
 from agentpar.ports import Clock
+from agentpar.policy import Limits
 from agentpar.tools.base import Tool
 
 BLOCK, WITHOUT = 20, 10

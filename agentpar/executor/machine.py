@@ -1,15 +1,16 @@
 """The machine: facts in, wishes out.
 
-It decides which task runs when, what is skipped, when to join and when to plan again.
-It awaits nothing, reads no clock and draws nothing at random, so the same facts always
-give the same commands: that is what makes a run replayable. It must never know what a
-tool does or how a model is reached.
+It decides which task runs when, what is tried again or twice, what is skipped, when to join,
+when to plan again, and when enough is spent. It awaits nothing, reads no clock and draws
+nothing at random (time comes with the facts), so the same facts always give the same commands:
+that is what makes a run replayable. It must never know what a tool does or how a model is
+reached.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+import heapq
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,26 +18,35 @@ from agentpar.errors import PlanError
 from agentpar.events import (
     Answered,
     ApprovalGiven,
+    AttemptFailed,
     Event,
     JoinFailed,
+    ModelUsed,
     PlanEnded,
     PlanFailed,
     PlanFault,
     ReplanAsked,
     RunStarted,
+    TaskCancelled,
     TaskDone,
     TaskPlanned,
+    Woke,
 )
-from agentpar.plan import Failed, Ok, Outcome, Skipped, Task, fill
+from agentpar.executor.admission import NEVER, Admission, Lane
+from agentpar.executor.budget import Budget
+from agentpar.executor.latency import Latency
+from agentpar.executor.ranks import upward_ranks
+from agentpar.plan import Failed, Ok, Outcome, Skipped, Task, fill, has_value
+from agentpar.policy import PLAIN, Limits, Policy
 
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a run may spend. ``concurrency`` counts tool calls in flight."""
-
-    max_tasks: int = 1000
-    max_replans: int = 2
-    concurrency: int = 64
+HEDGE_AFTER = 0.95
+"""The share of earlier calls that were quicker than one that is hedged."""
+HEDGE_SHARE = 0.05
+"""Most hedges for each call of a tool."""
+JOIN_SHARE = 0.3
+"""The share of a deadline kept for the answer while nothing is known of how long one takes."""
+JOIN = "join()"
+"""Under this name the machine learns how long answers take; no tool can have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +60,25 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Execute:
-    """Call the task's tool with ``args``, in which every reference is already a value."""
+    """Call the task's tool with ``args``, in which every reference is already a value.
+
+    With ``retry``, a failure of this attempt is not yet one of the task: tell it as
+    `AttemptFailed`.
+    """
 
     task: Task
     args: Mapping[str, Any] = field(default_factory=dict)
+    attempt: int = 1
+    retry: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """No call is needed: the task has ended with ``outcome``."""
+    """No call is needed: the task has ended with ``outcome``; ``via`` as in `TaskDone`."""
 
     task_id: int
     outcome: Outcome
+    via: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +90,39 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
+class Cancel:
+    """Stop what an earlier command began: an attempt of a call, a question to the approver
+    (``id``: the task's), the planner or the joiner (``id``: the round's)."""
+
+    what: Literal["call", "ask", "plan", "join"]
+    id: int
+    attempt: int = 0
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Tell `Woke` at this time (seconds of the run), unless a later `Wake` names an earlier."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Join:
-    """Ask the joiner for an answer; a ``final`` one may not ask for another plan."""
+    """Ask the joiner for an answer; a ``final`` one may not ask for another plan. ``why`` names
+    the limit that leaves some of the plan undone."""
 
     round: int
     final: bool
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Conclude:
+    """No model can be asked any more, because of ``why``: answer from what is known."""
+
+    round: int
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,36 +131,97 @@ class Finish:
     error: str = ""
 
 
-Command = Plan | Execute | Settle | Ask | Join | Finish
+Command = Plan | Execute | Settle | Ask | Cancel | Wake | Join | Conclude | Finish
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A task whose needs have ended and which has not: waiting, running, or between attempts."""
+
+    task: Task
+    args: Mapping[str, Any]
+    policy: Policy
+    lane: Lane
+    began: float = 0.0
+    attempts: dict[int, float] = field(default_factory=dict)  # running: when each began
+    last: int = 0  # number of the attempt that began last
+    tries: int = 0  # attempts that were no hedges
+    waiting: bool = False  # an attempt waits for a place
+    hedging: bool = False  # ... and it, or the one that began last, is a hedge
+    failure: Failed | None = None
+    followers: list[int] = field(default_factory=list)
 
 
 class Machine:
-    """One run's state. `handle` is its only door; the attributes are for reading."""
+    """One run's state. `handle` is its only door; the attributes are for reading.
 
-    def __init__(self, limits: Limits | None = None, risky: frozenset[str] = frozenset()) -> None:
+    ``risky`` tools are asked about before each call. ``policies`` says how each tool is called;
+    of two identical calls of a tool that it names, and that may be made twice, the second gets
+    the result of the first. ``latencies`` are seconds that calls took in earlier runs, by tool.
+    ``seed`` makes the pauses between attempts differ from run to run.
+    """
+
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        risky: frozenset[str] = frozenset(),
+        *,
+        policies: Mapping[str, Policy] | None = None,
+        latencies: Mapping[str, Sequence[float]] | None = None,
+        seed: str = "",
+    ) -> None:
         self.limits = limits or Limits()
         self.risky = risky
+        self.policies = dict(policies or {})
+        self.known_latencies = {name: tuple(found) for name, found in (latencies or {}).items()}
+        self.seed = seed
         self.question = ""
         self.round = 0
         self.tasks: dict[int, Task] = {}
         self.outcomes: dict[int, Outcome] = {}
         self.faults: list[PlanFault] = []
         self.finished: Finish | None = None
+        self.stopped_by = ""
+        self.budget = Budget(self.limits)
+        self.latency = Latency(self.known_latencies)
+        self.hedges = 0
+        self._now = 0.0
         self._planning = False
+        self._joining = False
+        self._concluding = False
         self._plan_error = ""
         self._unmet: dict[int, int] = {}  # task not ended -> how many of its needs have not ended
         self._dependants: dict[int, list[int]] = {}
         self._asked: dict[int, Ask] = {}
-        self._ready: deque[Execute] = deque()
-        self._running: set[int] = set()
+        self._calls: dict[int, _Call] = {}
+        self._admission = Admission(self.limits, self.policies)
+        # Reading twice does no harm and brings nothing: these run once for equal arguments.
+        self._shared = frozenset(
+            name
+            for name, policy in self.policies.items()
+            if name not in risky and policy.idempotent is not False
+        )
+        self._first: dict[tuple[str, str], int] = {}  # the first task with this call
+        self._begun: dict[str, list[int]] = {}  # of tools that hedge: calls and hedges begun
+        self._timers: list[tuple[float, int, str, int]] = []  # (when, turn, what, task)
+        self._paused: set[int] = set()  # tasks between two attempts
+        self._late = False  # so late that the time left is for the answer
+        self._turn = 0
+        self._armed = NEVER
+        self._ranks: dict[int, float] = {}
+        self._ranked = 0
         self._last_id = 0
         self._handlers: dict[type, Callable[[Any], list[Command]]] = {
             TaskPlanned: self._task_planned,
             TaskDone: self._task_done,
+            AttemptFailed: self._attempt_failed,
+            TaskCancelled: self._task_cancelled,
+            Woke: self._woke,
             RunStarted: self._run_started,
             PlanFault: self._plan_fault,
             PlanEnded: self._plan_ended,
             PlanFailed: self._plan_failed,
+            ModelUsed: self._model_used,
             ApprovalGiven: self._approval_given,
             ReplanAsked: self._replan_asked,
             Answered: self._answered,
@@ -125,11 +231,13 @@ class Machine:
     def handle(self, event: Event) -> list[Command]:
         """Take one fact and return what is wanted because of it, in order.
 
-        Facts that decide nothing (text pieces, token counts) return an empty list.
+        Facts that decide nothing (text pieces) return an empty list.
         """
         handler = self._handlers.get(type(event))
         if handler is None or self.finished is not None:
             return []
+        if event.at > self._now:
+            self._now = event.at
         return handler(event)
 
     @property
@@ -137,13 +245,37 @@ class Machine:
         """The number from which the next plan counts."""
         return self._last_id + 1
 
+    @property
+    def waiting(self) -> bool:
+        """Whether calls wait for their time (a pause, a rate) and not for an event."""
+        return self.finished is None and bool(self._paused or self._admission.waiting)
+
+    @property
+    def wakes_at(self) -> float:
+        """When the machine next wants to be woken; `NEVER` if it does not."""
+        return self._armed
+
     # Planning
 
     def _run_started(self, event: RunStarted) -> list[Command]:
         self.question = event.question
-        return self._plan(why="")
+        commands: list[Command] = []
+        if self.limits.deadline is not None:
+            kept = self.latency.quantile(JOIN, 0.9) or JOIN_SHARE * self.limits.deadline
+            kept = min(kept, 0.8 * self.limits.deadline)
+            commands += self._wake(self.limits.deadline - kept, "wind down")
+            commands += self._wake(self.limits.deadline, "end")
+        return commands + self._plan(why="")
 
     def _plan(self, why: str) -> list[Command]:
+        limit = self.budget.reserve(
+            "plan", self.limits.plan_tokens, beside=self.limits.answer_tokens
+        )
+        if limit:
+            self.stopped_by = self.stopped_by or limit
+            if not self.tasks:
+                return self._finish(Finish("failed", f"{limit} does not allow a plan"))
+            return self._conclude()
         self.round += 1
         self._planning = True
         self._plan_error = ""
@@ -155,18 +287,24 @@ class Machine:
         if id in self.tasks or id in self.outcomes:
             raise PlanError(f"task {id} is planned twice")
         self.tasks[id] = task
-        self._last_id = max(self._last_id, id)
+        if id > self._last_id:
+            self._last_id = id
         self._unmet[id] = 0
         if len(self.tasks) > self.limits.max_tasks:
             return [Settle(id, self._too_many())]
+        if not task.needs:
+            return self._start(task)
+        unmet = 0
         for need in task.needs:
-            if need == id or (need not in self.tasks and need not in self.outcomes):
+            if need in self._unmet and need != id:
+                unmet += 1
+            elif need not in self.outcomes:
                 error = f"refers to ${need}, which is not planned before task {id}"
                 return [Settle(id, Failed(error, "plan"))]
-        unmet = [need for need in task.needs if need not in self.outcomes]
-        for need in unmet:
-            self._dependants.setdefault(need, []).append(id)
-        self._unmet[id] = len(unmet)
+        for need in task.needs:
+            if need not in self.outcomes:
+                self._dependants.setdefault(need, []).append(id)
+        self._unmet[id] = unmet
         return [] if unmet else self._start(task)
 
     def _too_many(self) -> Failed:
@@ -188,88 +326,398 @@ class Machine:
 
     def _plan_failed(self, event: PlanFailed) -> list[Command]:
         if not self._planning:
-            return []  # the plan was complete before its planner broke
+            return []  # the plan was complete, or not wanted any more, before its planner broke
         self._planning = False
         self._plan_error = event.error
+        self.budget.forfeit("plan")
         return self._join_if_quiet()
 
-    # Running tasks
+    def _model_used(self, event: ModelUsed) -> list[Command]:
+        self.budget.settle(event.purpose, event.usage)
+        if event.purpose == "join":
+            self.latency.add(JOIN, event.seconds)
+        return []
+
+    # Starting calls
 
     def _start(self, task: Task) -> list[Command]:
-        """The task's last need has ended: run it, ask first, queue it, or skip it.
+        """The task's last need has ended: call it, ask first, queue it, or skip it.
 
         A skip waits for every need, so that which one it names, the first in writing
         order, does not depend on which ended first. It costs nothing: so does the joiner.
         """
-        for need in task.needs:
-            if not isinstance(self.outcomes[need], Ok):
-                return [Settle(task.id, Skipped(need))]
-        try:
-            args = fill(task.args, self.outcomes) if task.needs else task.args
-        except PlanError as error:
-            return [Settle(task.id, Failed(str(error), "reference"))]
+        args = task.args
+        if task.needs:
+            for need in task.needs:
+                if not has_value(self.outcomes[need]):
+                    return [Settle(task.id, Skipped(need))]
+            try:
+                args = fill(args, self.outcomes)
+            except PlanError as error:
+                return [Settle(task.id, Failed(str(error), "reference"))]
+        if self.stopped_by:
+            return [Settle(task.id, self._unspent())]
         if task.tool in self.risky:
             ask = self._asked[task.id] = Ask(task, args)
             return [ask]
-        return self._admit(Execute(task, args))
-
-    def _admit(self, call: Execute) -> list[Command]:
-        if len(self._running) >= self.limits.concurrency:
-            self._ready.append(call)
-            return []
-        self._running.add(call.task.id)
-        return [call]
+        return self._call(task, args)
 
     def _approval_given(self, event: ApprovalGiven) -> list[Command]:
         ask = self._asked.pop(event.task_id, None)
         if ask is None:
             return []
         if event.allowed:
-            return self._admit(Execute(ask.task, ask.args))
+            return self._call(ask.task, ask.args)
         return [Settle(event.task_id, Failed(f"not approved: {event.reason}", "denied"))]
+
+    def _call(self, task: Task, args: Mapping[str, Any]) -> list[Command]:
+        if task.tool in self._shared:
+            key = (task.tool, _canonical(args))
+            first = self._first.setdefault(key, task.id)
+            if first != task.id:
+                outcome = self.outcomes.get(first)
+                if isinstance(outcome, Ok):
+                    return [Settle(task.id, outcome, f"same call as {first}")]
+                if first in self._calls:
+                    self._calls[first].followers.append(task.id)
+                    return []
+                self._first[key] = task.id  # the first one failed: it may be tried anew
+        policy = self.policies.get(task.tool, PLAIN)
+        call = _Call(task, args, policy, self._admission.lane(task.tool, args))
+        self._calls[task.id] = call
+        return self._offer(call)
+
+    def _offer(self, call: _Call) -> list[Command]:
+        """One more attempt of ``call``: now, or when there is a place for it."""
+        if self._admission.offer(call, call.lane, self._now, self._rank(call)):
+            return self._begin(call)
+        call.waiting = True
+        return self._wake_for_admission()
+
+    def _begin(self, call: _Call) -> list[Command]:
+        """``call`` has a place: begin an attempt, if it can be paid for."""
+        call.waiting = False
+        task, policy = call.task, call.policy
+        limit = self.stopped_by or self.budget.take_step(policy.cost)
+        if limit:
+            self._admission.release(call.lane)
+            commands = self._stop_planning(limit)
+            if not call.attempts:
+                commands.append(Settle(task.id, call.failure or self._unspent()))
+            return commands
+        call.last += 1
+        if call.last == 1:
+            call.began = self._now
+        call.attempts[call.last] = self._now
+        if not call.hedging:
+            call.tries += 1
+        if not (policy.hedge or policy.retries):
+            return [Execute(task, call.args)]
+        commands = self._watch(call) if policy.hedge else []
+        return [*commands, Execute(task, call.args, call.last, retry=True)]
+
+    def _admit(self) -> list[Command]:
+        """Give the places that are free to those who wait, the most urgent first."""
+        admission = self._admission
+        if not admission.waiting:
+            return []
+        if len(self.tasks) > self._ranked + self._ranked // 8:
+            self._ranked = len(self.tasks)
+            self._ranks = upward_ranks(
+                self._unmet, self.tasks, self._dependants, self.latency.expected
+            )
+            admission.reorder(self._rank)
+        commands: list[Command] = []
+        while (call := admission.next(self._now)) is not None:
+            commands += self._begin(call)
+        return commands + self._wake_for_admission()
+
+    def _rank(self, call: _Call) -> float:
+        rank = self._ranks.get(call.task.id)
+        return self.latency.expected(call.task.tool) if rank is None else rank
+
+    # Ending calls
+
+    def _attempt_failed(self, event: AttemptFailed) -> list[Command]:
+        call = self._calls.get(event.task_id)
+        began = None if call is None else call.attempts.pop(event.attempt, None)
+        if call is None or began is None:
+            return []
+        admission, now = self._admission, self._now
+        admission.release(call.lane)
+        if event.outcome.kind == "throttled":
+            admission.throttled(call.lane, call.task.tool, now, began, event.retry_after)
+        call.failure = event.outcome
+        if call.attempts or call.waiting:
+            return self._admit()  # another attempt may still bring it
+        if not self._may_retry(call):
+            return [Settle(call.task.id, event.outcome), *self._admit()]
+        pause = call.policy.pause(call.last, f"{self.seed}/{call.task.id}")
+        self._paused.add(call.task.id)
+        call.hedging = False
+        commands = self._wake(now + max(pause, event.retry_after or 0.0), "retry", call.task.id)
+        return commands + self._admit()
+
+    def _may_retry(self, call: _Call) -> bool:
+        assert call.failure is not None
+        if self.stopped_by or call.tries > call.policy.retries:
+            return False
+        if call.failure.kind == "throttled":
+            return True  # it was refused before anything was done
+        return call.failure.kind in ("tool", "timeout") and self._is_idempotent(call.task.tool)
+
+    def _is_idempotent(self, tool: str) -> bool:
+        said = self.policies.get(tool, PLAIN).idempotent
+        return tool not in self.risky if said is None else said
 
     def _task_done(self, event: TaskDone) -> list[Command]:
         id = event.task_id
         if self._unmet.get(id) != 0:
             return []  # ended already
         del self._unmet[id]
-        self._running.discard(id)
-        self.outcomes[id] = event.outcome
+        outcome = event.outcome
         commands: list[Command] = []
+        call = self._calls.pop(id, None)
+        if call is not None:
+            commands = self._close(call, event)
+            if isinstance(outcome, Failed) and outcome.kind not in ("limit", "cancelled"):
+                if call.policy.on_error == "keep":
+                    outcome = replace(outcome, kept=True)
+                elif call.policy.on_error == "fail":
+                    self.outcomes[id] = outcome
+                    why = f"task {id} ({call.task.tool}) failed: {outcome.error}"
+                    return [*self._cancel_all(why), *self._finish(Finish("failed", why))]
+        self.outcomes[id] = outcome
         for dependant in self._dependants.pop(id, ()):
             self._unmet[dependant] -= 1
             if self._unmet[dependant] == 0:
                 commands += self._start(self.tasks[dependant])
-        while self._ready and len(self._running) < self.limits.concurrency:
-            call = self._ready.popleft()
-            self._running.add(call.task.id)
-            commands.append(call)
-        return commands or self._join_if_quiet()
+        if self._admission.waiting:
+            commands += self._admit()
+        if self._unmet or self._planning:
+            return commands
+        return commands + self._join_if_quiet()
+
+    def _close(self, call: _Call, event: TaskDone) -> list[Command]:
+        """The task of ``call`` has ended: what else was done for it stops, those who waited for
+        the same call get its result."""
+        id, outcome, admission = call.task.id, event.outcome, self._admission
+        commands: list[Command] = []
+        if isinstance(outcome, Ok) and event.attempt in call.attempts:
+            if event.via:
+                self.budget.give_back_step(call.policy.cost)
+            else:
+                self.latency.add(call.task.tool, self._now - call.began)
+                admission.succeeded(call.lane)
+        if call.attempts.pop(event.attempt, None) is not None:
+            admission.release(call.lane)
+        if call.attempts or call.waiting or id in self._paused:
+            commands = self._drop(call, "another attempt has brought the result")
+        for follower in call.followers:
+            if isinstance(outcome, Failed) and outcome.kind in ("cancelled", "limit"):
+                commands += self._call(self.tasks[follower], call.args)
+            else:
+                commands.append(Settle(follower, outcome, f"same call as {id}"))
+        return commands
+
+    def _drop(self, call: _Call, why: str) -> list[Command]:
+        """Nothing of ``call`` runs, waits or will be tried again."""
+        id = call.task.id
+        self._paused.discard(id)
+        if call.waiting:
+            call.waiting = False
+            self._admission.withdraw(call, call.lane)
+        commands: list[Command] = []
+        for attempt in call.attempts:
+            self._admission.release(call.lane)
+            commands.append(Cancel("call", id, attempt, why))
+        call.attempts.clear()
+        return commands
+
+    def _task_cancelled(self, event: TaskCancelled) -> list[Command]:
+        """Nobody wants this task: it ends now, in whatever state it is."""
+        id = event.task_id
+        if id not in self._unmet:
+            return []
+        commands: list[Command] = []
+        if (call := self._calls.get(id)) is not None:
+            commands = self._drop(call, event.why)
+        if self._asked.pop(id, None) is not None:
+            commands.append(Cancel("ask", id, why=event.why))
+        for need in self.tasks[id].needs:
+            if id in self._dependants.get(need, ()):
+                self._dependants[need].remove(id)
+        self._unmet[id] = 0
+        why = f"cancelled: {event.why}" if event.why else "cancelled"
+        return [*commands, Settle(id, Failed(why, "cancelled")), *self._admit()]
+
+    # Time
+
+    def _wake(self, at: float, what: str, task: int = 0) -> list[Command]:
+        self._turn += 1
+        heapq.heappush(self._timers, (at, self._turn, what, task))
+        return self._arm(at)
+
+    def _arm(self, at: float) -> list[Command]:
+        if at >= self._armed:
+            return []
+        self._armed = at
+        return [Wake(at)]
+
+    def _wake_for_admission(self) -> list[Command]:
+        at = self._admission.opens(self._now)
+        return [] if at == NEVER else self._arm(at)
+
+    def _woke(self, event: Woke) -> list[Command]:
+        self._armed = NEVER
+        commands: list[Command] = []
+        while self._timers and self._timers[0][0] <= self._now and self.finished is None:
+            _, _, what, id = heapq.heappop(self._timers)
+            match what:
+                case "retry":
+                    if id in self._paused:
+                        self._paused.discard(id)
+                        commands += self._offer(self._calls[id])
+                case "hedge":
+                    commands += self._hedge(id)
+                case "wind down":
+                    self._late = True
+                    if not self._joining:
+                        commands += self._stop(self._deadline)
+                case "end":
+                    commands += self._end()
+        commands += self._admit()
+        return commands + (self._arm(self._timers[0][0]) if self._timers else [])
+
+    def _watch(self, call: _Call) -> list[Command]:
+        """Count an attempt of a tool that hedges; come back to one that takes too long."""
+        begun = self._begun.setdefault(call.task.tool, [0, 0])
+        if call.hedging:
+            begun[1] += 1
+            return []
+        begun[0] += 1
+        if call.last > 1:
+            return []
+        after = self.latency.quantile(call.task.tool, HEDGE_AFTER)
+        return [] if after is None else self._wake(self._now + after, "hedge", call.task.id)
+
+    def _hedge(self, id: int) -> list[Command]:
+        """Call a straggler a second time, if it still is one and not too many were."""
+        call = self._calls.get(id)
+        if call is None or len(call.attempts) != 1 or call.waiting or self.stopped_by:
+            return []
+        if not self._is_idempotent(call.task.tool):
+            return []
+        calls, hedges = self._begun[call.task.tool]
+        if hedges + 1 > HEDGE_SHARE * calls:
+            return []
+        call.hedging = True
+        return self._offer(call)
+
+    @property
+    def _deadline(self) -> str:
+        return f"deadline={self.limits.deadline:g} s"
+
+    # Limits
+
+    def _unspent(self) -> Failed:
+        return Failed(f"not called: the run was stopped by {self.stopped_by}", "limit")
+
+    def _stop_planning(self, limit: str) -> list[Command]:
+        self.stopped_by = self.stopped_by or limit
+        if not self._planning:
+            return []
+        self._planning = False
+        self.budget.forfeit("plan")
+        return [Cancel("plan", self.round, why=f"stopped by {limit}")]
+
+    def _stop(self, limit: str) -> list[Command]:
+        """Nothing begins any more and what runs is cancelled: the answer is made of the rest."""
+        commands = self._stop_planning(limit)
+        ended: list[Command] = []
+        for id, call in self._calls.items():
+            commands += self._drop(call, f"stopped by {limit}")
+            ended.append(Settle(id, Failed(f"stopped by {limit}", "limit")))
+        for id in self._asked:
+            commands.append(Cancel("ask", id, why=f"stopped by {limit}"))
+            ended.append(Settle(id, Failed(f"stopped by {limit}", "limit")))
+        self._asked.clear()
+        return commands + (ended or self._join_if_quiet())
+
+    def _end(self) -> list[Command]:
+        """The time is over, even for the answer."""
+        if self._concluding:
+            return []
+        joining: list[Command] = []
+        if self._joining:
+            joining = [Cancel("join", self.round, why=f"stopped by {self._deadline}")]
+            self.budget.forfeit("join")
+        self.stopped_by = self.stopped_by or self._deadline
+        self._concluding = True
+        return [*joining, *self._stop(self._deadline), *self._conclude()]
+
+    def _cancel_all(self, why: str) -> list[Command]:
+        commands: list[Command] = []
+        if self._planning:
+            commands.append(Cancel("plan", self.round, why=why))
+        for call in self._calls.values():
+            commands += self._drop(call, why)
+        return commands + [Cancel("ask", id, why=why) for id in self._asked]
 
     # Joining
 
     def _join_if_quiet(self) -> list[Command]:
-        if self._planning or self._unmet:
+        if self._planning or self._unmet or self._joining or self._concluding:
             return []
         if self._plan_error and not self.tasks:
             return self._finish(Finish("failed", self._plan_error))
-        return [Join(self.round, final=self.round > self.limits.max_replans)]
+        limits = self.limits
+        if limit := self.budget.reserve("join", limits.answer_tokens):
+            self.stopped_by = self.stopped_by or limit
+            return self._conclude()
+        final = (
+            self.round > limits.max_replans
+            or bool(self.stopped_by)
+            or bool(self.budget.forbids("plan", limits.plan_tokens, beside=limits.answer_tokens))
+        )
+        self._joining = True
+        return [Join(self.round, final, self.stopped_by)]
+
+    def _conclude(self) -> list[Command]:
+        self._concluding = True
+        self._joining = False
+        return [Conclude(self.round, self.stopped_by)]
 
     def _replan_asked(self, event: ReplanAsked) -> list[Command]:
+        self._joining = False
         if self.round > self.limits.max_replans:
             spent = f"max_replans={self.limits.max_replans} is spent"
             return self._finish(Finish("failed", f"asked to replan, but {spent}: {event.why}"))
+        if self._late:
+            self.stopped_by = self.stopped_by or self._deadline
+            return self._conclude()
         return self._plan(event.why)
 
     def _answered(self, event: Answered) -> list[Command]:
         return self._finish(Finish("answered"))
 
     def _join_failed(self, event: JoinFailed) -> list[Command]:
+        self._joining = False
+        self.budget.forfeit("join")
+        if self.stopped_by and not self._concluding:
+            return self._conclude()
         return self._finish(Finish("failed", event.error))
 
     def _finish(self, command: Finish) -> list[Command]:
         self.finished = command
         return [command]
+
+
+def _canonical(args: Mapping[str, Any]) -> str:
+    """Equal for equal arguments, in whatever order they were written."""
+    if len(args) > 1:
+        return repr(sorted(args.items()))
+    return repr(args)
 
 
 def catch_up(machine: Machine, history: Iterable[Event]) -> list[Command]:
@@ -278,25 +726,39 @@ def catch_up(machine: Machine, history: Iterable[Event]) -> list[Command]:
     Performing those, and nothing else, carries an interrupted run on. A plan that broke
     off is asked for from the first number it has not used; what it planned stands.
     """
-    due: dict[tuple[str, int], Command] = {}
+    due: dict[tuple[str, int, int], Command] = {}
+    attempts: dict[int, list[int]] = {}  # what is due for each task: 0 for all but calls
     for event in history:
         match event:
-            case TaskDone() | ApprovalGiven():
-                due.pop(("task", event.task_id), None)
+            case TaskDone():
+                for attempt in attempts.pop(event.task_id, ()):
+                    due.pop(("task", event.task_id, attempt), None)
+            case ApprovalGiven():
+                due.pop(("task", event.task_id, 0), None)
+            case AttemptFailed():
+                due.pop(("task", event.task_id, event.attempt), None)
             case PlanEnded() | PlanFailed():
-                due.pop(("plan", event.round), None)
+                due.pop(("plan", event.round, 0), None)
             case Answered() | ReplanAsked() | JoinFailed():
-                due.pop(("join", event.round), None)
+                due.pop(("join", event.round, 0), None)
         for command in machine.handle(event):
             match command:
-                case Execute() | Ask():
-                    due["task", command.task.id] = command
-                case Settle():
-                    due["task", command.task_id] = command
-                case Plan():
-                    due["plan", command.round] = command
-                case Join():
-                    due["join", command.round] = command
+                case Execute(task, _, attempt):
+                    due["task", task.id, attempt] = command
+                    attempts.setdefault(task.id, []).append(attempt)
+                case Ask(Task(id)) | Settle(id):
+                    due["task", id, 0] = command
+                    attempts.setdefault(id, []).append(0)
+                case Cancel("call" | "ask", id, attempt):
+                    due.pop(("task", id, attempt), None)
+                case Cancel(what, id):
+                    due.pop((what, id, 0), None)
+                case Plan(round):
+                    due["plan", round, 0] = command
+                case Join(round) | Conclude(round):
+                    due["join", round, 0] = command
+    if machine.finished is None and machine.wakes_at < NEVER:
+        due["wake", 0, 0] = Wake(machine.wakes_at)
     return [
         replace(command, first_id=machine.next_id) if isinstance(command, Plan) else command
         for command in due.values()

@@ -12,17 +12,18 @@ import hashlib
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO, get_args
 
 from agentpar.errors import PlanError, UsageError
 from agentpar.events import Citation, Event, Usage
-from agentpar.executor.machine import Ask, Command, Execute, Limits, Machine, Settle
+from agentpar.executor.machine import Ask, Command, Execute, Machine, Settle
 from agentpar.plan import Failed, Ok, Ref, Skipped, Task
+from agentpar.policy import PLAIN, Limits, Policy, Price
 
-FORMAT = 1
+FORMAT = 2
 
 _EVENTS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
 _OUTCOMES: dict[str, type] = {"ok": Ok, "failed": Failed, "skipped": Skipped}
@@ -33,8 +34,8 @@ _OUTCOME_NAMES = {kind: name for name, kind in _OUTCOMES.items()}
 def encode(event: Event) -> dict[str, Any]:
     """``event`` as JSON-like data; `decode` gives back an equal event."""
     data: dict[str, Any] = {"event": type(event).__name__}
-    for field in dataclasses.fields(event):
-        data[field.name] = _encode(getattr(event, field.name))
+    for name in _names(type(event)):
+        data[name] = _encode(getattr(event, name))
     return data
 
 
@@ -127,11 +128,69 @@ def encode_command(command: Command) -> dict[str, Any]:
         case Execute(task, args) | Ask(task, args):
             text = json.dumps(_encode(args), sort_keys=True, ensure_ascii=False)
             inputs = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-            return {"command": name, "task_id": task.id, "tool": task.tool, "inputs": inputs}
-        case Settle(task_id, outcome):
-            return {"command": name, "task_id": task_id, "outcome": _encode(outcome)}
+            data = {"command": name, "task_id": task.id, "tool": task.tool, "inputs": inputs}
+            if isinstance(command, Execute) and (command.attempt > 1 or command.retry):
+                data |= {"attempt": command.attempt, "retry": command.retry}
+            return data
+        case Settle(task_id, outcome, via):
+            data = {"command": name, "task_id": task_id, "outcome": _encode(outcome)}
+            return {**data, "via": via} if via else data
         case _:
             return {"command": name, **dataclasses.asdict(command)}
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """All that a machine decides by, besides the facts; see `Machine`."""
+
+    limits: Limits
+    risky: frozenset[str] = frozenset()
+    policies: Mapping[str, Policy] = field(default_factory=dict)
+    latencies: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    seed: str = ""
+
+    @classmethod
+    def of(cls, machine: Machine) -> Terms:
+        """Those that ``machine`` began with."""
+        known = machine.known_latencies
+        return cls(machine.limits, machine.risky, machine.policies, known, machine.seed)
+
+    def machine(self) -> Machine:
+        """A new machine that decides by these terms."""
+        return Machine(
+            self.limits,
+            self.risky,
+            policies=self.policies,
+            latencies=self.latencies,
+            seed=self.seed,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-like data; `from_dict` gives back equal terms."""
+        return {
+            "limits": dataclasses.asdict(self.limits),
+            "risky": sorted(self.risky),
+            "policies": {name: _changed(policy) for name, policy in self.policies.items()},
+            "latencies": {name: list(found) for name, found in self.latencies.items()},
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Terms:
+        limits = {**data["limits"], "price": Price(**data["limits"]["price"])}
+        return cls(
+            Limits(**limits),
+            frozenset(data["risky"]),
+            {name: Policy(**changed) for name, changed in data["policies"].items()},
+            {name: tuple(found) for name, found in data["latencies"].items()},
+            data["seed"],
+        )
+
+
+def _changed(policy: Policy) -> dict[str, Any]:
+    """The fields of ``policy`` that are not as by default."""
+    fields = dataclasses.asdict(policy)
+    return {n: v for n, v in fields.items() if v != getattr(PLAIN, n)}
 
 
 class RecordWriter:
@@ -155,9 +214,9 @@ class RecordWriter:
 
     def __enter__(self) -> RecordWriter:
         self._file = self._opened()
-        limits = dataclasses.asdict(self._machine.limits)
-        self._write({"record": FORMAT, "limits": limits, "risky": sorted(self._machine.risky)})
-        machine = Machine(self._machine.limits, self._machine.risky)
+        terms = Terms.of(self._machine)
+        self._write({"record": FORMAT, **terms.as_dict()})
+        machine = terms.machine()
         for event in self._history:
             self.event(event)
             for command in machine.handle(event):
@@ -206,10 +265,9 @@ class RecordWriter:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A record read back: the machine's settings, the events, the commands as recorded."""
+    """A record read back: the machine's terms, the events, the commands as recorded."""
 
-    limits: Limits
-    risky: frozenset[str]
+    terms: Terms
     lines: tuple[Event | dict[str, Any], ...]
 
     @property
@@ -233,7 +291,7 @@ def parse_record(whole: bytes, path: Path = Path("events.jsonl")) -> Record:
     torn = rows.pop()  # what follows the last newline: nothing, or a line half written
     if not rows:
         raise UsageError(f"{path}: the record is empty" + (", but for a torn line" if torn else ""))
-    limits, risky = _read_header(rows[0], path)
+    terms = _read_header(rows[0], path)
     lines: list[Event | dict[str, Any]] = []
     for number, row in enumerate(rows[1:], start=2):
         try:
@@ -241,7 +299,7 @@ def parse_record(whole: bytes, path: Path = Path("events.jsonl")) -> Record:
             lines.append(data if "command" in data else decode(data))
         except (ValueError, UsageError) as error:
             raise UsageError(f"{path}:{number}: {error}") from None
-    return Record(limits, risky, tuple(lines))
+    return Record(terms, tuple(lines))
 
 
 def _read_row(row: bytes) -> dict[str, Any]:
@@ -255,13 +313,13 @@ def _read_row(row: bytes) -> dict[str, Any]:
     return data
 
 
-def _read_header(row: bytes, path: Path) -> tuple[Limits, frozenset[str]]:
+def _read_header(row: bytes, path: Path) -> Terms:
     try:
         header = _read_row(row)
         if header["record"] != FORMAT:
             raise ValueError(f"format {header['record']!r}")
-        return Limits(**header["limits"]), frozenset(header["risky"])
-    except (KeyError, TypeError, ValueError) as error:
+        return Terms.from_dict(header)
+    except (KeyError, TypeError, ValueError, UsageError) as error:
         raise UsageError(f"{path}:1: not a run record of format {FORMAT}: {error}") from None
 
 
@@ -276,7 +334,7 @@ class Replay:
 
 def replay(record: Record) -> Replay:
     """Decide the whole run again from its events and compare every command."""
-    machine = Machine(record.limits, record.risky)
+    machine = record.terms.machine()
     wanted: deque[dict[str, Any]] = deque()
     events = commands = 0
     for line in record.lines:

@@ -33,10 +33,11 @@ from agentpar.events import (
     TaskStarted,
 )
 from agentpar.executor.driver import Driver, Emit
-from agentpar.executor.machine import Join, Limits, Machine, Plan
+from agentpar.executor.machine import Join, Machine, Plan
 from agentpar.executor.record import RecordWriter, parse_record, replay
 from agentpar.executor.simulate import LoopClock, VirtualLoop, run
 from agentpar.plan import Failed, Ok, Outcome, Ref, Skipped, Task, fill, needs
+from agentpar.policy import Limits
 from agentpar.tools.base import Tool
 
 MAX_RESULT_BYTES = 10_000

@@ -22,12 +22,17 @@ from agentpar.net.retry import retry_after
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """Bounds on one fetch. Bytes count after decompression, ``timeout`` is seconds in all."""
+    """Bounds on one fetch. Bytes count after decompression, ``timeout`` is seconds in all.
+
+    Where it ``waits``, a server's "too many requests" is waited out once; otherwise it is an
+    error at once, for somebody who holds all calls to that server back.
+    """
 
     max_bytes: int = 2_000_000
     timeout: float = 20.0
     redirects: int = 5
     retries: int = 1
+    waits: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +167,14 @@ class Fetcher:
             wait = 0.5 if asked is None else asked
             deadline = scope.when()
             left = 0.0 if deadline is None else deadline - asyncio.get_running_loop().time()
-            if last or answer.status_code not in _RETRIED_STATUS or wait >= left:
+            passing = answer.status_code in _RETRIED_STATUS and wait < left
+            held_back = answer.status_code == 429 and not self.caps.waits
+            if last or held_back or not passing:
                 reason = f"{answer.status_code} {answer.reason_phrase}".strip()
-                raise FetchError(f"{url!r} answered HTTP {reason}")
+                status = answer.status_code
+                raise FetchError(
+                    f"{url!r} answered HTTP {reason}", status=status, retry_after=asked
+                )
             await asyncio.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
 

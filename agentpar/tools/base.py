@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from agentpar.policy import PLAIN, Policy
+
 Effect = Literal["read", "write"]
 
 
@@ -22,8 +24,9 @@ class Tool:
     them converted, with defaults filled in; it raises `UsageError` naming the argument.
     ``call`` takes what ``validate`` returned, as keywords. ``returns`` tells the planner
     in one line what the value looks like, so that it can write ``$1.url``.
-    A tool whose ``effect`` is "write" never runs without approval. ``close`` releases what
-    the tool holds (connections); a closed tool opens again at its next call.
+    A tool whose ``effect`` is "write" never runs without approval. ``policy`` says how it is
+    called; kept results are those of one ``version``. ``close`` releases what the tool holds
+    (connections); a closed tool opens again at its next call.
     """
 
     name: str
@@ -32,7 +35,8 @@ class Tool:
     call: Callable[..., Awaitable[Any]]
     validate: Callable[[Mapping[str, Any]], dict[str, Any]]
     effect: Effect = "read"
-    timeout: float | None = None
+    policy: Policy = PLAIN
+    version: str = ""
     returns: str = ""
     function: Callable[..., Any] | None = None
     close: Callable[[], Awaitable[None]] | None = None

@@ -7,12 +7,14 @@ the first function becomes a tool, so importing this file is cheap.
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import typing
 from collections.abc import Callable, Iterable
-from typing import Any, overload
+from typing import Any, Unpack, overload
 
 from agentpar.errors import UsageError
+from agentpar.policy import Policy, PolicyFields
 from agentpar.tools.arguments import make_schema, read_signature
 from agentpar.tools.base import Effect, Tool
 from agentpar.tools.docstring import read_docstring, spell
@@ -28,8 +30,9 @@ def tool(
     name: str | None = None,
     description: str | None = None,
     effect: Effect = "read",
-    timeout: float | None = None,
+    version: str = "",
     returns: str = "",
+    **called: Unpack[PolicyFields],
 ) -> Tool: ...
 
 
@@ -40,8 +43,9 @@ def tool(
     name: str | None = None,
     description: str | None = None,
     effect: Effect = "read",
-    timeout: float | None = None,
+    version: str = "",
     returns: str = "",
+    **called: Unpack[PolicyFields],
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 
 
@@ -51,16 +55,19 @@ def tool(
     name: str | None = None,
     description: str | None = None,
     effect: Effect = "read",
-    timeout: float | None = None,
+    version: str = "",
     returns: str = "",
+    **called: Unpack[PolicyFields],
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a typed function, sync or async, a `Tool`; with or without arguments.
 
     The schema comes from the annotations; the description and those of the parameters
     come from the docstring (Google, NumPy or Sphinx style, or the short inline style
     ``Population of a country. country: English name.``). A sync function runs in a thread
-    and sees the caller's context variables. ``timeout`` is in seconds. ``returns`` says in
-    one line what the value looks like; by default the return annotation says it.
+    and sees the caller's context variables. ``returns`` says in one line what the value looks
+    like; by default the return annotation says it. ``called`` says how the tool is called: the
+    fields of `Policy` (``timeout``, ``retries``, ``cache``, …). A result is kept under its
+    ``version``, which by default changes with the function's code.
 
     The tool still works as the plain function. Raises `UsageError` where the signature
     cannot be a schema: a parameter without annotation, ``*args``, ``**kwargs``,
@@ -76,12 +83,17 @@ def tool(
             name=name,
             description=description,
             effect=effect,
-            timeout=timeout,
+            version=version,
             returns=returns,
+            **called,
         )
     name = checked_name(str(name or getattr(fn, "__name__", type(fn).__name__)))
     if effect not in typing.get_args(Effect):
         raise UsageError(f"tool {name!r}: effect must be 'read' or 'write', got {effect!r}")
+    try:
+        policy = Policy(**called)
+    except (UsageError, TypeError) as error:
+        raise UsageError(f"tool {name!r}: {error}") from None
     signature = read_signature(name, fn)
     doc = read_docstring(inspect.getdoc(signature.plain) or "", signature.parameters)
     schema, validate = make_schema(signature, doc.parameters)
@@ -95,7 +107,8 @@ def tool(
         else functools.partial(_call_in_thread, fn),
         validate=validate,
         effect=effect,
-        timeout=timeout,
+        policy=policy,
+        version=version or _fingerprint(signature.plain),
         returns=returns or ": ".join(filter(None, [returned, doc.returns])),
         function=fn,
     )
@@ -121,6 +134,16 @@ def toolbox(things: Iterable[object]) -> dict[str, Tool]:
             raise UsageError(f"two tools are named {made.name!r}: rename one with tool(name=…)")
         tools[made.name] = made
     return tools
+
+
+def _fingerprint(fn: Callable[..., Any]) -> str:
+    """Changes with what ``fn`` does, as far as its own code says."""
+    code = getattr(fn, "__code__", None)
+    if code is None:
+        return ""
+    constants = [value for value in code.co_consts if isinstance(value, str | int | float)]
+    said = repr((code.co_code, constants, code.co_names))
+    return hashlib.blake2b(said.encode(errors="replace"), digest_size=6).hexdigest()
 
 
 async def _call_in_thread(fn: Callable[..., Any], /, **args: Any) -> Any:

@@ -72,12 +72,14 @@ def make_web_search(
         raise UsageError("web_search: provider 'searxng' needs url, such as http://localhost:8888")
     if max_results < 1:
         raise UsageError(f"web_search: max_results must be at least 1, got {max_results!r}")
-    fetcher = Fetcher(_granted(guard or Guard(), url), Caps(timeout=timeout), resolve=resolve)
+    caps = Caps(timeout=timeout, waits=False)
+    fetcher = Fetcher(_granted(guard or Guard(), url), caps, resolve=resolve)
     ask = _client(provider, (url or "").rstrip("/"), api_key or "", fetcher, max_results)
 
     @tool(
         name="web_search",
         timeout=timeout + 5.0,
+        retries=2,
         returns="a list of {title, url, snippet}, best first: $1[0].url is the best page",
     )
     async def search(query: str) -> Hits:

@@ -57,12 +57,15 @@ def make_web_fetch(
 
     Calling it raises `FetchError`. ``close`` closes the connections of the running loop.
     """
-    fetcher = Fetcher(guard or Guard(), Caps(max_bytes, timeout), resolve=resolve)
+    caps = Caps(max_bytes, timeout, waits=False)
+    fetcher = Fetcher(guard or Guard(), caps, resolve=resolve)
 
     # The driver's limit lies behind our own, which names the page and has a better message.
     @tool(
         name="web_fetch",
         timeout=timeout + 5.0,
+        retries=2,
+        host="url",
         returns="{url, title, text, value}: value is the number or short text for find, or null",
     )
     async def fetch(url: str, find: str = "") -> Page:

@@ -13,13 +13,14 @@ from shapes import Shape
 from agentpar import tool
 from agentpar.events import Answered, Event, PlanEnded, RunStarted, TaskDone, TaskPlanned
 from agentpar.executor.driver import Driver, Emit
-from agentpar.executor.machine import Join, Limits, Machine, Plan
+from agentpar.executor.machine import Join, Machine, Plan
 from agentpar.plan import Ok, Ref, Task
+from agentpar.policy import Limits
 from peers import Executor
 
 
 @tool
-async def work(seconds: float, after: list[int]) -> int:
+async def work(id: int, seconds: float, after: list[int]) -> int:
     """Sleep, then return the depth of this task. after: the depths of what it needs."""
     if seconds:
         await asyncio.sleep(seconds)
@@ -28,7 +29,13 @@ async def work(seconds: float, after: list[int]) -> int:
 
 def plan_of(shape: Shape) -> list[Task]:
     return [
-        Task.of(node.id, "work", seconds=node.seconds, after=[Ref(need) for need in node.needs])
+        Task.of(
+            node.id,
+            "work",
+            id=node.id,  # no two calls are the same, which would run once
+            seconds=node.seconds,
+            after=[Ref(need) for need in node.needs],
+        )
         for node in shape.nodes
     ]
 
@@ -42,7 +49,8 @@ class Journaled:
     journal: list[Event] = field(default_factory=list)
 
     async def __call__(self) -> int:
-        machine = Machine(Limits(max_tasks=len(self.tasks)))
+        policies = {work.name: work.policy}
+        machine = Machine(Limits(max_tasks=len(self.tasks)), policies=policies)
         driver = Driver(
             machine,
             tools={work.name: work},

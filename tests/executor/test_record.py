@@ -25,9 +25,10 @@ from agentpar.events import (
     TaskPlanned,
     Usage,
 )
-from agentpar.executor.machine import Limits, Machine
-from agentpar.executor.record import RecordWriter, decode, encode, read_record, replay
+from agentpar.executor.machine import Machine
+from agentpar.executor.record import RecordWriter, Terms, decode, encode, read_record, replay
 from agentpar.plan import Failed, Ok, Ref, Skipped, Task
+from agentpar.policy import Limits, Policy, Price
 
 text = st.text(st.characters(codec=None), max_size=12)  # lone surrogates too
 keys = st.one_of(text, st.sampled_from(["$ref", "$literal", "$int", "outcome", "task"]))
@@ -69,13 +70,20 @@ def test_every_event_survives_the_file(
 ) -> None:
     """Encode, write, read, decode: equal, whatever the strings, keys and numbers are."""
     path = tmp_path_factory.mktemp("record") / "events.jsonl"
-    machine = Machine(Limits(7, 1, 3), frozenset({"send"}))
+    machine = Machine(
+        Limits(7, 1, 3, max_cost_usd=0.5, price=Price(0.1, 0.2)),
+        frozenset({"send"}),
+        policies={"get": Policy(retries=2, cache=60.0), "send": Policy()},
+        latencies={"get": (0.25, 0.5)},
+        seed="s",
+    )
     with RecordWriter(path, machine) as writer:
         for event in told:
             writer.event(event)
     record = read_record(path)
     assert list(record.events) == told
-    assert (record.limits, record.risky) == (machine.limits, machine.risky)
+    assert record.terms == Terms.of(machine)
+    assert Terms.of(record.terms.machine()) == record.terms
 
 
 @given(events)
@@ -217,12 +225,12 @@ def test_damage_in_the_middle_is_named(recorded: Path, row: bytes) -> None:
 
 @pytest.mark.parametrize(
     "head",
-    ["{", "[]", "{}", '{"record": 99}', '{"record": 1}', '{"record": 1, "limits": {"a": 1}}'],
+    ["{", "[]", "{}", '{"record": 99}', '{"record": 2}', '{"record": 2, "limits": {"a": 1}}'],
 )
 def test_a_file_that_is_no_record_is_refused(tmp_path: Path, head: str) -> None:
     """Line 1 must be the header, and whole."""
     (path := tmp_path / "events.jsonl").write_text(head + "\n")
-    with pytest.raises(UsageError, match=r"events\.jsonl:1: not a run record of format 1"):
+    with pytest.raises(UsageError, match=r"events\.jsonl:1: not a run record of format 2"):
         read_record(path)
 
 

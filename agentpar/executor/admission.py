@@ -1,0 +1,247 @@
+"""Which of the calls that are ready may start now: places, rates, locks and priority.
+
+Pure: time comes in as an argument. It must never know tasks, references or results; it knows
+calls by their number, what each of them takes up, and how urgent it is.
+
+A call takes up a place in the run and in each of its *resources*: its tool, its host, its
+lock. Calls that need the same resources wait in one lane, the most urgent first, so deciding
+who is next looks at the head of each lane only.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from agentpar.policy import PLAIN, Limits, Policy
+
+NEVER = math.inf
+
+
+@dataclass(slots=True, eq=False)
+class Resource:
+    """Something that calls take up: a tool, a host, a lock.
+
+    ``slots`` bounds the calls at once, ``rate`` those that begin in a second (a burst of one
+    second's worth may begin at once). `window` is what is left of the slots since the far side
+    asked for less: it halves at each such word and grows by one in each round of successes
+    (additive increase, multiplicative decrease: Chiu and Jain 1989).
+    """
+
+    name: str
+    slots: float = math.inf
+    rate: float | None = None
+    running: int = 0
+    window: float = math.inf
+    closed_until: float = 0.0
+    _next: float = 0.0  # when the next call may begin if the burst is used up
+    _shrunk_at: float = -1.0
+
+    def opens(self, now: float) -> float:
+        """When a call may begin: at once (``now``), later, or only when another ends."""
+        if self.running >= min(self.slots, max(1, int(min(self.window, 1e9)))):
+            return NEVER
+        at = max(now, self.closed_until)
+        if self.rate is not None:
+            at = max(at, self._next - max(1.0, self.rate) / self.rate + 1 / self.rate)
+        return at
+
+    def take(self, now: float) -> None:
+        self.running += 1
+        if self.rate is not None:
+            self._next = max(self._next, now) + 1 / self.rate
+
+    def give_back(self) -> None:
+        self.running -= 1
+
+    def succeeded(self) -> None:
+        """A call went well: the window widens until the slots, or nothing, bounds it again."""
+        if self.window < math.inf:
+            self.window += 1 / max(1.0, self.window)
+            if self.window >= self.slots:
+                self.window = math.inf
+
+    def throttled(self, now: float, began: float, retry_after: float | None) -> None:
+        """The far side asked for less, and perhaps for how long to keep away.
+
+        Calls that began before it said so the last time tell nothing new.
+        """
+        if retry_after is not None:
+            self.closed_until = max(self.closed_until, now + retry_after)
+        if began < self._shrunk_at:
+            return
+        self._shrunk_at = now
+        before = min(self.window, self.slots, float(self.running + 1))
+        self.window = max(1.0, before / 2)
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """Calls that need the same resources, the most urgent first."""
+
+    resources: tuple[Resource, ...]
+    far: Resource | None
+    """Whom a word of "too many requests" is about, once there was one."""
+    running: int = 0
+    waiting: list[tuple[float, int, Any]] = field(default_factory=list)  # (-rank, turn, call)
+
+    def opens(self, now: float) -> float:
+        return max([resource.opens(now) for resource in self.resources], default=now)
+
+
+class Admission:
+    """The places of one run. A call is any value that the caller can recognise again."""
+
+    def __init__(self, limits: Limits, policies: Mapping[str, Policy]) -> None:
+        self._limits = limits
+        self._policies = policies
+        self._lanes: dict[tuple[str, str], Lane] = {}
+        self._resources: dict[str, Resource] = {}
+        self._by_tool: dict[str, Lane | None] = {}  # None: the lane depends on the arguments
+        self.running = 0
+        self.waiting = 0
+        self._turn = 0
+
+    def lane(self, tool: str, args: Mapping[str, Any]) -> Lane:
+        """Where calls of ``tool`` with ``args`` wait."""
+        lane = self._by_tool.get(tool)
+        return lane if lane is not None else self._lane(tool, args)
+
+    def offer(self, call: Any, lane: Lane, now: float, rank: float) -> bool:
+        """Whether ``call`` may start now; where not, it waits for its turn."""
+        if not self.waiting and self.running < self._limits.concurrency:
+            if not lane.resources:
+                self.running += 1
+                lane.running += 1
+                return True
+            if lane.opens(now) <= now:
+                self._take(lane, now)
+                return True
+        self._turn += 1
+        heapq.heappush(lane.waiting, (-rank, self._turn, call))
+        self.waiting += 1
+        return self._is_next(call, now)
+
+    def _is_next(self, call: Any, now: float) -> bool:
+        """Others wait, but perhaps for something that ``call`` does not need."""
+        lane = self._first(now)
+        if lane is None or lane.waiting[0][2] is not call:
+            return False
+        self._pop(lane, now)
+        return True
+
+    def next(self, now: float) -> Any | None:
+        """The most urgent call that may start now, which has then started; None where there
+        is none."""
+        lane = self._first(now) if self.waiting else None
+        return None if lane is None else self._pop(lane, now)
+
+    def opens(self, now: float) -> float:
+        """When a waiting call may start although nothing ends before; `NEVER` if not at all."""
+        if not self.waiting or self.running >= self._limits.concurrency:
+            return NEVER
+        return min((lane.opens(now) for lane in self._lanes.values() if lane.waiting), default=now)
+
+    def release(self, lane: Lane) -> None:
+        """A call that had started has ended."""
+        self.running -= 1
+        lane.running -= 1
+        for resource in lane.resources:
+            resource.give_back()
+
+    def withdraw(self, call: Any, lane: Lane) -> bool:
+        """Take a waiting call out of its lane; whether it was there."""
+        left = [entry for entry in lane.waiting if entry[2] is not call]
+        found = len(left) < len(lane.waiting)
+        if found:
+            heapq.heapify(left)
+            lane.waiting = left
+            self.waiting -= 1
+        return found
+
+    def reorder(self, rank: Callable[[Any], float]) -> None:
+        """Sort every lane anew by ``rank``; among equals who came first stays first."""
+        for lane in self._lanes.values():
+            if lane.waiting:
+                lane.waiting = [(-rank(call), turn, call) for _, turn, call in lane.waiting]
+                heapq.heapify(lane.waiting)
+
+    def succeeded(self, lane: Lane) -> None:
+        if lane.far is not None:
+            lane.far.succeeded()
+
+    def throttled(
+        self, lane: Lane, tool: str, now: float, began: float, retry_after: float | None
+    ) -> None:
+        """The far side of a call that has ended asked for less; all calls to it take heed."""
+        if lane.far is None:
+            lane.far = self._resource(f"tool {tool}")
+            lane.far.running += lane.running
+            lane.resources = (*lane.resources, lane.far)
+        lane.far.throttled(now, began, retry_after)
+
+    # Inside
+
+    def _take(self, lane: Lane, now: float) -> None:
+        self.running += 1
+        lane.running += 1
+        for resource in lane.resources:
+            resource.take(now)
+
+    def _pop(self, lane: Lane, now: float) -> Any:
+        self.waiting -= 1
+        _, _, call = heapq.heappop(lane.waiting)
+        self._take(lane, now)
+        return call
+
+    def _first(self, now: float) -> Lane | None:
+        """The lane whose head is the most urgent of those that may start."""
+        if self.running >= self._limits.concurrency:
+            return None
+        best: Lane | None = None
+        for lane in self._lanes.values():
+            if (
+                lane.waiting
+                and (best is None or lane.waiting[0] < best.waiting[0])
+                and (not lane.resources or lane.opens(now) <= now)
+            ):
+                best = lane
+        return best
+
+    def _lane(self, tool: str, args: Mapping[str, Any]) -> Lane:
+        policy = self._policies.get(tool, PLAIN)
+        host = ""
+        if policy.host and isinstance(url := args.get(policy.host), str):
+            try:
+                host = urlsplit(url).hostname or ""
+            except ValueError:
+                host = ""  # no URL: the tool itself will say so
+        lane = self._lanes.get((tool, host))
+        if lane is None:
+            lane = self._lanes[tool, host] = self._new_lane(tool, host, policy)
+        if not policy.host:
+            self._by_tool[tool] = lane
+        return lane
+
+    def _new_lane(self, tool: str, host: str, policy: Policy) -> Lane:
+        found: list[Resource] = []
+        far = None
+        if policy.concurrency is not None or policy.rate is not None:
+            far = self._resource(f"tool {tool}", policy.concurrency, policy.rate)
+            found.append(far)
+        if host:
+            far = self._resource(f"host {host}", self._limits.per_host, self._limits.host_rate)
+            found.append(far)
+        if policy.lock:
+            found.append(self._resource(f"lock {policy.lock}", 1))
+        return Lane(tuple(found), far)
+
+    def _resource(self, name: str, slots: int | None = None, rate: float | None = None) -> Resource:
+        if name not in self._resources:
+            bound = math.inf if slots is None else float(slots)
+            self._resources[name] = Resource(name, bound, rate)
+        return self._resources[name]

@@ -1,0 +1,85 @@
+"""What a run has spent and has promised to spend, held against its limits.
+
+Pure. Whatever costs something is reserved here before it begins, in one step, so that no two
+calls can both take the last of a budget; what it really took is settled when it has ended.
+"""
+
+from __future__ import annotations
+
+from agentpar.events import Usage
+from agentpar.policy import Limits
+
+
+class Budget:
+    """Steps, tokens and money of one run. Changed by its methods only."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.steps = 0
+        self.tokens = 0
+        self.cost = 0.0
+        self._reserved: dict[str, tuple[int, float]] = {}  # by purpose: tokens, USD
+        self._prompt: dict[str, int] = {}  # tokens that the last prompt of a purpose had
+
+    def take_step(self, cost: float) -> str:
+        """Spend one attempt of a tool call; the limit that forbids it, or ``""``."""
+        limits = self._limits
+        if limits.max_steps is not None and self.steps >= limits.max_steps:
+            return f"max_steps={limits.max_steps}"
+        if limits.max_cost_usd is not None and self._cost_with(cost) > limits.max_cost_usd:
+            return f"max_cost_usd={limits.max_cost_usd:g}"
+        self.steps += 1
+        self.cost += cost
+        return ""
+
+    def give_back_step(self, cost: float) -> None:
+        """A step that was spent needed no call after all."""
+        self.steps -= 1
+        self.cost -= cost
+
+    def reserve(self, purpose: str, completion: int, *, beside: int = 0) -> str:
+        """Set aside what a model call may take: ``completion`` tokens and a prompt as long as
+        the last of its ``purpose``. ``beside`` tokens have to be left over for what must follow.
+
+        Returns the limit that forbids it, or ``""``.
+        """
+        if limit := self.forbids(purpose, completion, beside=beside):
+            return limit
+        self._reserved[purpose] = self._wanted(purpose, completion)
+        return ""
+
+    def forbids(self, purpose: str, completion: int, *, beside: int = 0) -> str:
+        """The limit that `reserve` would name now."""
+        limits = self._limits
+        tokens, cost = self._wanted(purpose, completion)
+        held = sum(tokens for tokens, _ in self._reserved.values())
+        if limits.max_tokens is not None and (
+            self.tokens + held + tokens + beside > limits.max_tokens
+        ):
+            return f"max_tokens={limits.max_tokens}"
+        left_over = limits.price.of(0, beside)
+        if limits.max_cost_usd is not None and (
+            self._cost_with(cost + left_over) > limits.max_cost_usd
+        ):
+            return f"max_cost_usd={limits.max_cost_usd:g}"
+        return ""
+
+    def settle(self, purpose: str, usage: Usage) -> None:
+        """A model call has ended and took ``usage``; what was reserved for it is free again."""
+        self._reserved.pop(purpose, None)
+        self._prompt[purpose] = usage.prompt_tokens
+        self.tokens += usage.prompt_tokens + usage.completion_tokens
+        self.cost += self._limits.price.of(usage.prompt_tokens, usage.completion_tokens)
+
+    def forfeit(self, purpose: str) -> None:
+        """A model call broke off and told no usage: all that was set aside counts as spent."""
+        tokens, cost = self._reserved.pop(purpose, (0, 0.0))
+        self.tokens += tokens
+        self.cost += cost
+
+    def _wanted(self, purpose: str, completion: int) -> tuple[int, float]:
+        prompt = self._prompt.get(purpose, 0)
+        return prompt + completion, self._limits.price.of(prompt, completion)
+
+    def _cost_with(self, more: float) -> float:
+        return self.cost + sum(cost for _, cost in self._reserved.values()) + more
