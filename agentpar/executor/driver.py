@@ -126,6 +126,7 @@ class Driver:
         self._work: dict[Key, asyncio.Task[None]] = {}
         self._unwanted: set[Key] = set()  # cancelled by the machine, or given up on
         self._late: set[Key] = set()  # attempts whose time is over
+        self._alarms: dict[Key, asyncio.TimerHandle] = {}  # when to give up on those
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop
         self._over: asyncio.Future[None] | None = None  # while the run may start things
@@ -238,6 +239,8 @@ class Driver:
         del self._work[key]
         self._unwanted.discard(key)
         self._late.discard(key)
+        if (alarm := self._alarms.pop(key, None)) is not None:
+            alarm.cancel()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._break(error)
         self._see_whether_over()
@@ -303,7 +306,8 @@ class Driver:
             return
         self._late.add(key)
         task.cancel()
-        self._loop.call_later(min(1.0, self._grace), self._give_up_on, key, tool, limit)
+        patience = min(1.0, self._grace)
+        self._alarms[key] = self._loop.call_later(patience, self._give_up_on, key, tool, limit)
 
     def _give_up_on(self, key: Key, tool: str, limit: float) -> None:
         if key not in self._late or key in self._unwanted:
@@ -429,7 +433,7 @@ class Driver:
         if limit is not None:
             alarm = self._loop.call_later(limit, self._too_late, key, tool.name, limit)
         try:
-            value = to_data(await self._unless_cancelled(key, tool.call(**arguments)))
+            returned = await self._unless_cancelled(key, tool.call(**arguments))
         except asyncio.CancelledError:
             if key not in self._late:
                 raise
@@ -441,6 +445,10 @@ class Driver:
                 alarm.cancel()
         if key in self._late:
             return Failed(f"{tool.name} gave no result within {limit:g} s", "timeout"), None
+        try:
+            value = to_data(returned)
+        except Exception as error:
+            return Failed(described(error)), None
         if exceeds(value, self._max_result_bytes):
             limit_text = f"max_result_bytes={self._max_result_bytes:,}"
             return Failed(f"{tool.name} returned more than {limit_text}", "size"), None

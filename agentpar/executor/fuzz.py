@@ -42,8 +42,8 @@ from agentpar.executor.machine import Join, Machine, Plan
 from agentpar.executor.record import Record
 from agentpar.executor.simulate import LoopClock, run
 from agentpar.plan import Failed, Ok, Outcome, Task
-from agentpar.ports import Clock
 from agentpar.policy import Limits
+from agentpar.ports import Clock
 from agentpar.tools.base import Tool
 
 BLOCK, WITHOUT = 20, 10

@@ -40,7 +40,8 @@ class Latency:
         samples = self._samples.get(name, ())
         if len(samples) < LEAST:
             return None
-        return self._ordered(name)[min(len(samples) - 1, int(share * len(samples)))]
+        ordered = self._ordered(name)  # of a little earlier: it may have fewer samples
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
     def expected(self, name: str) -> float:
         """Seconds that a call of ``name`` takes: the median of what is known."""

@@ -480,12 +480,15 @@ class Machine:
         call = self._calls.pop(id, None)
         if call is not None:
             commands = self._close(call, event)
-            if isinstance(outcome, Failed) and outcome.kind not in ("limit", "cancelled"):
-                if call.policy.on_error == "keep":
+        called = call is not None or event.via  # what shares the result of a call shares its end
+        if called and isinstance(outcome, Failed) and outcome.kind not in ("limit", "cancelled"):
+            tool = self.tasks[id].tool
+            match self.policies.get(tool, PLAIN).on_error:
+                case "keep":
                     outcome = replace(outcome, kept=True)
-                elif call.policy.on_error == "fail":
+                case "fail":
                     self.outcomes[id] = outcome
-                    why = f"task {id} ({call.task.tool}) failed: {outcome.error}"
+                    why = f"task {id} ({tool}) failed: {outcome.error}"
                     return [*self._cancel_all(why), *self._finish(Finish("failed", why))]
         self.outcomes[id] = outcome
         for dependant in self._dependants.pop(id, ()):

@@ -27,6 +27,7 @@ TURNS = 100_000
 HORIZON = 1e9
 """The end of virtual time in seconds, some 31 years: who waits beyond it waits for ever."""
 _DIGITS = 9  # times lie on a grid of nanoseconds, so that 0.1 + 0.2 and 0.3 are one instant
+_TICK = 1e-9
 _ASIDE = 4e-10  # less than half of that: rounding takes it away again
 
 
@@ -80,7 +81,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         *args: *Ts,
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
-        when = round(when, _DIGITS)
+        now, asked, when = self.time(), when, round(when, _DIGITS)
+        if when <= now < asked:
+            when = _after(now)  # whoever waits until a time must see it come
         if self._chance is not None:
             when += self._chance.random() * _ASIDE
         timer = super().call_at(when, callback, *args, context=context)
@@ -145,8 +148,8 @@ class _Jump(selectors.SelectSelector):
                 f"at {self.now:g} s {_waiting()}, and no timer is set: nothing will come"
             )
         before, self.now = self.now, round(self.now + timeout, _DIGITS)
-        if self.now > before and self.now + 10**-_DIGITS == self.now:
-            self.now = math.nextafter(self.now, math.inf)  # floats this far out are no finer
+        if self.now > before and self.now + _TICK == self.now:
+            self.now = _after(self.now)  # floats this far out are no finer
         self._turns = self._turns + 1 if self.now == before else 0
         if self._turns > TURNS:
             self._turns = 0  # the tasks are cancelled now, which takes some turns
@@ -154,6 +157,11 @@ class _Jump(selectors.SelectSelector):
         if before <= HORIZON < self.now:
             raise Deadlock(f"{_waiting()} beyond the end of virtual time ({HORIZON:g} s)")
         return []
+
+
+def _after(now: float) -> float:
+    """The next instant."""
+    return max(round(now + _TICK, _DIGITS), math.nextafter(now, math.inf))
 
 
 def _refuse(what: str) -> NoReturn:

@@ -66,6 +66,19 @@ def test_what_is_due_at_the_same_time_fires_at_the_same_instant() -> None:
     assert run(main()) == run(main(), seed=1) == [0.3, 0.3]
 
 
+def test_a_time_that_is_waited_for_comes() -> None:
+    """A loop that sleeps until a time between two instants ends, however small the rest."""
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        until = 0.1 + 0.2 + 1e-10
+        while (left := until - loop.time()) > 0:  # noqa: ASYNC110  # this is the code in question
+            await asyncio.sleep(left)
+        return loop.time()
+
+    assert run(main()) == pytest.approx(0.3)
+
+
 def test_a_seed_decides_who_wakes_first() -> None:
     """The same order for the same seed; over seeds each of six sleepers comes first."""
     assert run(order(6), seed=3) == run(order(6), seed=3)
