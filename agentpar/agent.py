@@ -29,12 +29,13 @@ from agentpar.errors import RunFailed, UsageError
 from agentpar.events import Event
 from agentpar.executor.driver import Approve, running
 from agentpar.executor.machine import Command
+from agentpar.executor.results import MemoryResults
 from agentpar.ids import new_run_id
 from agentpar.memory.evidence import check
 from agentpar.planner.joiner import Joiner
 from agentpar.planner.planner import Planner
 from agentpar.planner.prompts import Example
-from agentpar.policy import Limits
+from agentpar.policy import Limits, Policy, PolicyFields, PolicyRule, Price, with_rules
 from agentpar.ports import Runtime
 from agentpar.runtime import open_runtime
 from agentpar.session import Session, Settings
@@ -50,9 +51,10 @@ T = TypeVar("T")
 class Run:
     """One run in progress: iterate it for events; `answer` is there when it has ended."""
 
-    def __init__(self, id: str, question: str) -> None:
+    def __init__(self, id: str, question: str, limits: Limits) -> None:
         self.id = id
         self.question = question
+        self.limits = limits
         self._events: list[Event] = []
         self._news = asyncio.Event()
         self._answer: Answer | None = None
@@ -114,6 +116,13 @@ class Agent:
     A plan has at most ``max_plan_tokens`` tokens and, under a grammar, ``max_plan_lines``
     calls; an answer has at most ``max_answer_tokens`` tokens. One that is cut off says so.
 
+    A run may spend ``max_steps`` attempts of tool calls, ``max_tokens`` of the model,
+    ``max_cost_usd`` (calls as their tools say, tokens at ``price``), and ``deadline`` seconds: what
+    would go beyond is not begun, and the answer is made of what is there
+    (``answer.usage.stopped_by``). ``concurrency`` calls run at once, ``per_host`` at one host,
+    where ``host_rate`` begin in a second. ``policies`` change how tools are called, by a pattern
+    of their names: ``{"web_*": {"retries": 3, "cache": 3600}}``; the fields are those of `Policy`.
+
     ``timeout`` (seconds) holds for tools without one of their own. ``approve`` is asked
     before a tool whose effect is "write" runs (``approve(task, args)``, sync or async: True, or
     False, or why not); without it such calls fail. ``runs`` is a
@@ -143,6 +152,14 @@ class Agent:
         max_tasks: int = 1000,
         max_replans: int = 2,
         concurrency: int = 64,
+        max_steps: int | None = None,
+        max_tokens: int | None = None,
+        max_cost_usd: float | None = None,
+        price: Price | None = None,
+        deadline: float | None = None,
+        per_host: int | None = None,
+        host_rate: float | None = None,
+        policies: Mapping[str, PolicyFields] | None = None,
         timeout: float | None = 60.0,
         max_result_bytes: int = 2_000_000,
         approve: Approve | None = None,
@@ -161,9 +178,6 @@ class Agent:
             ("max_plan_tokens", max_plan_tokens, 1),
             ("max_plan_lines", max_plan_lines, 1),
             ("max_answer_tokens", max_answer_tokens, 1),
-            ("max_tasks", max_tasks, 1),
-            ("max_replans", max_replans, 0),
-            ("concurrency", concurrency, 1),
             ("max_result_bytes", max_result_bytes, 1),
         ):
             if number < least:
@@ -184,9 +198,27 @@ class Agent:
         self._max_plan_tokens = max_plan_tokens
         self._max_plan_lines = max_plan_lines
         self._max_answer_tokens = max_answer_tokens
-        self._settings = Settings(
-            Limits(max_tasks, max_replans, concurrency), timeout, max_result_bytes, approve
+        limits = Limits(
+            max_tasks=max_tasks,
+            max_replans=max_replans,
+            concurrency=concurrency,
+            max_steps=max_steps,
+            max_tokens=max_tokens,
+            max_cost_usd=max_cost_usd,
+            deadline=deadline,
+            per_host=per_host,
+            host_rate=host_rate,
+            plan_tokens=max_plan_tokens,
+            answer_tokens=max_answer_tokens,
+            price=price or Price(),
         )
+        self._settings = Settings(
+            limits, timeout, max_result_bytes, approve, results=MemoryResults()
+        )
+        self._policies = tuple(
+            PolicyRule((pattern,), changes) for pattern, changes in (policies or {}).items()
+        )
+        self._latencies: Mapping[str, Sequence[float]] = {}
         self._runs = None if runs is None else Path(runs)
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()  # protects the one-time opening from concurrent asks
@@ -212,13 +244,20 @@ class Agent:
                 arguments.pop(name, None)
         return cls(**(arguments | changes))
 
-    async def ask(self, question: str, *, run_id: str | None = None) -> Answer:
-        """Answer ``question``. Raises `RunFailed` where the run ends without an answer."""
-        run = self._new_run(question, run_id)
+    async def ask(
+        self, question: str, *, run_id: str | None = None, deadline: float | None = None
+    ) -> Answer:
+        """Answer ``question``; within ``deadline`` seconds, if given, from what is known then.
+
+        Raises `RunFailed` where the run ends without an answer.
+        """
+        run = self._new_run(question, run_id, deadline)
         await self._drive(run)
         return run.answer
 
-    def ask_sync(self, question: str, *, run_id: str | None = None) -> Answer:
+    def ask_sync(
+        self, question: str, *, run_id: str | None = None, deadline: float | None = None
+    ) -> Answer:
         """`ask` for callers without an event loop; connections are closed before it returns.
 
         Threads that ask one agent take turns: many questions at once are `ask`'s.
@@ -226,17 +265,19 @@ class Agent:
         """
         if _loop_is_running():
             raise UsageError("an event loop is running here already: use `await agent.ask(…)`")
-        return self._alone(lambda: self.ask(question, run_id=run_id))
+        return self._alone(lambda: self.ask(question, run_id=run_id, deadline=deadline))
 
     @asynccontextmanager
-    async def run(self, question: str, *, run_id: str | None = None) -> AsyncIterator[Run]:
+    async def run(
+        self, question: str, *, run_id: str | None = None, deadline: float | None = None
+    ) -> AsyncIterator[Run]:
         """Answer ``question`` while you watch; leaving the block early cancels the run.
 
         >>> async with agent.run("…") as run:
         ...     async for event in run: ...
         ... run.answer.text
         """
-        run = self._new_run(question, run_id)
+        run = self._new_run(question, run_id, deadline)
         async with running(self._drive(run)):
             yield run
 
@@ -281,14 +322,17 @@ class Agent:
 
     # Wiring
 
-    def _new_run(self, question: str, run_id: str | None) -> Run:
+    def _new_run(self, question: str, run_id: str | None, deadline: float | None) -> Run:
         if not question.strip():
             raise UsageError("the question is empty")
         if run_id is not None and not re.fullmatch(r"[\w][\w.-]{0,127}", run_id):
             raise UsageError(
                 f"run_id {run_id!r} cannot name a folder: use letters, digits, '_', '-' and '.'"
             )
-        return Run(run_id or new_run_id(), question)
+        limits = self._settings.limits
+        if deadline is not None:
+            limits = replace(limits, deadline=deadline)
+        return Run(run_id or new_run_id(), question, limits)
 
     async def _open(self) -> None:
         """Open what lives as long as the agent: runtime, tool sources, tools' connections."""
@@ -308,12 +352,21 @@ class Agent:
                         things += await thing.start()
                     else:
                         things.append(thing)
-                tools = toolbox(things)
+                tools = {
+                    name: replace(tool, policy=self._policy(tool))
+                    for name, tool in toolbox(things).items()
+                }
                 for tool in tools.values():
                     if tool.close is not None:
                         stack.push_async_callback(tool.close)
                 self._runtime, self._tools = runtime, tools
                 self._stack = stack.pop_all()
+
+    def _policy(self, tool: Tool) -> Policy:
+        try:
+            return with_rules(tool.name, tool.policy, self._policies)
+        except UsageError as error:
+            raise UsageError(f"policies: tool {tool.name!r}: {error}") from None
 
     async def _open_model(self, model: str) -> Runtime:
         """A runtime for ``model``; the name of known weights means a vLLM on this machine."""
@@ -338,6 +391,7 @@ class Agent:
         self,
         run_id: str,
         *,
+        limits: Limits | None = None,
         history: Iterable[Event] = (),
         hold: Callable[[Command], bool] | None = None,
         observers: Sequence[Callable[[Event], None]] = (),
@@ -365,7 +419,12 @@ class Agent:
             temperature=self._temperature,
             seed=self._seed,
         )
-        settings = replace(self._settings, note=self._note())
+        settings = replace(
+            self._settings,
+            limits=limits or self._settings.limits,
+            note=self._note(),
+            latencies=self._latencies,
+        )
         if self._runs is not None:
             settings = replace(settings, record=self._runs / run_id / "events.jsonl")
         return Session(
@@ -387,10 +446,11 @@ class Agent:
     async def _drive(self, run: Run) -> None:
         """One whole run; what came of it, an error included, is then in ``run``."""
         try:
-            session = await self._session(run.id, observers=[run._heard])
+            session = await self._session(run.id, limits=run.limits, observers=[run._heard])
             try:
                 await session.run(session.started(run.question))
             finally:
+                self._latencies = session.machine.latency.samples()
                 run._ended(session.answer())
         except Exception as error:
             run._ended(error=error)

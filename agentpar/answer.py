@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from agentpar.events import Answered, Citation, Event, ModelUsed, PlanFault, RunFinished, Usage
@@ -18,7 +18,8 @@ class Answer:
     ``text`` is all that the joiner wrote, with its ``[n]`` marks; `conclusion` is what
     stands behind the last ``Answer:``. The ``task_id`` of a citation is a key into
     ``tasks`` and ``outcomes``. ``unsupported`` holds the sentences that nothing the run has
-    read carries. ``seconds`` is wall time.
+    read carries. ``usage`` says what was spent and, in ``stopped_by``, which limit ended the run
+    before its plan was done; the text then says what is missing. ``seconds`` is wall time.
     """
 
     run_id: str
@@ -73,6 +74,10 @@ class Answer:
                 "completion_tokens": self.usage.completion_tokens,
                 "cached_tokens": self.usage.cached_tokens,
                 "calls": self.usage.calls,
+                "cut": self.usage.cut,
+                "steps": self.usage.steps,
+                "cost_usd": round(self.usage.cost_usd, 6),
+                "stopped_by": self.usage.stopped_by,
             },
             "rounds": self.rounds,
             "seconds": round(self.seconds, 3),
@@ -87,6 +92,7 @@ def answer_of(run_id: str, machine: Machine, events: Iterable[Event]) -> Answer:
     status: Literal["answered", "failed", "cancelled"] = "cancelled"
     usage = Usage()
     at = 0.0
+    spent = machine.budget
     for event in events:
         at = event.at
         match event:
@@ -106,7 +112,7 @@ def answer_of(run_id: str, machine: Machine, events: Iterable[Event]) -> Answer:
         tasks=dict(sorted(machine.tasks.items())),
         outcomes=dict(sorted(machine.outcomes.items())),
         faults=tuple(machine.faults),
-        usage=usage,
+        usage=replace(usage, steps=spent.steps, cost_usd=spent.cost, stopped_by=machine.stopped_by),
         rounds=machine.round,
         seconds=at,
         status=status,

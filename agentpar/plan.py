@@ -74,7 +74,7 @@ class Failed:
 
     error: str
     kind: FailureKind = "tool"
-    kept: bool = False
+    kept: bool = field(default=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def needs(args: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ref.task for ref in references(args)))
 
 
-_LITERALS = str | int | float | None
+_LITERALS = frozenset((str, int, float, bool, type(None)))
 
 
 def fill(args: Mapping[str, Any], outcomes: Mapping[int, Outcome]) -> dict[str, Any]:
@@ -124,14 +124,17 @@ def fill(args: Mapping[str, Any], outcomes: Mapping[int, Outcome]) -> dict[str, 
 
 
 def _fill(value: Any, outcomes: Mapping[int, Outcome]) -> Any:
-    if isinstance(value, _LITERALS):
+    kind = type(value)
+    if kind in _LITERALS:
         return value
-    if isinstance(value, Ref):
+    if kind is Ref:
+        if not value.path and type(outcome := outcomes.get(value.task)) is Ok:
+            return outcome.value
         return resolve(value, outcomes)
+    if kind is list or kind is tuple:
+        return [_fill(item, outcomes) for item in value]
     if isinstance(value, Mapping):
         return {key: _fill(item, outcomes) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_fill(item, outcomes) for item in value]
     return value
 
 

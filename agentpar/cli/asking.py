@@ -41,6 +41,7 @@ class Wish:
     runs: Path
     allow_modules: tuple[str, ...] = ()
     yes: bool = False
+    deadline: float | None = None
 
 
 def ask(wish: Wish) -> None:
@@ -115,7 +116,7 @@ async def _watch(agent: Agent, wish: Wish, run_id: str, console: Console) -> Ans
     if display is not None:
         display.folder = folder
     try:
-        async with agent.run(wish.question, run_id=run_id) as run:
+        async with agent.run(wish.question, run_id=run_id, deadline=wish.deadline) as run:
             with display or nullcontext():
                 async for event in run:
                     if display is not None:

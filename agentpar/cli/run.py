@@ -26,6 +26,10 @@ AllowModule = Annotated[
     list[str] | None,
     typer.Option(metavar="MODULE", help="Let the YAML name functions of this module; repeatable."),
 ]
+Deadline = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="Answer within it from what is known then, such as 20s."),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Approve calls that change things.")]
 
 
@@ -39,6 +43,7 @@ def run(
     runs: Runs = Path("runs"),
     allow_module: AllowModule = None,
     yes: Yes = False,
+    deadline: Deadline = None,
 ) -> None:
     """Ask an agent.
 
@@ -46,7 +51,8 @@ def run(
     run's folder gets events.jsonl, timeline.html and plan.mmd.
     """
     modules = tuple(allow_module or ())
-    ask(Wish(agent, question, model_url, model, _output(json, quiet), runs, modules, yes))
+    output, within = _output(json, quiet), _seconds(deadline)
+    ask(Wish(agent, question, model_url, model, output, runs, modules, yes, within))
 
 
 def demo(
@@ -67,6 +73,20 @@ def demo(
         file = Path(folder) / "demo.yaml"
         file.write_text(DEMO, encoding="utf-8")
         ask(Wish(file, question, model_url, model, _output(json, quiet), runs))
+
+
+def _seconds(deadline: str | None) -> float | None:
+    from agentpar.config.units import duration
+
+    if deadline is None:
+        return None
+    try:
+        seconds = duration(deadline)
+    except ValueError as error:
+        raise UsageError(f"--deadline {error}, not {deadline!r}") from None
+    if seconds <= 0:
+        raise UsageError(f"--deadline must be more than 0, not {deadline!r}")
+    return seconds
 
 
 def _output(json: bool, quiet: bool) -> Output:

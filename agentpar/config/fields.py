@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from agentpar.config.units import count, duration, number, size
+from agentpar.config.units import count, duration, number, rate, size
 
 FILLED = r"\$\{"
 """What every value may hold besides: a reference to the environment."""
@@ -57,6 +57,18 @@ Duration = Annotated[
     BeforeValidator(duration),
     Field(gt=0),
     _or_text("number", r"\d+(\.\d+)? ?(ms|s|m|min|h)?", exclusiveMinimum=0),
+]
+Rate = Annotated[
+    float,
+    BeforeValidator(rate),
+    Field(gt=0),
+    _or_text("number", r"\d+(\.\d+)? ?/ ?(s|m|min|h)", exclusiveMinimum=0),
+]
+Usd = Annotated[
+    float,
+    BeforeValidator(number),
+    Field(ge=0),
+    _or_text("number", r"\d+(\.\d+)?", minimum=0),
 ]
 Temperature = Annotated[
     float,
@@ -121,6 +133,17 @@ class ModelSettings(Section):
     """Most tokens of one answer; one that is cut off there says so."""
 
 
+class ModelPrice(Section):
+    """USD for a million tokens."""
+
+    also = {"input": "prompt", "output": "completion"}
+
+    prompt: Usd = 0.0
+    """For tokens that the model reads."""
+    completion: Usd = 0.0
+    """For tokens that it writes."""
+
+
 class Model(Section):
     """Which model plans and answers, and where it runs.
 
@@ -139,6 +162,8 @@ class Model(Section):
     """Key for that server; write ``${NAME}``, so that it stays out of the file."""
     settings: ModelSettings = ModelSettings()
     """How the model writes."""
+    price: ModelPrice = ModelPrice()
+    """What the server takes, so that ``limits.max_cost_usd`` can count it."""
 
 
 class PlanExample(Section):
@@ -273,19 +298,66 @@ class Defaults(Section):
     """What holds for every tool without a setting of its own."""
 
     also = {"max_concurrency": "concurrency", "max_parallel": "concurrency"}
-    later = frozenset({"retries", "rate"})
 
     timeout: Duration = 60.0
-    """Time for one tool call."""
+    """Time for one attempt of a tool call."""
     concurrency: Count = 64
-    """Most tool calls at once."""
+    """Most tool calls at once, all tools together."""
+    retries: CountOrZero | None = None
+    """Further attempts of a call that failed; by default as each tool says."""
+    rate: Rate | None = None
+    """Most calls of one tool that begin in a second, such as ``10/s``."""
+
+
+class PolicyFile(Section):
+    """How the tools that match are called; a later entry wins."""
+
+    also = {"tool": "tools", "max_concurrency": "concurrency"}
+
+    tools: Annotated[str | list[str], Field(min_length=1)]
+    """A pattern of tool names, such as ``web_*``, or a list of them."""
+    timeout: Duration | None = None
+    """Time for one attempt."""
+    retries: CountOrZero | None = None
+    """Further attempts of a call that failed."""
+    backoff: Duration | None = None
+    """Pause before the second attempt, doubled before each further one."""
+    max_backoff: Duration | None = None
+    """Longest pause between two attempts."""
+    idempotent: bool | None = None
+    """Whether calling twice does no more than once; by default true of tools that only read."""
+    lock: str | None = None
+    """Calls that name the same lock run one at a time."""
+    on_error: Literal["skip", "keep", "fail"] | None = None
+    """When all attempts failed: skip what needs the value, keep going with the error as the
+    value, or fail the run."""
+    cache: Duration | None = None
+    """How long a result may serve later runs."""
+    concurrency: Count | None = None
+    """Most calls of each of the tools at once."""
+    rate: Rate | None = None
+    """Most calls of each of the tools that begin in a second, such as ``5/s``."""
+    hedge: bool | None = None
+    """Call a straggler a second time and take the first result."""
+    cost: Usd | None = None
+    """Price of one attempt in USD."""
 
 
 class LimitFields(Section):
     """Bounds on one run."""
 
-    later = frozenset({"max_steps", "max_tokens", "max_cost_usd", "deadline"})
-
+    max_steps: Count | None = None
+    """Most attempts of tool calls."""
+    max_tokens: Count | None = None
+    """Most tokens that the model reads and writes."""
+    max_cost_usd: Usd | None = None
+    """Most money, as ``policies`` and ``model.price`` count it."""
+    deadline: Duration | None = None
+    """Time to the answer; what is known by then is the answer, and what is missing is said."""
+    per_host: Count | None = None
+    """Most calls at once that go to one host (of ``web_fetch``)."""
+    host_rate: Rate | None = None
+    """Most calls to one host that begin in a second."""
     max_result_bytes: Size = 2_000_000
     """Most bytes of one tool's result; a larger one fails."""
 
@@ -314,6 +386,8 @@ class AgentFile(Section):
     """How the plan is made."""
     tools: list[Annotated[ToolEntry, _OR_NAME]] = []
     """What a plan can call, in the order in which the model sees it."""
+    policies: list[PolicyFile] = []
+    """How single tools are called: retries, rates, caches and more."""
     defaults: Defaults = Defaults()
     """What holds for every tool without a setting of its own."""
     limits: LimitFields = LimitFields()

@@ -6,22 +6,24 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
 from agentpar.config.complaints import complaints
 from agentpar.config.environment import fill
-from agentpar.config.fields import AgentFile, ToolEntry, revealed
+from agentpar.config.fields import AgentFile, LimitFields, ToolEntry, revealed
 from agentpar.config.shape import Remark, Shape, dotted
 from agentpar.config.source import Loc, Mark, Node, read_text, read_yaml
 from agentpar.config.tools import Make, makers
 from agentpar.errors import ConfigError
 from agentpar.planner.planner import plan_problems
 from agentpar.planner.prompts import Example
+from agentpar.policy import PolicyFields, Price
 from agentpar.tools.base import Tool
 
 _GRAMMAR = {"auto": None, "always": True, "never": False}
+_LIMITS = tuple(LimitFields.model_fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,8 @@ class AgentSpec:
             "max_replans": file.planner.replans,
             "concurrency": file.defaults.concurrency,
             "timeout": file.defaults.timeout,
-            "max_result_bytes": file.limits.max_result_bytes,
+            "policies": _policies(file) or None,
+            **{name: getattr(file.limits, name) for name in _LIMITS},
         }
         if file.planner.examples is not None:
             arguments["examples"] = tuple(
@@ -75,7 +78,26 @@ class AgentSpec:
             arguments["temperature"] = model.settings.temperature
             arguments["seed"] = model.settings.seed
             arguments["max_answer_tokens"] = model.settings.max_tokens
+            if model.price.model_fields_set:
+                arguments["price"] = Price(model.price.prompt, model.price.completion)
         return arguments
+
+
+def _policies(file: AgentFile) -> dict[str, PolicyFields]:
+    """What the file says of how tools are called, by pattern; later entries win."""
+    found: dict[str, dict[str, Any]] = {}
+    entries: list[tuple[list[str], dict[str, Any]]] = [
+        (["*"], {"retries": file.defaults.retries, "rate": file.defaults.rate})
+    ]
+    for entry in file.policies:
+        patterns = [entry.tools] if isinstance(entry.tools, str) else entry.tools
+        entries.append((patterns, entry.model_dump(exclude={"tools"})))
+    for patterns, said in entries:
+        said = {name: value for name, value in said.items() if value is not None}
+        for pattern in patterns if said else ():
+            # A pattern that comes again goes behind those between, as the file has it.
+            found[pattern] = {**found.pop(pattern, {}), **said}
+    return cast("dict[str, PolicyFields]", found)
 
 
 def load(

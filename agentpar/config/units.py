@@ -41,6 +41,17 @@ def duration(value: object) -> float:
     return float(seconds)
 
 
+def rate(value: object) -> float:
+    """Calls a second: a number, or a text such as ``"10/s"``, ``"60/min"`` or ``"1000/h"``."""
+    demand = "must be a rate such as 10/s, 60/min or 1000/h"
+    if isinstance(value, str) and "/" in value:
+        amount, _, unit = value.partition("/")
+        if unit.strip() not in ("s", "m", "min", "h"):
+            raise ValueError(f"{demand}; the units are s, min, h")
+        return _amount(amount, {"": 1}, demand) / _SECONDS[unit.strip()]
+    return float(_amount(value, {"": 1}, demand))
+
+
 def number(value: object) -> float:
     """A finite number, or a text that spells one: what ``${V}`` stands for is always text."""
     demand = "must be a number such as 0.2"

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from agentpar.executor.latency import Latency, Samples
 from agentpar.policy import PLAIN, Limits, Policy
 
 NEVER = math.inf
@@ -81,8 +82,10 @@ class Resource:
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """Calls that need the same resources, the most urgent first."""
+    """Calls of one tool that need the same resources, the most urgent first."""
 
+    policy: Policy
+    samples: Samples
     resources: tuple[Resource, ...]
     far: Resource | None
     """Whom a word of "too many requests" is about, once there was one."""
@@ -96,9 +99,11 @@ class Lane:
 class Admission:
     """The places of one run. A call is any value that the caller can recognise again."""
 
-    def __init__(self, limits: Limits, policies: Mapping[str, Policy]) -> None:
+    def __init__(self, limits: Limits, policies: Mapping[str, Policy], latency: Latency) -> None:
         self._limits = limits
+        self.slots = limits.concurrency
         self._policies = policies
+        self._latency = latency
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._resources: dict[str, Resource] = {}
         self._by_tool: dict[str, Lane | None] = {}  # None: the lane depends on the arguments
@@ -111,38 +116,48 @@ class Admission:
         lane = self._by_tool.get(tool)
         return lane if lane is not None else self._lane(tool, args)
 
-    def offer(self, call: Any, lane: Lane, now: float, rank: float) -> bool:
-        """Whether ``call`` may start now; where not, it waits for its turn."""
-        if not self.waiting and self.running < self._limits.concurrency:
-            if not lane.resources:
-                self.running += 1
-                lane.running += 1
-                return True
-            if lane.opens(now) <= now:
-                self._take(lane, now)
-                return True
+    def enter(self, lane: Lane, now: float) -> bool:
+        """Whether a call may start now, ahead of nobody; it has then started."""
+        if self.waiting or self.running >= self.slots:
+            return False
+        if not lane.resources:
+            self.running += 1
+            lane.running += 1
+            return True
+        if lane.opens(now) > now:
+            return False
+        self._take(lane, now)
+        return True
+
+    def queue(self, call: Any, lane: Lane, rank: float) -> None:
+        """``call`` waits for its turn; those of the highest ``rank`` go first."""
         self._turn += 1
         heapq.heappush(lane.waiting, (-rank, self._turn, call))
         self.waiting += 1
-        return self._is_next(call, now)
-
-    def _is_next(self, call: Any, now: float) -> bool:
-        """Others wait, but perhaps for something that ``call`` does not need."""
-        lane = self._first(now)
-        if lane is None or lane.waiting[0][2] is not call:
-            return False
-        self._pop(lane, now)
-        return True
 
     def next(self, now: float) -> Any | None:
         """The most urgent call that may start now, which has then started; None where there
         is none."""
-        lane = self._first(now) if self.waiting else None
-        return None if lane is None else self._pop(lane, now)
+        if not self.waiting or self.running >= self.slots:
+            return None
+        best: Lane | None = None
+        for lane in self._lanes.values():
+            if (
+                lane.waiting
+                and (best is None or lane.waiting[0] < best.waiting[0])
+                and (not lane.resources or lane.opens(now) <= now)
+            ):
+                best = lane
+        if best is None:
+            return None
+        self.waiting -= 1
+        _, _, call = heapq.heappop(best.waiting)
+        self._take(best, now)
+        return call
 
     def opens(self, now: float) -> float:
         """When a waiting call may start although nothing ends before; `NEVER` if not at all."""
-        if not self.waiting or self.running >= self._limits.concurrency:
+        if not self.waiting or self.running >= self.slots:
             return NEVER
         return min((lane.opens(now) for lane in self._lanes.values() if lane.waiting), default=now)
 
@@ -170,10 +185,6 @@ class Admission:
                 lane.waiting = [(-rank(call), turn, call) for _, turn, call in lane.waiting]
                 heapq.heapify(lane.waiting)
 
-    def succeeded(self, lane: Lane) -> None:
-        if lane.far is not None:
-            lane.far.succeeded()
-
     def throttled(
         self, lane: Lane, tool: str, now: float, began: float, retry_after: float | None
     ) -> None:
@@ -191,26 +202,6 @@ class Admission:
         lane.running += 1
         for resource in lane.resources:
             resource.take(now)
-
-    def _pop(self, lane: Lane, now: float) -> Any:
-        self.waiting -= 1
-        _, _, call = heapq.heappop(lane.waiting)
-        self._take(lane, now)
-        return call
-
-    def _first(self, now: float) -> Lane | None:
-        """The lane whose head is the most urgent of those that may start."""
-        if self.running >= self._limits.concurrency:
-            return None
-        best: Lane | None = None
-        for lane in self._lanes.values():
-            if (
-                lane.waiting
-                and (best is None or lane.waiting[0] < best.waiting[0])
-                and (not lane.resources or lane.opens(now) <= now)
-            ):
-                best = lane
-        return best
 
     def _lane(self, tool: str, args: Mapping[str, Any]) -> Lane:
         policy = self._policies.get(tool, PLAIN)
@@ -238,7 +229,7 @@ class Admission:
             found.append(far)
         if policy.lock:
             found.append(self._resource(f"lock {policy.lock}", 1))
-        return Lane(tuple(found), far)
+        return Lane(policy, self._latency.of(tool), tuple(found), far)
 
     def _resource(self, name: str, slots: int | None = None, rate: float | None = None) -> Resource:
         if name not in self._resources:

@@ -15,6 +15,7 @@ class Budget:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._bounded = limits.max_steps is not None or limits.max_cost_usd is not None
         self.steps = 0
         self.tokens = 0
         self.cost = 0.0
@@ -23,11 +24,12 @@ class Budget:
 
     def take_step(self, cost: float) -> str:
         """Spend one attempt of a tool call; the limit that forbids it, or ``""``."""
-        limits = self._limits
-        if limits.max_steps is not None and self.steps >= limits.max_steps:
-            return f"max_steps={limits.max_steps}"
-        if limits.max_cost_usd is not None and self._cost_with(cost) > limits.max_cost_usd:
-            return f"max_cost_usd={limits.max_cost_usd:g}"
+        if self._bounded:
+            limits = self._limits
+            if limits.max_steps is not None and self.steps >= limits.max_steps:
+                return f"max_steps={limits.max_steps}"
+            if limits.max_cost_usd is not None and self._cost_with(cost) > limits.max_cost_usd:
+                return f"max_cost_usd={limits.max_cost_usd:g}"
         self.steps += 1
         self.cost += cost
         return ""

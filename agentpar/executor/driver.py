@@ -21,6 +21,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from agentpar.errors import BackendError
@@ -178,11 +179,11 @@ class Driver:
 
     def _drain(self) -> None:
         self._draining = True
-        inbox, handle = self._inbox, self.machine.handle
+        inbox, handle, observers = self._inbox, self.machine.handle, self._observers
         try:
             while inbox:
                 event = inbox.popleft()
-                for observe in self._observers:
+                for observe in observers:
                     observe(event)
                 for command in handle(event):
                     for notice in self._command_observers:
@@ -207,8 +208,9 @@ class Driver:
             self.held.append(command)
             return
         match command:
-            case Execute(task, _, attempt):
-                self._start(("call", task.id, attempt), self._execute(command))
+            case Execute():
+                key = ("call", command.task.id, command.attempt)
+                self._start(key, self._execute(command, key))
             case Settle(task_id, outcome, via):
                 self._inbox.append(TaskDone(task_id, outcome, self.clock.now(), via=via))
             case Plan(round):
@@ -233,17 +235,19 @@ class Driver:
             work.close()
             return
         task = self._work[key] = self._loop.create_task(work)
-        task.add_done_callback(lambda done: self._ended(key, done))
+        task.add_done_callback(partial(self._ended, key))
 
     def _ended(self, key: Key, task: asyncio.Task[None]) -> None:
         del self._work[key]
-        self._unwanted.discard(key)
-        self._late.discard(key)
-        if (alarm := self._alarms.pop(key, None)) is not None:
-            alarm.cancel()
+        if key in self._unwanted:
+            self._unwanted.remove(key)
+        if key in self._late:
+            self._late.remove(key)
+            self._alarms.pop(key).cancel()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._break(error)
-        self._see_whether_over()
+        if len(self._work) <= len(self._unwanted):
+            self._see_whether_over()
 
     def _see_whether_over(self) -> None:
         """The run is over when nothing that is wanted runs and nothing waits for its time."""
@@ -272,6 +276,7 @@ class Driver:
                 await asyncio.wait(self._work.values(), timeout=min(left, self._grace / 5))
             except asyncio.CancelledError:
                 cancelled = True  # by the caller, once more: we are at it
+        self._unwanted.update(self._work)  # what they bring comes too late to be told
         if cancelled:
             raise asyncio.CancelledError
         return list(self._work)
@@ -348,9 +353,11 @@ class Driver:
         try:
             if self._conclude is None:
                 raise BackendError(f"the run was stopped by {command.why}")
-            await self._unless_cancelled(key, self._conclude(command, self.emit))
+            await self._unless_cancelled(key, self._conclude(command, self._unless_unwanted(key)))
         except Exception as error:
-            self.emit(JoinFailed(command.round, described(error), self.clock.now()))
+            self._unless_unwanted(key)(
+                JoinFailed(command.round, described(error), self.clock.now())
+            )
 
     def _unless_unwanted(self, key: Key) -> Emit:
         """`emit`, deaf once what runs under ``key`` was cancelled by the machine."""
@@ -386,9 +393,8 @@ class Driver:
         else:
             self.emit(ApprovalGiven(task.id, False, str(verdict or "refused"), now()))
 
-    async def _execute(self, command: Execute) -> None:
+    async def _execute(self, command: Execute, key: Key) -> None:
         task, attempt, now = command.task, command.attempt, self.clock.now
-        key = ("call", task.id, attempt)
         self.emit(TaskStarted(task.id, command.args, now(), attempt))
         tool = self._tools.get(task.tool)
         outcome: Outcome
@@ -433,10 +439,12 @@ class Driver:
         if limit is not None:
             alarm = self._loop.call_later(limit, self._too_late, key, tool.name, limit)
         try:
-            returned = await self._unless_cancelled(key, tool.call(**arguments))
+            returned = await tool.call(**arguments)
         except asyncio.CancelledError:
             if key not in self._late:
-                raise
+                if self._is_stopped(key):
+                    raise
+                return Failed(_CANCELLED_ITSELF), None
         except (Exception, SystemExit) as error:  # sys.exit() ends the call, not the program
             if key not in self._late:
                 return failure_of(error)
@@ -456,13 +464,20 @@ class Driver:
 
     async def _unless_cancelled(self, key: Key, work: Awaitable[T]) -> T:
         """Await ``work``, which may cancel itself or the task it is in: only where we have
-        stopped what runs under ``key`` is that a cancellation, or nobody would hear of its end."""
+        cancelled it is it to go without a word."""
         try:
             return await work
         except asyncio.CancelledError:
-            if key in self._unwanted or key in self._late or self._over is None:
+            if self._is_stopped(key):
                 raise
-            raise BackendError("the call cancelled itself") from None
+            raise BackendError(_CANCELLED_ITSELF) from None
+
+    def _is_stopped(self, key: Key) -> bool:
+        """Whether it was we who cancelled what runs under ``key``."""
+        return key in self._unwanted or key in self._late or self._over is None
+
+
+_CANCELLED_ITSELF = "the call cancelled itself"
 
 
 class _Broken(BaseException):

@@ -11,58 +11,67 @@ WINDOW = 256
 """Samples kept of each tool: the newest."""
 LEAST = 20
 """Samples below which a tool has no quantile."""
-UNKNOWN = 1.0
-"""Seconds that a tool is expected to take of which nothing is known."""
+
+
+class Samples:
+    """Seconds that one tool took, the newest `WINDOW`, in any order."""
+
+    __slots__ = ("_count", "_ordered", "_ordered_at", "_seconds")
+
+    def __init__(self, known: Sequence[float] = ()) -> None:
+        self._seconds = list(known)[-WINDOW:]
+        self._count = len(self._seconds)
+        self._ordered: list[float] = []
+        self._ordered_at = -1
+
+    def add(self, seconds: float) -> None:
+        if self._count < WINDOW:
+            self._seconds.append(seconds)
+        else:
+            self._seconds[self._count % WINDOW] = seconds
+        self._count += 1
+
+    def quantile(self, share: float) -> float | None:
+        """Seconds within which ``share`` of the calls ended; None where too few are known."""
+        if self._count < LEAST:
+            return None
+        return self._in_order()[min(len(self._ordered) - 1, int(share * len(self._ordered)))]
+
+    def median(self) -> float | None:
+        """Seconds that half of the calls took at most; None where none is known."""
+        return self._in_order()[len(self._ordered) // 2] if self._count else None
+
+    def newest(self) -> list[float]:
+        """The samples, oldest first."""
+        at = self._count % WINDOW if self._count > WINDOW else 0
+        return self._seconds[at:] + self._seconds[:at]
+
+    def _in_order(self) -> list[float]:
+        """The samples sorted; sorted again once there are a twentieth more."""
+        if self._ordered_at < 0 or self._count - self._ordered_at > len(self._ordered) // 20:
+            self._ordered = sorted(self._seconds)
+            self._ordered_at = self._count
+        return self._ordered
 
 
 class Latency:
-    """The newest `WINDOW` samples of each tool; ``known`` are those of earlier runs."""
+    """The `Samples` of each tool; ``known`` are those of earlier runs."""
 
     def __init__(self, known: Mapping[str, Sequence[float]] | None = None) -> None:
-        self._samples = {name: list(found)[-WINDOW:] for name, found in (known or {}).items()}
-        self._counts = {name: len(found) for name, found in self._samples.items()}
-        self._sorted: dict[str, tuple[int, list[float]]] = {}
+        self._tools = {name: Samples(found) for name, found in (known or {}).items()}
 
-    def add(self, name: str, seconds: float) -> None:
-        """A call of ``name`` has taken ``seconds``."""
-        samples = self._samples.get(name)
-        if samples is None:
-            samples = self._samples[name] = []
-        count = self._counts.get(name, 0)
-        if len(samples) < WINDOW:
-            samples.append(seconds)
-        else:
-            samples[count % WINDOW] = seconds
-        self._counts[name] = count + 1
+    def of(self, tool: str) -> Samples:
+        """What is known of ``tool``, to be read and added to."""
+        found = self._tools.get(tool)
+        if found is None:
+            found = self._tools[tool] = Samples()
+        return found
 
-    def quantile(self, name: str, share: float) -> float | None:
-        """Seconds within which ``share`` of the calls ended; None where too few are known."""
-        samples = self._samples.get(name, ())
-        if len(samples) < LEAST:
-            return None
-        ordered = self._ordered(name)  # of a little earlier: it may have fewer samples
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-    def expected(self, name: str) -> float:
-        """Seconds that a call of ``name`` takes: the median of what is known."""
-        if not self._samples.get(name):
-            return UNKNOWN
-        ordered = self._ordered(name)
-        return ordered[len(ordered) // 2]
+    def expected(self) -> dict[str, float]:
+        """Seconds that a call of each known tool takes: the median."""
+        medians = ((name, samples.median()) for name, samples in self._tools.items())
+        return {name: median for name, median in medians if median is not None}
 
     def samples(self) -> dict[str, list[float]]:
         """What is known now, to begin a later run with; oldest first."""
-        found = {}
-        for name, samples in self._samples.items():
-            at = self._counts[name] % WINDOW if len(samples) == WINDOW else 0
-            found[name] = samples[at:] + samples[:at]
-        return found
-
-    def _ordered(self, name: str) -> list[float]:
-        """The samples in order; sorted again once there are a twentieth more."""
-        count = self._counts[name]
-        sorted_at, ordered = self._sorted.get(name, (-1, []))
-        if sorted_at < 0 or count - sorted_at > max(1, min(count, WINDOW) // 20):
-            ordered = sorted(self._samples[name])
-            self._sorted[name] = (count, ordered)
-        return ordered
+        return {name: samples.newest() for name, samples in self._tools.items()}

@@ -149,7 +149,7 @@ class _Call:
     waiting: bool = False  # an attempt waits for a place
     hedging: bool = False  # ... and it, or the one that began last, is a hedge
     failure: Failed | None = None
-    followers: list[int] = field(default_factory=list)
+    followers: list[int] | None = None  # tasks with the same call, which wait for this one
 
 
 class Machine:
@@ -194,14 +194,15 @@ class Machine:
         self._dependants: dict[int, list[int]] = {}
         self._asked: dict[int, Ask] = {}
         self._calls: dict[int, _Call] = {}
-        self._admission = Admission(self.limits, self.policies)
+        self._admission = Admission(self.limits, self.policies, self.latency)
         # Reading twice does no harm and brings nothing: these run once for equal arguments.
         self._shared = frozenset(
             name
             for name, policy in self.policies.items()
             if name not in risky and policy.idempotent is not False
         )
-        self._first: dict[tuple[str, str], int] = {}  # the first task with this call
+        # By tool and arguments: the first task with this call.
+        self._first: dict[str, dict[str, int]] = {name: {} for name in self._shared}
         self._begun: dict[str, list[int]] = {}  # of tools that hedge: calls and hedges begun
         self._timers: list[tuple[float, int, str, int]] = []  # (when, turn, what, task)
         self._paused: set[int] = set()  # tasks between two attempts
@@ -209,6 +210,7 @@ class Machine:
         self._turn = 0
         self._armed = NEVER
         self._ranks: dict[int, float] = {}
+        self._expected: dict[str, float] = {}
         self._ranked = 0
         self._last_id = 0
         self._handlers: dict[type, Callable[[Any], list[Command]]] = {
@@ -236,7 +238,7 @@ class Machine:
         handler = self._handlers.get(type(event))
         if handler is None or self.finished is not None:
             return []
-        if event.at > self._now:
+        if event.at > self._now:  # a clock that was set back changes nothing
             self._now = event.at
         return handler(event)
 
@@ -261,7 +263,7 @@ class Machine:
         self.question = event.question
         commands: list[Command] = []
         if self.limits.deadline is not None:
-            kept = self.latency.quantile(JOIN, 0.9) or JOIN_SHARE * self.limits.deadline
+            kept = self.latency.of(JOIN).quantile(0.9) or JOIN_SHARE * self.limits.deadline
             kept = min(kept, 0.8 * self.limits.deadline)
             commands += self._wake(self.limits.deadline - kept, "wind down")
             commands += self._wake(self.limits.deadline, "end")
@@ -335,7 +337,7 @@ class Machine:
     def _model_used(self, event: ModelUsed) -> list[Command]:
         self.budget.settle(event.purpose, event.usage)
         if event.purpose == "join":
-            self.latency.add(JOIN, event.seconds)
+            self.latency.of(JOIN).add(event.seconds)
         return []
 
     # Starting calls
@@ -349,7 +351,8 @@ class Machine:
         args = task.args
         if task.needs:
             for need in task.needs:
-                if not has_value(self.outcomes[need]):
+                outcome = self.outcomes[need]
+                if type(outcome) is not Ok and not has_value(outcome):
                     return [Settle(task.id, Skipped(need))]
             try:
                 args = fill(args, self.outcomes)
@@ -371,35 +374,36 @@ class Machine:
         return [Settle(event.task_id, Failed(f"not approved: {event.reason}", "denied"))]
 
     def _call(self, task: Task, args: Mapping[str, Any]) -> list[Command]:
-        if task.tool in self._shared:
-            key = (task.tool, _canonical(args))
-            first = self._first.setdefault(key, task.id)
+        known = self._first.get(task.tool)
+        if known is not None:
+            key = repr(args) if len(args) < 2 else repr(sorted(args.items()))
+            first = known.setdefault(key, task.id)
             if first != task.id:
                 outcome = self.outcomes.get(first)
                 if isinstance(outcome, Ok):
                     return [Settle(task.id, outcome, f"same call as {first}")]
-                if first in self._calls:
-                    self._calls[first].followers.append(task.id)
+                if (running := self._calls.get(first)) is not None:
+                    running.followers = [*(running.followers or ()), task.id]
                     return []
-                self._first[key] = task.id  # the first one failed: it may be tried anew
-        policy = self.policies.get(task.tool, PLAIN)
-        call = _Call(task, args, policy, self._admission.lane(task.tool, args))
-        self._calls[task.id] = call
+                known[key] = task.id  # the first one failed: it may be tried anew
+        lane = self._admission.lane(task.tool, args)
+        call = self._calls[task.id] = _Call(task, args, lane.policy, lane)
         return self._offer(call)
 
     def _offer(self, call: _Call) -> list[Command]:
         """One more attempt of ``call``: now, or when there is a place for it."""
-        if self._admission.offer(call, call.lane, self._now, self._rank(call)):
+        admission = self._admission
+        if admission.enter(call.lane, self._now):
             return self._begin(call)
         call.waiting = True
-        return self._wake_for_admission()
+        admission.queue(call, call.lane, self._rank(call))
+        return self._admit() if admission.running < admission.slots else []
 
     def _begin(self, call: _Call) -> list[Command]:
         """``call`` has a place: begin an attempt, if it can be paid for."""
         call.waiting = False
         task, policy = call.task, call.policy
-        limit = self.stopped_by or self.budget.take_step(policy.cost)
-        if limit:
+        if limit := self.stopped_by or self.budget.take_step(policy.cost):
             self._admission.release(call.lane)
             commands = self._stop_planning(limit)
             if not call.attempts:
@@ -423,18 +427,19 @@ class Machine:
             return []
         if len(self.tasks) > self._ranked + self._ranked // 8:
             self._ranked = len(self.tasks)
-            self._ranks = upward_ranks(
-                self._unmet, self.tasks, self._dependants, self.latency.expected
-            )
+            self._expected = self.latency.expected()
+            self._ranks = upward_ranks(self._unmet, self.tasks, self._expected)
             admission.reorder(self._rank)
         commands: list[Command] = []
         while (call := admission.next(self._now)) is not None:
             commands += self._begin(call)
-        return commands + self._wake_for_admission()
+        if admission.running < admission.slots and (at := admission.opens(self._now)) < NEVER:
+            commands += self._arm(at)
+        return commands
 
     def _rank(self, call: _Call) -> float:
         rank = self._ranks.get(call.task.id)
-        return self.latency.expected(call.task.tool) if rank is None else rank
+        return self._expected.get(call.task.tool, 1.0) if rank is None else rank
 
     # Ending calls
 
@@ -491,10 +496,12 @@ class Machine:
                     why = f"task {id} ({tool}) failed: {outcome.error}"
                     return [*self._cancel_all(why), *self._finish(Finish("failed", why))]
         self.outcomes[id] = outcome
-        for dependant in self._dependants.pop(id, ()):
-            self._unmet[dependant] -= 1
-            if self._unmet[dependant] == 0:
-                commands += self._start(self.tasks[dependant])
+        if id in self._dependants:
+            unmet = self._unmet
+            for dependant in self._dependants.pop(id):
+                unmet[dependant] -= 1
+                if not unmet[dependant]:
+                    commands += self._start(self.tasks[dependant])
         if self._admission.waiting:
             commands += self._admit()
         if self._unmet or self._planning:
@@ -506,17 +513,18 @@ class Machine:
         the same call get its result."""
         id, outcome, admission = call.task.id, event.outcome, self._admission
         commands: list[Command] = []
-        if isinstance(outcome, Ok) and event.attempt in call.attempts:
+        if call.attempts.pop(event.attempt, None) is not None:
+            lane = call.lane
+            admission.release(lane)
             if event.via:
                 self.budget.give_back_step(call.policy.cost)
-            else:
-                self.latency.add(call.task.tool, self._now - call.began)
-                admission.succeeded(call.lane)
-        if call.attempts.pop(event.attempt, None) is not None:
-            admission.release(call.lane)
+            elif type(outcome) is Ok:
+                lane.samples.add(self._now - call.began)
+                if lane.far is not None:
+                    lane.far.succeeded()
         if call.attempts or call.waiting or id in self._paused:
             commands = self._drop(call, "another attempt has brought the result")
-        for follower in call.followers:
+        for follower in call.followers or ():
             if isinstance(outcome, Failed) and outcome.kind in ("cancelled", "limit"):
                 commands += self._call(self.tasks[follower], call.args)
             else:
@@ -567,10 +575,6 @@ class Machine:
         self._armed = at
         return [Wake(at)]
 
-    def _wake_for_admission(self) -> list[Command]:
-        at = self._admission.opens(self._now)
-        return [] if at == NEVER else self._arm(at)
-
     def _woke(self, event: Woke) -> list[Command]:
         self._armed = NEVER
         commands: list[Command] = []
@@ -601,7 +605,7 @@ class Machine:
         begun[0] += 1
         if call.last > 1:
             return []
-        after = self.latency.quantile(call.task.tool, HEDGE_AFTER)
+        after = call.lane.samples.quantile(HEDGE_AFTER)
         return [] if after is None else self._wake(self._now + after, "hedge", call.task.id)
 
     def _hedge(self, id: int) -> list[Command]:
@@ -714,13 +718,6 @@ class Machine:
     def _finish(self, command: Finish) -> list[Command]:
         self.finished = command
         return [command]
-
-
-def _canonical(args: Mapping[str, Any]) -> str:
-    """Equal for equal arguments, in whatever order they were written."""
-    if len(args) > 1:
-        return repr(sorted(args.items()))
-    return repr(args)
 
 
 def catch_up(machine: Machine, history: Iterable[Event]) -> list[Command]:

@@ -7,32 +7,26 @@ et al. 2002, without communication). Whoever stands on the critical path goes fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 from agentpar.plan import Task
 
 
 def upward_ranks(
-    open_tasks: Iterable[int],
-    tasks: Mapping[int, Task],
-    dependants: Mapping[int, Sequence[int]],
-    expected: Callable[[str], float],
+    open_tasks: Collection[int], tasks: Mapping[int, Task], expected: Mapping[str, float]
 ) -> dict[int, float]:
     """Seconds from the start of each task in ``open_tasks`` to the end of the last that waits
-    for it. ``dependants`` names who waits for whom; only tasks in ``open_tasks`` count."""
-    ranks: dict[int, float] = {}
-    ids = set(open_tasks)
-    for first in sorted(ids, reverse=True):  # those planned last wait for those before
-        if first in ranks:
-            continue
-        stack = [first]
-        while stack:
-            id = stack[-1]
-            unknown = [d for d in dependants.get(id, ()) if d in ids and d not in ranks]
-            if unknown:
-                stack += unknown
-                continue
-            stack.pop()
-            after = max((ranks[d] for d in dependants.get(id, ()) if d in ids), default=0.0)
-            ranks[id] = expected(tasks[id].tool) + after
-    return ranks
+    for it. ``expected`` has seconds by tool, one where it has none.
+
+    A plan counts its tasks upwards along the references, so one pass from the last to the first
+    is enough. Where a later round has turned that around, a rank may be too small: calls then
+    go in a worse order, and nothing else changes.
+    """
+    after = dict.fromkeys(open_tasks, 0.0)
+    for id in sorted(open_tasks, reverse=True):
+        task = tasks[id]
+        rank = after[id] = after[id] + expected.get(task.tool, 1.0)
+        for need in task.needs:
+            if need in after and after[need] < rank:
+                after[need] = rank
+    return after

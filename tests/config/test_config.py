@@ -28,6 +28,7 @@ from agentpar.config.source import Node, read_yaml, resolve_plain
 from agentpar.config.web import mini_web_options
 from agentpar.errors import ConfigError, FetchError, UsageError
 from agentpar.miniweb import MiniWeb
+from agentpar.policy import Price
 from agentpar.runtime.scripted import ScriptedRuntime
 from agentpar.tools.base import Tool, ToolSource
 from agentpar.tools.mcp import McpServer
@@ -75,6 +76,7 @@ model:
   base_url: http://localhost:8000/v1
   api_key: "${KEY}"
   settings: {temperature: 0.5, seed: 7, max_tokens: 2k}
+  price: {prompt: 0.1, completion: 0.4}
 planner:
   max_tasks: 2k
   max_tokens: 4k
@@ -83,8 +85,19 @@ planner:
   grammar: never
   examples: [{question: What is 1 + 1?, plan: "1. calc(expression=\\"1 + 1\\")\\njoin()"}]
 tools: [calc]
-defaults: {timeout: 1m, concurrency: 8}
-limits: {max_result_bytes: 1MiB}
+policies:
+  - {tools: "web_*", retries: 3, cache: 1h, rate: 60/min, on_error: keep}
+  - {tools: [calc, web_fetch], hedge: true, lock: one, backoff: 100ms, idempotent: true}
+  - {tools: "web_*", concurrency: 4, cost: 0.01, timeout: 5s, max_backoff: 1m}
+defaults: {timeout: 1m, concurrency: 8, retries: 2, rate: 10/s}
+limits:
+  max_steps: 60
+  max_tokens: 200k
+  max_cost_usd: 1
+  deadline: 2m
+  per_host: 4
+  host_rate: 2/s
+  max_result_bytes: 1MiB
 """,
         KEY=CANARY,
     )
@@ -96,6 +109,7 @@ limits: {max_result_bytes: 1MiB}
     )
     (tool,) = arguments.pop("tools")
     assert tool.name == "calc"
+    called = {"hedge": True, "lock": "one", "backoff": 0.1, "idempotent": True}
     assert arguments == {
         "name": "full",
         "instructions": "Be brief.",
@@ -113,7 +127,30 @@ limits: {max_result_bytes: 1MiB}
         "concurrency": 8,
         "timeout": 60.0,
         "max_result_bytes": 2**20,
+        "max_steps": 60,
+        "max_tokens": 200_000,
+        "max_cost_usd": 1.0,
+        "deadline": 120.0,
+        "per_host": 4,
+        "host_rate": 2.0,
+        "price": Price(0.1, 0.4),
+        "policies": {
+            "*": {"retries": 2, "rate": 10.0},
+            "calc": called,
+            "web_fetch": called,
+            "web_*": {
+                "retries": 3,
+                "cache": 3600.0,
+                "rate": 1.0,
+                "on_error": "keep",
+                "concurrency": 4,
+                "cost": 0.01,
+                "timeout": 5.0,
+                "max_backoff": 60.0,
+            },
+        },
     }
+    assert list(arguments["policies"]) == ["*", "calc", "web_fetch", "web_*"], "later entries win"
     assert isinstance(Agent(**spec.arguments()), Agent)
 
 
@@ -203,7 +240,7 @@ def test_a_known_other_word_is_read_with_a_note(folder: Path) -> None:
         (
             "zzz: 1\n",
             "agent.yaml:1:1: zzz: unknown field, known here: version, name, instructions, model, "
-            "planner, tools, defaults, limits",
+            "planner, tools, policies, defaults, limits",
         ),
         ("tools:\n  - calcc\n", "agent.yaml:2:5: tools[0]: there is no tool 'calcc', did you mean calc?"),
         (
@@ -282,12 +319,6 @@ def test_every_mistake_of_a_file_is_told_at_once(folder: Path) -> None:
 
 NOT_BUILT = [
     *((key, "{}", key) for key in ("workers", "teams", "memory", "permissions", "output_schema")),
-    ("limits", "{max_steps: 60}", "limits.max_steps"),
-    ("limits", "{max_tokens: 200k}", "limits.max_tokens"),
-    ("limits", "{max_cost_usd: 1}", "limits.max_cost_usd"),
-    ("limits", "{deadline: 120s}", "limits.deadline"),
-    ("defaults", "{retries: 2}", "defaults.retries"),
-    ("defaults", "{rate: 10/s}", "defaults.rate"),
     ("tools", "[openapi: {spec: ./api.yaml}]", "tools[0].openapi"),
 ]
 
