@@ -69,11 +69,11 @@ class Resource:
     def throttled(self, now: float, began: float, retry_after: float | None) -> None:
         """The far side asked for less, and perhaps for how long to keep away.
 
-        Calls that began before it said so the last time tell nothing new.
+        Calls that had begun when it said so the last time tell nothing new.
         """
         if retry_after is not None:
             self.closed_until = max(self.closed_until, now + retry_after)
-        if began < self._shrunk_at:
+        if began <= self._shrunk_at:
             return
         self._shrunk_at = now
         before = min(self.window, self.slots, float(self.running + 1))

@@ -184,7 +184,6 @@ class Machine:
         self.stopped_by = ""
         self.budget = Budget(self.limits)
         self.latency = Latency(self.known_latencies)
-        self.hedges = 0
         self._now = 0.0
         self._planning = False
         self._joining = False
@@ -203,7 +202,7 @@ class Machine:
         )
         # By tool and arguments: the first task with this call.
         self._first: dict[str, dict[str, int]] = {name: {} for name in self._shared}
-        self._begun: dict[str, list[int]] = {}  # of tools that hedge: calls and hedges begun
+        self._begun: dict[str, list[int]] = {}  # of tools that hedge: calls begun, hedges
         self._timers: list[tuple[float, int, str, int]] = []  # (when, turn, what, task)
         self._paused: set[int] = set()  # tasks between two attempts
         self._late = False  # so late that the time left is for the answer
@@ -324,6 +323,7 @@ class Machine:
 
     def _plan_ended(self, event: PlanEnded) -> list[Command]:
         self._planning = False
+        self._ranked = 0  # the whole of it is known only now
         return self._join_if_quiet()
 
     def _plan_failed(self, event: PlanFailed) -> list[Command]:
@@ -425,7 +425,7 @@ class Machine:
         admission = self._admission
         if not admission.waiting:
             return []
-        if len(self.tasks) > self._ranked + self._ranked // 8:
+        if len(self.tasks) - self._ranked > self._ranked // 16:
             self._ranked = len(self.tasks)
             self._expected = self.latency.expected()
             self._ranks = upward_ranks(self._unmet, self.tasks, self._expected)
@@ -538,6 +538,8 @@ class Machine:
         if call.waiting:
             call.waiting = False
             self._admission.withdraw(call, call.lane)
+            if call.hedging:
+                self._begun[call.task.tool][1] -= 1
         commands: list[Command] = []
         for attempt in call.attempts:
             self._admission.release(call.lane)
@@ -598,11 +600,9 @@ class Machine:
 
     def _watch(self, call: _Call) -> list[Command]:
         """Count an attempt of a tool that hedges; come back to one that takes too long."""
-        begun = self._begun.setdefault(call.task.tool, [0, 0])
         if call.hedging:
-            begun[1] += 1
             return []
-        begun[0] += 1
+        self._begun.setdefault(call.task.tool, [0, 0])[0] += 1
         if call.last > 1:
             return []
         after = call.lane.samples.quantile(HEDGE_AFTER)
@@ -615,9 +615,10 @@ class Machine:
             return []
         if not self._is_idempotent(call.task.tool):
             return []
-        calls, hedges = self._begun[call.task.tool]
-        if hedges + 1 > HEDGE_SHARE * calls:
+        begun = self._begun[call.task.tool]
+        if begun[1] + 1 > HEDGE_SHARE * begun[0]:
             return []
+        begun[1] += 1
         call.hedging = True
         return self._offer(call)
 
