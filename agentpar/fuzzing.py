@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from agentpar.errors import BackendError, UsageError
-from agentpar.events import Source, Usage
+from agentpar.events import Answered, Event, Source, Usage
 from agentpar.executor import fuzz
 from agentpar.executor.driver import Emit
-from agentpar.executor.machine import Join, Machine
-from agentpar.executor.record import read_record
+from agentpar.executor.machine import Conclude, Join, Machine
+from agentpar.executor.record import Terms, read_record
 from agentpar.memory.evidence import Checked, check
 from agentpar.planner.joiner import Joiner
 from agentpar.ports import Capability, Clock, ModelRequest
-from agentpar.session import Settings, join_request
+from agentpar.session import Settings, conclusion, join_request
 from agentpar.tools.base import Tool
 
 
@@ -33,9 +34,10 @@ def fuzz_run(
 ) -> fuzz.Report:
     """Run the recorded run again under each of ``seeds``; what it decides, compared.
 
-    Without ``settings`` the limits and the risky tools are the record's own. Takes no model
-    and no network. Raises `UsageError` for what is no record, and inside a running event
-    loop, since virtual time needs one of its own.
+    ``settings`` and ``tools`` are an agent's: its limits and its tools' policies hold, and for
+    tools that are not given, or without settings, what the record says. Takes no model and no
+    network. Raises `UsageError` for what is no record, and inside a running event loop, since
+    virtual time needs one of its own.
     """
     try:
         asyncio.get_running_loop()
@@ -44,17 +46,27 @@ def fuzz_run(
     else:
         raise UsageError("an event loop is running here already: fuzz in a thread, or outside")
     whole = read_record(record)
-    rules = fuzz.Rules(whole.terms.limits, tools or {}, whole.terms.risky)
+    rules = fuzz.Rules(whole.terms)
     if settings is not None:
-        rules = fuzz.Rules(
-            settings.limits,
-            tools or {},
-            whole.terms.risky,
-            settings.timeout,
-            settings.max_result_bytes,
-        )
+        terms = _terms(whole.terms, settings, tools or {})
+        rules = fuzz.Rules(terms, settings.timeout, settings.max_result_bytes)
     reciting = _Reciting(instructions, max_answer_tokens)
-    return fuzz.fuzz(fuzz.material(whole), rules, reciting.join, seeds)
+    return fuzz.fuzz(fuzz.material(whole), rules, seeds, join=reciting.join, conclude=_conclude)
+
+
+def _terms(recorded: Terms, settings: Settings, tools: Mapping[str, Tool]) -> Terms:
+    """The record's terms with what the agent says now."""
+    risky = {name for name in recorded.risky if name not in tools}
+    return replace(
+        recorded,
+        limits=settings.limits,
+        risky=frozenset(risky | {name for name, tool in tools.items() if tool.effect == "write"}),
+        policies={**recorded.policies, **{name: tool.policy for name, tool in tools.items()}},
+    )
+
+
+def _conclude(command: Conclude, machine: Machine, events: Iterable[Event], at: float) -> Answered:
+    return conclusion(machine, command, events, at)
 
 
 class _Reciting:
@@ -103,7 +115,7 @@ class _Recited:
         if self._said.error:
             raise BackendError(self._said.error)
         yield self._said.text
-        yield Usage(calls=1, cut=self._said.cut)
+        yield self._said.usage
 
     async def capabilities(self) -> frozenset[Capability]:
         return frozenset()

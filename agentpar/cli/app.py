@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agentpar.cli import project, run, runs, servers
+from agentpar.cli import fuzz, project, run, runs, servers
 from agentpar.errors import AgentparError, UsageError
 
 app = typer.Typer(
@@ -96,6 +96,7 @@ for _command in (
     runs.graph,
     runs.trace,
     runs.replay,
+    fuzz.fuzz,
     servers.serve,
     servers.weights,
     servers.miniweb,

@@ -302,7 +302,6 @@ class Driver:
     def _wake(self, at: float) -> None:
         self._timer = None
         self._tell(Woke(max(at, self.clock.now())))
-        self._see_whether_over()
 
     def _too_late(self, key: Key, tool: str, limit: float) -> None:
         """The time of an attempt is over: it is cancelled, and given up on if it goes on."""
@@ -327,6 +326,8 @@ class Driver:
             self.emit(event)
         except _Broken as error:
             self._break(error)
+        else:
+            self._see_whether_over()
 
     # What the commands mean
 

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Literal
 
-from agentpar.errors import AgentparError, BackendError, UsageError
+from agentpar.errors import AgentparError, BackendError, FetchError, UsageError
 from agentpar.events import (
     Answered,
     ApprovalAsked,
     ApprovalGiven,
+    AttemptFailed,
     Event,
     JoinFailed,
     JoinStarted,
@@ -36,13 +37,14 @@ from agentpar.events import (
     TaskDone,
     TaskPlanned,
     TaskStarted,
+    Usage,
 )
 from agentpar.executor.driver import Driver, Emit
-from agentpar.executor.machine import Join, Machine, Plan
-from agentpar.executor.record import Record
+from agentpar.executor.machine import Conclude, Join, Machine, Plan
+from agentpar.executor.record import Record, Terms
 from agentpar.executor.simulate import LoopClock, run
 from agentpar.plan import Failed, Ok, Outcome, Task
-from agentpar.policy import Limits
+from agentpar.policy import PLAIN
 from agentpar.ports import Clock
 from agentpar.tools.base import Tool
 
@@ -55,21 +57,23 @@ BLOCK, WITHOUT = 20, 10
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One recorded call: how long it took and how it ended."""
+    """One recorded attempt of a call: how long it took, how it ended, and for how many seconds
+    the far side then asked to be left alone."""
 
     seconds: float
     outcome: Outcome
+    retry_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
     """What the joiner wrote in one round, ``seconds`` after it was asked; ``error`` where it
-    broke instead. ``cut``: the text ended at the token limit."""
+    broke instead."""
 
     text: str
     seconds: float = 0.0
     error: str = ""
-    cut: bool = False
+    usage: Usage = field(default_factory=Usage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +81,9 @@ class Recorded:
     """A record as material: what to plan, return, allow and say again.
 
     ``plans`` holds each round's planner events, their ``at`` counted from the round's start.
-    ``results`` and ``verdicts`` are by call (`call_text`); a call that was made several times
-    has several results, in the order of their beginning. ``calls`` is what was called,
-    ``outcomes`` how each task ended, ``answer`` the text at the end.
+    ``results`` and ``verdicts`` are by call (`call_text`); a call that was made several times,
+    or tried again, has several results, in the order of their beginning. ``outcomes`` says how
+    each task ended.
     """
 
     question: str
@@ -88,7 +92,6 @@ class Recorded:
     results: Mapping[str, tuple[Result, ...]]
     verdicts: Mapping[str, tuple[float, bool, str]]
     outcomes: Mapping[int, Outcome]
-    answer: str
 
 
 def call_text(tool: str, args: Mapping[str, Any]) -> str:
@@ -114,7 +117,6 @@ def material(record: Record) -> Recorded:
         _results(events, tools),
         _verdicts(events, tools),
         {event.task_id: event.outcome for event in events if isinstance(event, TaskDone)},
-        "".join(event.text for event in events if isinstance(event, Answered)),
     )
 
 
@@ -142,35 +144,37 @@ def _joins(events: Iterable[Event]) -> dict[int, Said]:
     joins: dict[int, Said] = {}
     began = 0.0
     pieces: list[str] = []
-    cut = False
+    usage = Usage()
     for event in events:
         match event:
             case JoinStarted(at=at):
-                began, pieces, cut = at, [], False
+                began, pieces, usage = at, [], Usage()
             case JoinText(text=text):
                 pieces.append(text)
-            case ModelUsed(purpose="join", usage=usage):
-                cut = usage.cut
+            case ModelUsed(purpose="join"):
+                usage = event.usage
             case Answered(round=round, at=at):
                 # Behind a text that was cut off, the joiner says so in a piece of its own.
-                joins[round] = Said("".join(pieces[:-1] if cut else pieces), at - began, cut=cut)
+                text = "".join(pieces[:-1] if usage.cut else pieces)
+                joins.setdefault(round, Said(text, at - began, usage=usage))
             case ReplanAsked(round=round, why=why, at=at):
-                joins[round] = Said(f"Replan: {why}", at - began)
+                joins[round] = Said(f"Replan: {why}", at - began, usage=usage)
             case JoinFailed(round=round, error=error, at=at):
                 joins[round] = Said("", at - began, error)
     return joins
 
 
 def _results(events: Iterable[Event], tools: Mapping[int, str]) -> dict[str, tuple[Result, ...]]:
-    started: dict[int, tuple[int, str, float]] = {}
+    started: dict[tuple[int, int], tuple[int, str, float]] = {}
     results: dict[str, list[tuple[int, Result]]] = defaultdict(list)
     for place, event in enumerate(events):
         match event:
-            case TaskStarted(task_id=id, args=args, at=at) if id in tools:
-                started[id] = (place, call_text(tools[id], args), at)
-            case TaskDone(task_id=id, outcome=outcome, at=at) if id in started:
-                began, call, since = started.pop(id)
-                results[call].append((began, Result(at - since, outcome)))
+            case TaskStarted(task_id=id, args=args, at=at, attempt=attempt) if id in tools:
+                started[id, attempt] = (place, call_text(tools[id], args), at)
+            case AttemptFailed() | TaskDone() if (event.task_id, event.attempt) in started:
+                began, call, since = started.pop((event.task_id, event.attempt))
+                wait = event.retry_after if isinstance(event, AttemptFailed) else None
+                results[call].append((began, Result(event.at - since, event.outcome, wait)))
     return {
         call: tuple(result for _, result in sorted(found, key=lambda pair: pair[0]))
         for call, found in results.items()
@@ -194,7 +198,7 @@ def _verdicts(
 
 # What a schedule is
 
-Fault = Literal["fails", "hangs"]
+Fault = Literal["fails", "fails at first", "hangs"]
 Pace = Literal["as recorded", "all at once", "shuffled", "stretched", "one straggles"]
 _PACES: tuple[Pace, ...] = ("all at once", "shuffled", "stretched", "one straggles")
 
@@ -216,8 +220,9 @@ class Disturbance:
         """The disturbance with this number; the first of each set has the recorded pace."""
         block, place = divmod(seed, BLOCK)
         number = block + 1 if place >= WITHOUT else 0
-        first = seed == 0 or place == WITHOUT
-        pace: Pace = "as recorded" if first else Random(f"{seed} pace").choice(_PACES)
+        pace: Pace = (
+            "as recorded" if seed == first_of(seed) else Random(f"{seed} pace").choice(_PACES)
+        )
         return cls(seed, number, pace, _faults(number, sorted(calls)))
 
     def seconds(self, call: str, time: int, recorded: float, longest: float) -> float:
@@ -236,11 +241,17 @@ class Disturbance:
                 return longest * 10 if chance.random() < 0.2 else recorded
 
 
+def first_of(seed: int) -> int:
+    """The first seed that has the same faults as ``seed``: what it is compared with."""
+    block, place = divmod(seed, BLOCK)
+    return block * BLOCK + WITHOUT if place >= WITHOUT else 0
+
+
 def _faults(number: int, calls: list[str]) -> dict[str, Fault]:
     if number == 0 or not calls:
         return {}
     chance = Random(f"faults {number}")
-    kinds: tuple[Fault, ...] = ("fails", "hangs")
+    kinds: tuple[Fault, ...] = ("fails", "fails at first", "hangs")
     hit = chance.sample(calls, min(len(calls), chance.randint(1, 3)))
     return {call: chance.choice(kinds) for call in hit}
 
@@ -267,10 +278,11 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Schedules that decided alike."""
+    """Schedules that decided alike. ``order`` is that in which the tasks of the first ended."""
 
     decided: Decided
     seeds: tuple[int, ...]
+    order: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +313,11 @@ class Report:
         return any(one.order_matters for one in self.sets)
 
     @property
+    def answer_differs(self) -> bool:
+        """Whether the recorded answer comes out otherwise: its text, or what carries it."""
+        return any(len({group.decided.answer for group in one.groups}) > 1 for one in self.sets)
+
+    @property
     def outcomes(self) -> int:
         """How many different things were decided, over all sets of faults."""
         return len({group.decided for one in self.sets for group in one.groups})
@@ -328,10 +345,15 @@ class Report:
         for finding, seed in self.findings.items():
             yield f"note (seed {seed}): {finding}"
         yield (
-            "the answer depends on the order"
-            if self.order_matters
-            else "the answer does not depend on the order"
+            "not seen: tools whose results depend on what ran before, for results are those of the "
+            "record; and what a model would write on another prompt"
         )
+        if self.answer_differs:
+            yield "the answer depends on the order of events"
+        elif self.order_matters:
+            yield "what the answer is written from depends on the order of events"
+        else:
+            yield "the answer does not depend on the order of events"
 
 
 def _many(count: int, word: str) -> str:
@@ -340,14 +362,18 @@ def _many(count: int, word: str) -> str:
 
 def _compared(groups: tuple[Group, ...]) -> Iterator[str]:
     first, *others = groups
-    yield f"  {_many(len(first.seeds), 'schedule')} as seed {first.seeds[0]}"
+    yield f"  {_like(first)}"
     for group in others:
-        parts = first.decided.unlike(group.decided)
-        yield (
-            f"  {_many(len(group.seeds), 'schedule')} as seed {group.seeds[0]}, "
-            f"which differs in {' and '.join(filter(None, (', '.join(parts[:-1]), parts[-1])))}:"
-        )
+        *parts, last = first.decided.unlike(group.decided)
+        differing = f"{', '.join(parts)} and {last}" if parts else last
+        yield f"  {_like(group)}; differs in {differing}:"
         yield f"    {difference(group.decided, group.seeds[0], first.decided, first.seeds[0])}"
+
+
+def _like(group: Group) -> str:
+    order = ", ".join(map(str, group.order[:30])) + (", …" if len(group.order) > 30 else "")
+    count = _many(len(group.seeds), "schedule")
+    return f"{count} as seed {group.seeds[0]}, where tasks end in the order {order or '(none)'}"
 
 
 def difference(one: Decided, seed: int, base: Decided, base_seed: int) -> str:
@@ -404,25 +430,36 @@ JoinAgain = Callable[[Join, Machine, Said, Emit, Clock, Callable[[str], None]], 
 argument, and emits what follows from the text (`Answered` with its citations checked anew)."""
 
 
+ConcludeAgain = Callable[[Conclude, Machine, Iterable[Event], float], Answered]
+"""The answer that needs no model, of a run that a limit has stopped."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the runs are held to: an agent's limits, and its tools for what they say of
-    themselves (``effect``, ``timeout``); they are never called. Tools that are not among them
-    are taken to be read-only unless ``risky`` has their names."""
+    """What the runs are held to: what their machine decides by, and what their driver does.
 
-    limits: Limits
-    tools: Mapping[str, Tool] = field(default_factory=dict)
-    risky: frozenset[str] = frozenset()
+    ``timeout`` is for tools without one of their own.
+    """
+
+    terms: Terms
     timeout: float | None = 60.0
     max_result_bytes: int = 2_000_000
 
 
-def fuzz(recorded: Recorded, rules: Rules, join: JoinAgain, seeds: Iterable[int]) -> Report:
+def fuzz(
+    recorded: Recorded,
+    rules: Rules,
+    seeds: Iterable[int],
+    *,
+    join: JoinAgain,
+    conclude: ConcludeAgain,
+) -> Report:
     """Run what was recorded under each of ``seeds`` and compare what is decided.
 
     Equal seeds give equal schedules. Seed 0 is the recorded order and has no faults.
     """
     sets: dict[int, dict[Decided, list[int]]] = {}
+    orders: dict[tuple[int, Decided], tuple[int, ...]] = {}
     faults: dict[int, Mapping[str, Fault]] = {}
     findings: dict[str, int] = {}
     for call, results in recorded.results.items():
@@ -431,7 +468,7 @@ def fuzz(recorded: Recorded, rules: Rules, join: JoinAgain, seeds: Iterable[int]
             findings[f"{text}: what it returns depends on when it is called"] = 0
     for seed in seeds:
         disturbance = Disturbance.of(seed, recorded.results)
-        rerun = _Rerun(recorded, rules, join, disturbance)
+        rerun = _Rerun(recorded, rules, disturbance, join, conclude)
         decided = rerun.decide()
         for finding in rerun.findings:
             findings.setdefault(finding, seed)
@@ -439,8 +476,12 @@ def fuzz(recorded: Recorded, rules: Rules, join: JoinAgain, seeds: Iterable[int]
             findings |= dict.fromkeys(_unlike_the_record(decided, recorded), 0)
         faults[disturbance.set] = disturbance.faults
         sets.setdefault(disturbance.set, {}).setdefault(decided, []).append(seed)
+        orders.setdefault((disturbance.set, decided), rerun.order)
     groups = {
-        number: tuple(Group(decided, tuple(seeds)) for decided, seeds in found.items())
+        number: tuple(
+            Group(decided, tuple(alike), orders[number, decided])
+            for decided, alike in found.items()
+        )
         for number, found in sorted(sets.items())
     }
     return Report(
@@ -465,12 +506,18 @@ class _Rerun:
     """One run of a record under a disturbance."""
 
     def __init__(
-        self, recorded: Recorded, rules: Rules, join: JoinAgain, disturbance: Disturbance
+        self,
+        recorded: Recorded,
+        rules: Rules,
+        disturbance: Disturbance,
+        join: JoinAgain,
+        conclude: ConcludeAgain,
     ) -> None:
         self.findings: list[str] = []
         self._recorded = recorded
         self._rules = rules
         self._join_again = join
+        self._conclude_again = conclude
         self._disturbance = disturbance
         self._times: Counter[str] = Counter()
         self._prompts: list[str] = []
@@ -478,14 +525,17 @@ class _Rerun:
         longest = (result.seconds for results in recorded.results.values() for result in results)
         self._longest = max(longest, default=0.0)
 
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The tasks in the order in which they ended."""
+        return tuple(event.task_id for event in self._events if isinstance(event, TaskDone))
+
     def decide(self) -> Decided:
         """Run it, in virtual time; a fault of ours is the run's end, and a finding."""
-        tools = self._tools()
-        risky = frozenset(name for name, tool in tools.items() if tool.effect == "write")
-        machine = Machine(self._rules.limits, risky)
+        machine = self._rules.terms.machine()
         error = ""
         try:
-            run(self._live(machine, tools), seed=self._disturbance.seed)
+            run(self._live(machine), seed=self._disturbance.seed)
         except AgentparError as broke:
             error = f"the run broke: {broke}"
             self.findings.append(error)
@@ -501,13 +551,19 @@ class _Rerun:
             tuple(_answer(self._events, error)),
         )
 
-    async def _live(self, machine: Machine, tools: Mapping[str, Tool]) -> None:
+    async def _live(self, machine: Machine) -> None:
+        clock = LoopClock()
+
+        async def conclude(command: Conclude, emit: Emit) -> None:
+            emit(self._conclude_again(command, machine, self._events, clock.now()))
+
         driver = Driver(
             machine,
-            tools=tools,
+            tools=self._tools(),
             plan=self._plan,
-            join=lambda command, emit: self._join(command, machine, emit, driver.clock),
-            clock=LoopClock(),
+            join=lambda command, emit: self._join(command, machine, emit, clock),
+            conclude=conclude,
+            clock=clock,
             approve=self._approve,
             timeout=self._rules.timeout,
             max_result_bytes=self._rules.max_result_bytes,
@@ -533,11 +589,10 @@ class _Rerun:
         async def call(**args: Any) -> Any:
             return await self._call(name, args)
 
-        known = self._rules.tools.get(name)
-        if known is not None:
-            return replace(known, call=call, validate=validate, close=None)
-        effect: Literal["read", "write"] = "write" if name in self._rules.risky else "read"
-        return Tool(name, "", {"type": "object"}, call, validate, effect=effect)
+        terms = self._rules.terms
+        effect: Literal["read", "write"] = "write" if name in terms.risky else "read"
+        policy = terms.policies.get(name, PLAIN)
+        return Tool(name, "", {"type": "object"}, call, validate, effect, policy)
 
     async def _call(self, tool: str, args: Mapping[str, Any]) -> Any:
         text = call_text(tool, args)
@@ -553,12 +608,18 @@ class _Rerun:
         match disturbance.faults.get(text), result.outcome:
             case "fails", _:
                 raise BackendError("a fault that fuzzing has put in")
+            case "fails at first", _ if time == 0:
+                raise BackendError("a fault that fuzzing has put in")
             case "hangs", _:
                 await asyncio.get_running_loop().create_future()
             case _, Ok(value):
                 return value
-            case _, Failed(error):
+            case _, Failed(error, "throttled"):
+                raise FetchError(error, status=429, retry_after=result.retry_after)
+            case _, Failed(error, "tool" | "timeout"):
                 raise BackendError(error)
+            case _, Failed(error):
+                raise UsageError(error)  # what no second attempt mends
         return None
 
     async def _plan(self, command: Plan, emit: Emit) -> None:

@@ -197,6 +197,17 @@ def by_the_deadline(performed: Performed) -> Iterator[str]:
         yield f"answered at {answered:g} s, ended at {end.at:g} s, deadline is {deadline:g} s"
 
 
+def ends_soon(performed: Performed) -> Iterator[str]:
+    """A run that is decided or cancelled has ended at once, or once it has given up on calls that
+    go on although they were cancelled."""
+    events = performed.events
+    if len(events) < 2 or not (performed.machine.finished or performed.cancelled):
+        return
+    took = events[-1].at - events[-2].at
+    if performed.machine.finished and took > GRACE + 1e-6:
+        yield f"the run ended {took:g} s behind its last event"
+
+
 def within_retries(performed: Performed) -> Iterator[str]:
     """No call is tried more often than its policy allows; what is not idempotent is made again
     only where it was refused."""
@@ -323,6 +334,7 @@ INVARIANTS: tuple[Invariant, ...] = (
     within_rates,
     within_budget,
     by_the_deadline,
+    ends_soon,
     within_retries,
     few_hedges,
     once_for_equals,

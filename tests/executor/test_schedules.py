@@ -228,6 +228,10 @@ def _too_late(performed: Performed) -> None:
     performed.log.insert(-1, Answered(1, "late", at=60.0))
 
 
+def _lingering(performed: Performed) -> None:
+    performed.log[-1] = RunFinished("answered", at=performed.events[-2].at + 7.0)
+
+
 def _again_and_again(performed: Performed) -> None:
     call = _call(performed)
     failed = Failed("no")
@@ -284,6 +288,7 @@ def _other_event(performed: Performed) -> None:
         (_overspent, "within_budget"),
         (_many_tokens, "within_budget"),
         (_too_late, "by_the_deadline"),
+        (_lingering, "ends_soon"),
         (_again_and_again, "within_retries"),
         (_hedged, "few_hedges"),
         (_equal_call, "once_for_equals"),
