@@ -69,13 +69,23 @@ GRACE = 5.0
 
 
 class RunClock:
-    """Seconds since this clock was made, less what earlier parts of the same run took."""
+    """Seconds since this clock was made, plus what earlier parts of the same run took; virtual
+    ones where the running loop's are (see `agentpar.executor.simulate`)."""
 
     def __init__(self, start: float = 0.0) -> None:
-        self._zero = time.perf_counter() - start
+        self._time = _time()
+        self._zero = self._time() - start
 
     def now(self) -> float:
-        return time.perf_counter() - self._zero
+        return self._time() - self._zero
+
+
+def _time() -> Callable[[], float]:
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return time.perf_counter
+    return loop.time if getattr(loop, "virtual_time", False) else time.perf_counter
 
 
 class Driver:

@@ -525,7 +525,11 @@ class Machine:
         if call.attempts or call.waiting or id in self._paused:
             commands = self._drop(call, "another attempt has brought the result")
         for follower in call.followers or ():
-            if isinstance(outcome, Failed) and outcome.kind in ("cancelled", "limit"):
+            if follower not in self._unmet:
+                continue  # nobody wants it any more
+            if self.stopped_by and not isinstance(outcome, Ok):
+                commands.append(Settle(follower, self._unspent()))
+            elif isinstance(outcome, Failed) and outcome.kind in ("cancelled", "limit"):
                 commands += self._call(self.tasks[follower], call.args)
             else:
                 commands.append(Settle(follower, outcome, f"same call as {id}"))

@@ -292,6 +292,7 @@ def _lines(chance: Random, known: list[int]) -> Iterator[Line]:
     most = chance.choice((0, 1, 2, 3))  # needs of a call
     near = chance.choice((1, 3, 100))  # how far back they reach
     risky = chance.random() < 0.25
+    twins = chance.choice((0.1, 0.1, 0.5))
     alone: list[Task] = []  # that have no needs: what a twin can be of
     tools = READ if chance.random() < 0.7 else (chance.choice(READ),)
     for _ in range(chance.choices((0, 1, 3, 6, 9, 14, 45), (3, 3, 4, 4, 4, 4, 1))[0]):
@@ -307,7 +308,7 @@ def _lines(chance: Random, known: list[int]) -> Iterator[Line]:
         kind = chance.random()
         if kind < 0.04:
             task = None
-        elif kind < 0.12 and alone:
+        elif kind < 0.04 + twins and alone:
             twin = chance.choice(alone)
             task = Task(id, twin.tool, twin.args)
         elif not needs(args):

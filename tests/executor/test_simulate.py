@@ -282,6 +282,24 @@ def test_a_whole_agent_runs_in_virtual_time() -> None:
     async def main() -> object:
         runtime = ScriptedRuntime(["1. ferment(days=300)\njoin()", "It is wine [1]."])
         answer = await Agent([ferment], runtime=runtime, timeout=None).ask("What is it?")
-        return answer.outcomes, asyncio.get_running_loop().time()
+        return answer.outcomes, answer.seconds
 
     assert run(main()) == ({1: Ok("wine")}, pytest.approx(300 * 24 * 3600))
+
+
+def test_a_deadline_is_one_of_virtual_time() -> None:
+    """The run's own clock is the loop's: ten minutes pass in it, and no more than two."""
+
+    @tool
+    async def crawl() -> str:
+        """Take ten minutes."""
+        await asyncio.sleep(600)
+        return "there"
+
+    async def main() -> float:
+        runtime = ScriptedRuntime(["1. crawl()\njoin()", "Answer: not found"])
+        answer = await Agent([crawl], runtime=runtime, timeout=None).ask("Where?", deadline=120)
+        assert answer.usage.stopped_by == "deadline=120 s"
+        return answer.seconds
+
+    assert 0 < run(main()) <= 120
