@@ -263,11 +263,13 @@ class ModelUsed:
 
 @dataclass(frozen=True, slots=True)
 class RunFinished:
-    """The last event of a run."""
+    """The last event of a run. ``stopped_by`` names the limit that kept it from doing all that
+    it had planned, if one did."""
 
     status: Literal["answered", "failed", "cancelled"]
     error: str = ""
     at: float = 0.0
+    stopped_by: str = ""
 
 
 Event = (

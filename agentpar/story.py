@@ -107,6 +107,7 @@ class Story:
         self.note = ""
         self.status: Status = "running"
         self.error = ""
+        self.stopped_by = ""
         self.began = 0.0
         self.now = 0.0
         self.tasks: dict[int, TaskStory] = {}
@@ -184,6 +185,7 @@ class Story:
                 self.models.append(event)
             case RunFinished(status, error, _):
                 self.status, self.error = status, error
+                self.stopped_by = event.stopped_by
             case _:
                 assert_never(event)
 

@@ -9,7 +9,6 @@ every choice is the machine's.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import (
     AsyncIterator,
@@ -69,23 +68,15 @@ GRACE = 5.0
 
 
 class RunClock:
-    """Seconds since this clock was made, plus what earlier parts of the same run took; virtual
-    ones where the running loop's are (see `agentpar.executor.simulate`)."""
+    """Seconds of the running event loop since this clock was made, more by ``start``: what
+    earlier parts of the same run took."""
 
     def __init__(self, start: float = 0.0) -> None:
-        self._time = _time()
+        self._time = asyncio.get_running_loop().time
         self._zero = self._time() - start
 
     def now(self) -> float:
         return self._time() - self._zero
-
-
-def _time() -> Callable[[], float]:
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        return time.perf_counter
-    return loop.time if getattr(loop, "virtual_time", False) else time.perf_counter
 
 
 class Driver:
@@ -206,7 +197,7 @@ class Driver:
 
     def _end(self, status: Literal["answered", "failed", "cancelled"], error: str) -> None:
         """Tell every observer the last event, those behind one that raises too."""
-        event = RunFinished(status, error, self.clock.now())
+        event = RunFinished(status, error, self.clock.now(), self.machine.stopped_by)
         with ExitStack() as last_first:
             for observe in reversed(self._observers):
                 last_first.callback(observe, event)
