@@ -39,10 +39,10 @@ from agentpar.events import (
     TaskStarted,
     Usage,
 )
-from agentpar.executor.driver import Driver, Emit
+from agentpar.executor.driver import Driver, Emit, RunClock
 from agentpar.executor.machine import Conclude, Join, Machine, Plan
 from agentpar.executor.record import Record, Terms
-from agentpar.executor.simulate import LoopClock, run
+from agentpar.executor.simulate import run
 from agentpar.plan import Failed, Ok, Outcome, Task
 from agentpar.policy import PLAIN
 from agentpar.ports import Clock
@@ -552,7 +552,7 @@ class _Rerun:
         )
 
     async def _live(self, machine: Machine) -> None:
-        clock = LoopClock()
+        clock = RunClock()
 
         async def conclude(command: Conclude, emit: Emit) -> None:
             emit(self._conclude_again(command, machine, self._events, clock.now()))
@@ -627,7 +627,7 @@ class _Rerun:
         if events is None:
             self.findings.append(f"plan {command.round} was asked for, which the record has not")
             raise BackendError(f"the record has no plan {command.round}")
-        clock = LoopClock()
+        clock = RunClock()
         for event in events:
             await asyncio.sleep(event.at - clock.now())
             if isinstance(event, PlanFailed):

@@ -198,14 +198,13 @@ def by_the_deadline(performed: Performed) -> Iterator[str]:
 
 
 def ends_soon(performed: Performed) -> Iterator[str]:
-    """A run that is decided or cancelled has ended at once, or once it has given up on calls that
-    go on although they were cancelled."""
+    """A run that is decided ends at once, or when it has given up on calls that go on although
+    they were cancelled."""
     events = performed.events
-    if len(events) < 2 or not (performed.machine.finished or performed.cancelled):
-        return
-    took = events[-1].at - events[-2].at
-    if performed.machine.finished and took > GRACE + 1e-6:
-        yield f"the run ended {took:g} s behind its last event"
+    if len(events) > 1 and performed.machine.finished is not None:
+        took = events[-1].at - events[-2].at
+        if took > GRACE + 1e-6:
+            yield f"the run ended {took:g} s behind its last event"
 
 
 def within_retries(performed: Performed) -> Iterator[str]:

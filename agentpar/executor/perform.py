@@ -45,7 +45,7 @@ from agentpar.executor.schedules import (
     Schedule,
     value_of,
 )
-from agentpar.executor.simulate import LoopClock, VirtualLoop, run
+from agentpar.executor.simulate import VirtualLoop, run
 from agentpar.plan import Ok, Task
 from agentpar.policy import PLAIN
 from agentpar.tools.base import Tool
@@ -129,7 +129,6 @@ class _World:
                 plan=self._plan,
                 join=self._join,
                 conclude=self._conclude,
-                clock=LoopClock(),
                 approve=self._approve,
                 results=_Kept(self._schedule.kept),
                 timeout=self._schedule.timeout,

@@ -16,7 +16,8 @@ import pytest
 
 from agentpar import Agent, Ok, ScriptedRuntime, tool
 from agentpar.errors import Deadlock, UsageError
-from agentpar.executor.simulate import LoopClock, VirtualLoop, run
+from agentpar.executor.driver import RunClock
+from agentpar.executor.simulate import VirtualLoop, run
 from agentpar.ports import Clock
 
 
@@ -263,9 +264,9 @@ def test_the_clock_counts_from_where_it_is_told() -> None:
 
     async def main() -> list[float]:
         await asyncio.sleep(5)
-        clock: Clock = LoopClock(start=10.0)
+        clock: Clock = RunClock(start=10.0)
         await asyncio.sleep(2)
-        return [clock.now(), LoopClock().now()]
+        return [clock.now(), RunClock().now()]
 
     assert run(main()) == [12.0, 0.0]
 
