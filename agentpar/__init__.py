@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # isort: off
     from agentpar.errors import AgentparError, BackendError, ConfigError, FetchError
     from agentpar.errors import MissingPackage, ModelServerError, PlanError, RunFailed
     from agentpar.errors import UsageError, WeightsError
+    from agentpar.permissions import Rule
     from agentpar.plan import Failed, Ok, Skipped
     from agentpar.planner.prompts import Example
     from agentpar.runtime.scripted import ScriptedRuntime
@@ -22,11 +23,11 @@ if TYPE_CHECKING:  # isort: off
 
 __all__ = [
     "Agent", "AgentparError", "Answer", "BackendError", "ConfigError", "Example", "Failed",
-    "FetchError", "McpServer", "MissingPackage", "ModelServerError", "Ok", "PlanError", "Run",
-    "RunFailed", "ScriptedRuntime", "Skipped", "Tool", "UsageError", "WeightsError", "tool",
+    "FetchError", "McpServer", "MissingPackage", "ModelServerError", "Ok", "PlanError", "Rule",
+    "Run", "RunFailed", "ScriptedRuntime", "Skipped", "Tool", "UsageError", "WeightsError", "tool",
 ]  # fmt: skip
 _HOMES = {
-    "agent": "Agent Run", "answer": "Answer", "plan": "Failed Ok Skipped",
+    "agent": "Agent Run", "answer": "Answer", "permissions": "Rule", "plan": "Failed Ok Skipped",
     "planner.prompts": "Example", "runtime.scripted": "ScriptedRuntime",
     "tools.base": "Tool", "tools.function": "tool", "tools.mcp": "McpServer",
 }  # fmt: skip

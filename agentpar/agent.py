@@ -27,11 +27,13 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from agentpar.answer import Answer
 from agentpar.errors import RunFailed, UsageError
 from agentpar.events import Event
-from agentpar.executor.driver import Approve, running
+from agentpar.executor.approval import Approve
+from agentpar.executor.driver import running
 from agentpar.executor.machine import Command
 from agentpar.executor.results import MemoryResults
 from agentpar.ids import new_run_id
 from agentpar.memory.evidence import check
+from agentpar.permissions import Rule
 from agentpar.planner.joiner import Joiner
 from agentpar.planner.planner import Planner
 from agentpar.planner.prompts import Example
@@ -125,9 +127,11 @@ class Agent:
     where ``host_rate`` begin in a second. ``policies`` change how tools are called, by a pattern
     of their names: ``{"web_*": {"retries": 3, "cache": 3600}}``; the fields are those of `Policy`.
 
-    ``timeout`` (seconds) holds for tools without one of their own. ``approve`` is asked
-    before a tool whose effect is "write" runs (``approve(task, args)``, sync or async: True, or
-    False, or why not); without it such calls fail. ``runs`` is a
+    ``timeout`` (seconds) holds for tools without one of their own. ``permissions`` are rules,
+    the first that covers a call decides; where none does, a call of a tool that writes or
+    sends needs approval. ``approve`` is then asked (``approve(task, args)``, or with a third
+    parameter ``label`` that says where the data come from; sync or async: True, or False, or
+    why not); without it such calls fail. ``runs`` is a
     folder that gets one folder with ``events.jsonl`` per run; the id of a run that is in it
     cannot be used again.
 
@@ -164,6 +168,7 @@ class Agent:
         policies: Mapping[str, PolicyFields] | None = None,
         timeout: float | None = 60.0,
         max_result_bytes: int = 2_000_000,
+        permissions: Sequence[Rule] = (),
         approve: Approve | None = None,
         runs: str | Path | None = None,
     ) -> None:
@@ -174,6 +179,11 @@ class Agent:
             )
         if approve is not None and not callable(approve):
             raise UsageError(f"approve must be a function (task, args) -> bool, got {approve!r}")
+        for rule in permissions:
+            if not isinstance(rule, Rule):
+                raise UsageError(
+                    f"permissions must be rules such as Rule('send_*', 'ask'), got {rule!r}"
+                )
         if timeout is not None and timeout <= 0:
             raise UsageError(f"timeout must be more than 0 seconds, or None, got {timeout!r}")
         for label, number, least in (
@@ -215,7 +225,12 @@ class Agent:
             price=price or Price(),
         )
         self._settings = Settings(
-            limits, timeout, max_result_bytes, approve, results=MemoryResults()
+            limits,
+            timeout,
+            max_result_bytes,
+            approve,
+            tuple(permissions),
+            results=MemoryResults(),
         )
         self._policies = tuple(
             PolicyRule((pattern,), changes) for pattern, changes in (policies or {}).items()
@@ -286,10 +301,10 @@ class Agent:
     def as_graph(self, checkpointer: Any = None) -> CompiledStateGraph:
         """This agent as a compiled LangGraph graph: state in ``question``, out ``answer``.
 
-        The graph pauses (``interrupt``) before each call of a tool whose effect is
-        "write"; resume it with ``Command(resume=True)``, or with a verdict
-        for each call: ``Command(resume={"2": True, "3": "not today"})``, by task id as text.
-        Needs the ``langgraph`` extra.
+        The graph pauses (``interrupt``) before the calls that need approval; resume it with
+        ``Command(resume=True)``, or with a verdict for each call, by task id as text or by
+        what the approval is bound to: ``Command(resume={"2": True, "3": "not today"})``.
+        Needs the ``langgraph`` extra, and a checkpointer to be resumed from.
         """
         from agentpar.langgraph import build_graph
 

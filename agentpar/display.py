@@ -369,8 +369,9 @@ def _event_line(event: Event, story: Story) -> str:
             what = f"round {number}: plan complete"
         case PlanFailed(number, error):
             what = f"round {number}: planning failed: {one_line(error, 500)}"
-        case ApprovalAsked(id):
-            what = f"asking {id}: needs approval"
+        case ApprovalAsked(id, _, label, because):
+            where = f" ({one_line(str(label), 300)})" if label.untrusted else ""
+            what = f"asking {id}: {one_line(because, 300) or 'needs approval'}{where}"
         case ApprovalGiven(id, allowed, reason):
             what = f"{'allowed' if allowed else 'denied'} {id} {one_line(reason, 300)}".rstrip()
         case TaskStarted(id):

@@ -17,6 +17,8 @@ from agentpar.executor.driver import Emit
 from agentpar.executor.machine import Conclude, Join, Machine
 from agentpar.executor.record import Terms, read_record
 from agentpar.memory.evidence import Checked, check
+from agentpar.permissions import Permissions
+from agentpar.plan import Ok, Outcome
 from agentpar.planner.joiner import Joiner
 from agentpar.ports import Capability, Clock, ModelRequest
 from agentpar.session import Settings, conclusion, join_request
@@ -56,11 +58,12 @@ def fuzz_run(
 
 def _terms(recorded: Terms, settings: Settings, tools: Mapping[str, Tool]) -> Terms:
     """The record's terms with what the agent says now."""
-    risky = {name for name in recorded.risky if name not in tools}
+    flows = {n: flow for n, flow in recorded.permissions.flows.items() if n not in tools}
+    given = Permissions.of(tools, settings.permissions)
     return replace(
         recorded,
         limits=settings.limits,
-        risky=frozenset(risky | {name for name, tool in tools.items() if tool.effect == "write"}),
+        permissions=replace(given, flows={**flows, **given.flows}),
         policies={**recorded.policies, **{name: tool.policy for name, tool in tools.items()}},
     )
 
@@ -76,7 +79,7 @@ class _Reciting:
     def __init__(self, instructions: str, max_tokens: int) -> None:
         self._instructions = instructions
         self._max_tokens = max_tokens
-        self._checked: dict[tuple[str, tuple[Source, ...]], Checked] = {}
+        self._checked: dict[tuple[str, tuple[Source, ...], str], Checked] = {}
 
     async def join(
         self,
@@ -95,10 +98,13 @@ class _Reciting:
         )
         await joiner.join(join_request(machine, command), emit, clock)
 
-    def _check(self, text: str, known: Mapping[int, Source]) -> Checked:
-        key = text, tuple(known.values())
+    def _check(
+        self, text: str, known: Mapping[int, Source], outcomes: Mapping[int, Outcome]
+    ) -> Checked:
+        lost = {id: outcome for id, outcome in outcomes.items() if not isinstance(outcome, Ok)}
+        key = text, tuple(known.values()), repr(lost)
         if key not in self._checked:
-            self._checked[key] = check(text, known)
+            self._checked[key] = check(text, known, outcomes)
         return self._checked[key]
 
 

@@ -12,11 +12,13 @@ from pathlib import Path
 
 from agentpar.answer import Answer, answer_of
 from agentpar.events import Answered, Event, JoinText, RunStarted
-from agentpar.executor.driver import Approve, Driver, Emit, RunClock
+from agentpar.executor.approval import Approve
+from agentpar.executor.driver import Driver, Emit, RunClock
 from agentpar.executor.machine import Command, Conclude, Join, Machine, Plan, catch_up
 from agentpar.executor.record import RecordWriter
 from agentpar.memory.evidence import sources
 from agentpar.partial import partial_answer
+from agentpar.permissions import Permissions, Rule
 from agentpar.planner.joiner import Joiner, JoinRequest
 from agentpar.planner.planner import Planner, PlanRequest
 from agentpar.policy import Limits
@@ -34,6 +36,7 @@ class Settings:
     timeout: float | None
     max_result_bytes: int
     approve: Approve | None
+    permissions: tuple[Rule, ...] = ()
     record: Path | None = None
     note: str = ""
     latencies: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -62,10 +65,9 @@ class Session:
     ) -> None:
         self.run_id = run_id
         self.events: list[Event] = list(history)
-        risky = frozenset(name for name, tool in tools.items() if tool.effect == "write")
         self.machine = Machine(
             settings.limits,
-            risky,
+            Permissions.of(tools, settings.permissions),
             policies={name: tool.policy for name, tool in tools.items()},
             latencies=settings.latencies,
             seed=run_id,

@@ -147,7 +147,7 @@ class Story:
             case PlanFailed(number, error, at):
                 round_ = self._round(number)
                 round_.plan_ended, round_.plan_error = at, error
-            case ApprovalAsked(id, args, _):
+            case ApprovalAsked(id, args):
                 task_ = self._task(id)
                 task_.filled, task_.asking = args, True
             case ApprovalGiven(id):

@@ -22,7 +22,19 @@ ROOT = Path(agentpar.__file__).parent
 # module or package of that name and all that is in it.
 FLOORS = (
     ("errors", "plan"),
-    ("events", "policy", "ports", "net", "tools", "cache", "ids", "plaintext"),
+    (
+        "events",
+        "policy",
+        "ports",
+        "net",
+        "tools",
+        "cache",
+        "ids",
+        "plaintext",
+        "fingerprint",
+        "labels",
+        "permissions",
+    ),
     ("planner", "executor", "memory", "runtime", "miniweb"),
     ("agent", "answer", "fuzzing", "partial", "session"),
     ("config", "display", "timeline", "drawing", "story", "langgraph"),

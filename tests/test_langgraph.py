@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from agentpar import Agent, ScriptedRuntime, tool
+from agentpar import Agent, Rule, ScriptedRuntime, UsageError, tool
 from agentpar.events import RunFinished
 
 if importlib.util.find_spec("langgraph") is None:
@@ -56,6 +56,12 @@ def saver(tmp_path: Path) -> Iterator[Any]:
 
     with SqliteSaver.from_conn_string(str(tmp_path / "graph.sqlite")) as saver:
         yield saver
+
+
+def waiting(state: Any) -> list[dict[str, Any]]:
+    """The calls that wait for approval."""
+    calls: list[dict[str, Any]] = json.loads(json.dumps(state["__interrupt__"][0].value["approve"]))
+    return calls
 
 
 def thread(name: str = "one") -> Any:
@@ -102,16 +108,27 @@ def test_question_is_required(calls: list[str]) -> None:
 
 
 def test_risky_calls_wait_for_approval(saver: Any, calls: list[str]) -> None:
-    """The graph pauses before a risky call, once for all that wait, with their arguments."""
+    """The graph pauses before a risky call, once for all that wait: with their arguments, where
+    their data come from, why they are asked for, and what a yes is bound to."""
     graph = agent_of([RISKY, "Answer: sent [2]"], calls).as_graph(saver)
     state = graph.invoke({"question": "Send it"}, thread())
     assert calls == ["Chile"]
-    assert state["__interrupt__"][0].value == {
-        "approve": [
-            {"task_id": 2, "tool": "send", "args": {"text": 19}},
-            {"task_id": 3, "tool": "send", "args": {"text": "hello"}},
-        ]
+    fed, own = waiting(state)
+    bounds = {fed.pop("bound"), own.pop("bound")}
+    assert len(bounds) == 2
+    because = "send changes things"
+    assert fed == {
+        "task_id": 2,
+        "tool": "send",
+        "args": {"text": 19},
+        "label": {"data": [{"task_id": 1, "call": "population(Chile)"}], "plan": []},
+        "because": because,
     }
+    nothing = {"data": [], "plan": []}
+    assert own == {
+        "task_id": 3, "tool": "send", "args": {"text": "hello"}, "label": nothing,
+        "because": because,
+    }  # fmt: skip
 
 
 def test_resumed_run_repeats_no_call(saver: Any, calls: list[str]) -> None:
@@ -137,6 +154,113 @@ def test_verdict_by_task(saver: Any, calls: list[str]) -> None:
     assert state["answer"]["tasks"]["3"]["ok"] is False
     denied = [e for e in state["events"] if e["event"] == "TaskDone" and e["task_id"] == 3]
     assert denied[0]["outcome"]["error"] == "not approved: not today"
+
+
+def test_verdict_by_what_it_is_bound_to(saver: Any, calls: list[str]) -> None:
+    """``resume={bound: …}`` speaks of the very call that was shown."""
+    from langgraph.types import Command
+
+    graph = agent_of([RISKY, "Answer: sent once"], calls).as_graph(saver)
+    fed, own = waiting(graph.invoke({"question": "Send it"}, thread()))
+    graph.invoke(Command(resume={fed["bound"]: False, own["bound"]: True}), thread())
+    assert calls == ["Chile", "send hello"]
+
+
+def test_a_call_without_a_verdict_is_asked_for_again(saver: Any, calls: list[str]) -> None:
+    """Neither a yes nor a no; the other call runs meanwhile."""
+    from langgraph.types import Command
+
+    graph = agent_of([RISKY, "Answer: sent both"], calls).as_graph(saver)
+    graph.invoke({"question": "Send it"}, thread())
+    state = graph.invoke(Command(resume={"2": True}), thread())
+    assert calls == ["Chile", "send 19"]
+    assert [call["task_id"] for call in waiting(state)] == [3]
+    state = graph.invoke(Command(resume=True), thread())
+    assert (calls, state["text"]) == (["Chile", "send 19", "send hello"], "Answer: sent both")
+
+
+def test_a_stale_approval_does_not_pass(saver: Any, calls: list[str]) -> None:
+    """A yes to the call of an earlier question says nothing about this one's, and is refused."""
+    from langgraph.types import Command
+
+    other = RISKY.replace("hello", "a ransom note")
+    graph = agent_of([RISKY, other, "Answer: sent"], calls).as_graph(saver)
+    stale = {c["bound"]: True for c in waiting(graph.invoke({"question": "Send it"}, thread()))}
+    fresh = waiting(graph.invoke({"question": "Send another"}, thread()))
+    with pytest.raises(UsageError, match=r"no call that waits .* '2' \(send\), '3' \(send\)"):
+        graph.invoke(Command(resume=stale), thread())
+    assert "send" not in " ".join(calls)
+    graph.invoke(Command(resume={call["bound"]: True for call in fresh}), thread())
+    assert sorted(calls[2:]) == ["send 19", "send a ransom note"]
+
+
+def test_a_saved_approval_of_other_arguments_does_not_pass(saver: Any, calls: list[str]) -> None:
+    """Should a state be edited between question and answer, the machine asks again."""
+    from langgraph.types import Command
+
+    graph = agent_of([RISKY, "Answer: sent"], calls).as_graph(saver)
+    state = graph.invoke({"question": "Send it"}, thread())
+    forged = [{**call, "bound": "0" * 64} for call in waiting(state)]
+    graph.update_state(thread(), {"pending": forged}, as_node="work")
+    graph.invoke(None, thread())
+    state = graph.invoke(Command(resume=True), thread())
+    assert calls == ["Chile"]
+    assert {call["bound"] for call in waiting(state)}.isdisjoint({"0" * 64})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (1, "the verdict on task 2 .send. must be True, False, or a text"),
+        ([True], "the verdict on task 2 .* got .True."),
+        ({"3": "no", "2": 1}, "the verdict on task 2 .* got 1"),
+        ({"7": True}, "'7' is no call that waits for approval"),
+    ],
+)
+def test_a_resume_value_of_a_wrong_type_is_refused(
+    saver: Any, calls: list[str], value: Any, message: str
+) -> None:
+    """It is no verdict at all; the question stands, and can be answered."""
+    from langgraph.types import Command
+
+    graph = agent_of([RISKY, "Answer: sent"], calls).as_graph(saver)
+    graph.invoke({"question": "Send it"}, thread())
+    with pytest.raises(UsageError, match=message):
+        graph.invoke(Command(resume=value), thread())
+    assert calls == ["Chile"]
+    assert graph.invoke(Command(resume=True), thread())["text"] == "Answer: sent"
+
+
+def test_without_a_checkpointer_nothing_can_wait(calls: list[str]) -> None:
+    """The graph could never be resumed, and says what to give it."""
+    graph = agent_of([RISKY], calls).as_graph()
+    with pytest.raises(UsageError, match=r"task 2 waits .* no checkpointer .*checkpointer=…"):
+        graph.invoke({"question": "Send it"})
+
+
+def test_a_subgraph_waits_with_its_parents_checkpointer(saver: Any, calls: list[str]) -> None:
+    """It needs none of its own."""
+    from langgraph.graph import START, StateGraph
+    from langgraph.types import Command
+
+    from agentpar.langgraph import GraphState
+
+    parent = StateGraph(GraphState)
+    parent.add_node("agent", agent_of([RISKY, "Answer: sent"], calls).as_graph())
+    parent.add_edge(START, "agent")
+    graph = parent.compile(checkpointer=saver)
+    graph.invoke({"question": "Send it"}, thread())
+    assert graph.invoke(Command(resume=True), thread())["text"] == "Answer: sent"
+
+
+def test_rules_hold_in_the_graph(saver: Any, calls: list[str]) -> None:
+    """An allow lets the call with trusted data through; the one fed by a tool waits."""
+    rules = [Rule("send", "allow")]
+    graph = agent_of([RISKY, "x"], calls, permissions=rules).as_graph(saver)
+    [call] = waiting(graph.invoke({"question": "Send it"}, thread()))
+    assert call["task_id"] == 2
+    assert "for trusted data only" in call["because"]
+    assert sorted(calls) == ["Chile", "send hello"]
 
 
 def test_refusal_reaches_the_joiner(saver: Any, calls: list[str]) -> None:
@@ -319,7 +443,7 @@ def test_batch_takes_turns(calls: list[str]) -> None:
 
 INTERRUPTED = """
 import asyncio, sys
-from agentpar import Agent, ScriptedRuntime, tool
+from agentpar import Agent, Rule, ScriptedRuntime, UsageError, tool
 
 @tool
 async def hang() -> str:

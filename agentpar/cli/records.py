@@ -49,6 +49,16 @@ def run_plan(name: str, runs: Path) -> tuple[list[Task], Mapping[int, Outcome]]:
     return tasks, {e.task_id: e.outcome for e in events if isinstance(e, TaskDone)}
 
 
+def read_text(path: Path) -> str:
+    """The text of a plan's file."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"there is no plan at {str(path)!r}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is no text: byte {error.start} is not UTF-8") from None
+
+
 def read_plan(path: Path) -> tuple[list[Task], Mapping[int, Outcome]]:
     """The tasks of a plan in a text file. What cannot be read is told on stderr.
 
@@ -57,12 +67,7 @@ def read_plan(path: Path) -> tuple[list[Task], Mapping[int, Outcome]]:
     from agentpar.plan import Task, needs
     from agentpar.planner.parser import BadLine, Call, PlanParser
 
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UsageError(f"there is no plan at {str(path)!r}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is no text: byte {error.start} is not UTF-8") from None
+    text = read_text(path)
     parser = PlanParser()
     tasks: list[Task] = []
     for item in [*parser.feed(text), *parser.close()]:

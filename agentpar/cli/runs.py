@@ -13,6 +13,7 @@ import typer
 
 from agentpar.cache import write_whole
 from agentpar.cli.records import find_run, read_plan, run_plan
+from agentpar.cli.run import AllowModule
 from agentpar.errors import UsageError
 
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
@@ -37,6 +38,14 @@ def graph(
     plan: Annotated[
         str, typer.Argument(metavar="RUN|PLAN.txt", help="A run (as for trace), or a plan.")
     ],
+    proof: Annotated[
+        bool, typer.Option("--proof", help="Tell which sinks untrusted data can reach, and how.")
+    ] = False,
+    agent: Annotated[
+        Path | None,
+        typer.Option(metavar="AGENT.yaml", help="Whose tools and permissions the proof is about."),
+    ] = None,
+    allow_module: AllowModule = None,
     format: Annotated[
         Format | None, typer.Option("--format", "-f", help="By default what FILE ends in.")
     ] = None,
@@ -45,7 +54,18 @@ def graph(
     ] = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
-    """Draw a plan as Mermaid, SVG or PNG."""
+    """Draw a plan as Mermaid, SVG or PNG, or prove what data can do in it.
+
+    With --proof: exits with 1 where untrusted data reach a sink and nobody would be asked.
+    """
+    if proof:
+        if format is not None or output is not None:
+            raise UsageError("--proof prints text: leave out --format and -o")
+        from agentpar.cli.proving import tell
+
+        raise typer.Exit(tell(plan, runs, agent, tuple(allow_module or ())))
+    if agent is not None:
+        raise UsageError("--agent goes with --proof")
     from agentpar import drawing
 
     wanted = format or _format_of(output)

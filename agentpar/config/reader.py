@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from agentpar.config.shape import Remark, Shape, dotted
 from agentpar.config.source import Loc, Mark, Node, read_text, read_yaml
 from agentpar.config.tools import Make, makers
 from agentpar.errors import ConfigError
+from agentpar.permissions import Rule
 from agentpar.planner.planner import plan_problems
 from agentpar.planner.prompts import Example
 from agentpar.policy import PolicyFields, Price
@@ -64,6 +66,7 @@ class AgentSpec:
             "concurrency": file.defaults.concurrency,
             "timeout": file.defaults.timeout,
             "policies": _policies(file) or None,
+            "permissions": rules(file),
             **{name: getattr(file.limits, name) for name in _LIMITS},
         }
         if file.planner.examples is not None:
@@ -98,6 +101,11 @@ def _policies(file: AgentFile) -> dict[str, PolicyFields]:
             # A pattern that comes again goes behind those between, as the file has it.
             found[pattern] = {**found.pop(pattern, {}), **said}
     return cast("dict[str, PolicyFields]", found)
+
+
+def rules(file: AgentFile) -> tuple[Rule, ...]:
+    """The rules under ``permissions:``, in their order."""
+    return tuple(Rule(rule.tools, rule.action, rule.data) for rule in file.permissions)
 
 
 def load(
@@ -135,6 +143,7 @@ def load(
             _check_model(fields, root, shape)
         if not shape.problems:
             _check_examples(fields, root, known, shape)
+            _check_permissions(fields, root, known, shape)
     if fields is None or shape.problems:
         raise ConfigError("\n".join(map(str, sorted(shape.problems))))
     return AgentSpec(path, fields, tuple(map(str, sorted(shape.notes))), tuple(made))
@@ -199,6 +208,26 @@ def _check_examples(fields: AgentFile, root: Node, known: Mapping[str, Tool], sh
         loc = ("planner", "examples", index, "plan")
         for problem in plan_problems(example.plan, known):
             shape.problems.append(Remark(root.find(loc).mark, f"{dotted(loc)}: {problem}"))
+
+
+def _check_permissions(
+    fields: AgentFile, root: Node, known: Mapping[str, Tool], shape: Shape
+) -> None:
+    """A rule that speaks of no tool is a slip of the pen, or meant for an MCP server's tools."""
+    unknown = any(entry.kind == "mcp" for entry in fields.tools)
+    for index, rule in enumerate(fields.permissions):
+        loc: Loc = ("permissions", index, "tools")
+        for pattern in rule.tools:
+            if fnmatch.filter(known, pattern):
+                continue
+            text = f"{dotted(loc)}: no tool is named like {pattern!r}; there is {_listed(known)}"
+            if unknown:
+                text += ", and what an MCP server has, which is known when it runs"
+            shape.notes.append(Remark(root.find(loc).mark, text))
+
+
+def _listed(known: Iterable[str]) -> str:
+    return ", ".join(sorted(known)) or "none"
 
 
 # Files that the file names

@@ -36,6 +36,7 @@ from agentpar.events import (
     TaskStarted,
     Woke,
 )
+from agentpar.executor.approval import Approve, consult
 from agentpar.executor.failures import described, failure_of
 from agentpar.executor.machine import (
     Ask,
@@ -50,15 +51,13 @@ from agentpar.executor.machine import (
     Settle,
     Wake,
 )
-from agentpar.plan import Failed, Ok, Outcome, Task
+from agentpar.plan import Failed, Ok, Outcome
 from agentpar.ports import Clock, Results
 from agentpar.tools.base import Tool
 from agentpar.tools.data import to_data
 
 T = TypeVar("T")
 Emit = Callable[[Event], None]
-Approve = Callable[[Task, Mapping[str, Any]], Awaitable[bool | str] | bool | str]
-"""Says whether a risky call may run: True, or False, or the reason why not; sync or async."""
 
 Key = tuple[str, int, int]
 """What a coroutine of the run does, as `Cancel` names it: ("call", task, attempt), …"""
@@ -371,17 +370,15 @@ class Driver:
         return emit
 
     async def _ask(self, command: Ask) -> None:
-        task, now = command.task, self.clock.now
-        key = ("ask", task.id, 0)
-        self.emit(ApprovalAsked(task.id, command.args, now()))
+        id, bound, now = command.task.id, command.bound, self.clock.now
+        key = ("ask", id, 0)
+        label, because = command.label, command.because
+        self.emit(ApprovalAsked(id, command.args, label, because, bound, now()))
         if self._approve is None:
-            verdict: bool | str = (
-                f"tool {task.tool!r} has effect 'write' and the agent has no approver "
-                "(pass approve=…)"
-            )
+            verdict: bool | str = f"{because}, and the agent has no approver (pass approve=…)"
         else:
             try:
-                asked = self._approve(task, command.args)
+                asked = consult(self._approve, command)
                 if isinstance(asked, bool | str):
                     verdict = asked
                 else:
@@ -390,10 +387,8 @@ class Driver:
                 verdict = f"the approver failed: {described(error)}"
         if key in self._unwanted:
             return
-        if verdict is True:
-            self.emit(ApprovalGiven(task.id, allowed=True, at=now()))
-        else:
-            self.emit(ApprovalGiven(task.id, False, str(verdict or "refused"), now()))
+        reason = "" if verdict is True else str(verdict or "refused")
+        self.emit(ApprovalGiven(id, verdict is True, reason, bound, now()))
 
     async def _execute(self, command: Execute, key: Key) -> None:
         task, attempt, now = command.task, command.attempt, self.clock.now

@@ -590,9 +590,8 @@ class _Rerun:
             return await self._call(name, args)
 
         terms = self._rules.terms
-        effect: Literal["read", "write"] = "write" if name in terms.risky else "read"
         policy = terms.policies.get(name, PLAIN)
-        return Tool(name, "", {"type": "object"}, call, validate, effect, policy)
+        return Tool(name, "", {"type": "object"}, call, validate, policy=policy)
 
     async def _call(self, tool: str, args: Mapping[str, Any]) -> Any:
         text = call_text(tool, args)

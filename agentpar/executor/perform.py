@@ -46,6 +46,7 @@ from agentpar.executor.schedules import (
     value_of,
 )
 from agentpar.executor.simulate import VirtualLoop, run
+from agentpar.permissions import Flow, Permissions
 from agentpar.plan import Ok, Task
 from agentpar.policy import PLAIN
 from agentpar.tools.base import Tool
@@ -93,7 +94,7 @@ def perform(schedule: Schedule) -> Performed:
     """Run the real machine and driver through ``schedule``, in virtual time."""
     machine = Machine(
         schedule.limits,
-        frozenset({WRITE}),
+        Permissions(flows={WRITE: Flow("write")}),
         policies=schedule.policies,
         latencies=_LATENCIES,
         seed=str(schedule.seed),
@@ -170,7 +171,7 @@ class _World:
 
         effect: Literal["read", "write"] = "write" if name == WRITE else "read"
         policy = self._schedule.policies.get(name, PLAIN)
-        return Tool(name, "Simulated.", {"type": "object"}, call, dict, effect, policy)
+        return Tool(name, "Simulated.", {"type": "object"}, call, dict, effect, policy=policy)
 
     async def _call(self, tool: str, args: Mapping[str, Any]) -> Any:
         id = args["me"]

@@ -1,6 +1,6 @@
 """The record of a run: every event and every command as a JSON line, and the proof by replay.
 
-A record starts with a header line (format, limits, risky tools), so that it can be
+A record starts with a header line (format, limits, permissions), so that it can be
 replayed by itself. Reading one back feeds the events to a fresh machine and compares
 what it wants with what was recorded: equal facts must give equal commands.
 """
@@ -8,7 +8,6 @@ what it wants with what was recorded: equal facts must give equal commands.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,9 @@ from typing import Any, Literal, TextIO, get_args
 from agentpar.errors import PlanError, UsageError
 from agentpar.events import Citation, Event, Usage
 from agentpar.executor.machine import Ask, Command, Execute, Machine, Settle
+from agentpar.fingerprint import fingerprint
+from agentpar.labels import Label, Origin
+from agentpar.permissions import Permissions
 from agentpar.plan import Failed, Ok, Ref, Skipped, Task
 from agentpar.policy import PLAIN, Limits, Policy, Price
 
@@ -58,6 +60,8 @@ def _encode(value: Any) -> Any:
         case Ok() | Failed() | Skipped():
             data = {name: _encode(getattr(value, name)) for name in _names(type(value))}
             return {"outcome": _OUTCOME_NAMES[type(value)], **data}
+        case Label():
+            return value.as_data()
         case Usage() | Citation():
             return {name: getattr(value, name) for name in _names(type(value))}
         case Mapping():
@@ -91,6 +95,8 @@ def _decode_field(name: str, value: Any) -> Any:
         case "outcome":
             kind = _OUTCOMES[value["outcome"]]
             return kind(**{key: _decode(item) for key, item in value.items() if key != "outcome"})
+        case "label":
+            return Label(**{n: tuple(Origin(**item) for item in value[n]) for n in value})
         case "usage":
             return Usage(**value)
         case "citations":
@@ -125,13 +131,15 @@ def encode_command(command: Command) -> dict[str, Any]:
     `TaskStarted` event beside it has them in full."""
     name = type(command).__name__
     match command:
-        case Execute(task, args) | Ask(task, args):
-            text = json.dumps(_encode(args), sort_keys=True, ensure_ascii=False)
-            inputs = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-            data = {"command": name, "task_id": task.id, "tool": task.tool, "inputs": inputs}
-            if isinstance(command, Execute) and (command.attempt > 1 or command.retry):
-                data |= {"attempt": command.attempt, "retry": command.retry}
+        case Execute(task, args, attempt, retry):
+            data = {"command": name, "task_id": task.id, "tool": task.tool}
+            data["inputs"] = fingerprint(args)
+            if attempt > 1 or retry:
+                data |= {"attempt": attempt, "retry": retry}
             return data
+        case Ask(task, _, _, because, bound):
+            data = {"command": name, "task_id": task.id, "tool": task.tool}
+            return {**data, "because": because, "bound": bound}
         case Settle(task_id, outcome, via):
             data = {"command": name, "task_id": task_id, "outcome": _encode(outcome)}
             return {**data, "via": via} if via else data
@@ -144,7 +152,7 @@ class Terms:
     """All that a machine decides by, besides the facts; see `Machine`."""
 
     limits: Limits
-    risky: frozenset[str] = frozenset()
+    permissions: Permissions = field(default_factory=Permissions)
     policies: Mapping[str, Policy] = field(default_factory=dict)
     latencies: Mapping[str, Sequence[float]] = field(default_factory=dict)
     seed: str = ""
@@ -153,13 +161,13 @@ class Terms:
     def of(cls, machine: Machine) -> Terms:
         """Those that ``machine`` began with."""
         known = machine.known_latencies
-        return cls(machine.limits, machine.risky, machine.policies, known, machine.seed)
+        return cls(machine.limits, machine.permissions, machine.policies, known, machine.seed)
 
     def machine(self) -> Machine:
         """A new machine that decides by these terms."""
         return Machine(
             self.limits,
-            self.risky,
+            self.permissions,
             policies=self.policies,
             latencies=self.latencies,
             seed=self.seed,
@@ -169,7 +177,7 @@ class Terms:
         """JSON-like data; `from_dict` gives back equal terms."""
         return {
             "limits": dataclasses.asdict(self.limits),
-            "risky": sorted(self.risky),
+            "permissions": self.permissions.as_data(),
             "policies": {name: _changed(policy) for name, policy in self.policies.items()},
             "latencies": {name: list(found) for name, found in self.latencies.items()},
             "seed": self.seed,
@@ -180,7 +188,7 @@ class Terms:
         limits = {**data["limits"], "price": Price(**data["limits"]["price"])}
         return cls(
             Limits(**limits),
-            frozenset(data["risky"]),
+            Permissions.from_data(data["permissions"]),
             {name: Policy(**changed) for name, changed in data["policies"].items()},
             {name: tuple(found) for name, found in data["latencies"].items()},
             data["seed"],

@@ -30,6 +30,8 @@ def tool(
     name: str | None = None,
     description: str | None = None,
     effect: Effect = "read",
+    sends: bool = False,
+    pure: bool = False,
     version: str = "",
     returns: str = "",
     **called: Unpack[PolicyFields],
@@ -43,6 +45,8 @@ def tool(
     name: str | None = None,
     description: str | None = None,
     effect: Effect = "read",
+    sends: bool = False,
+    pure: bool = False,
     version: str = "",
     returns: str = "",
     **called: Unpack[PolicyFields],
@@ -55,6 +59,8 @@ def tool(
     name: str | None = None,
     description: str | None = None,
     effect: Effect = "read",
+    sends: bool = False,
+    pure: bool = False,
     version: str = "",
     returns: str = "",
     **called: Unpack[PolicyFields],
@@ -65,9 +71,10 @@ def tool(
     come from the docstring (Google, NumPy or Sphinx style, or the short inline style
     ``Population of a country. country: English name.``). A sync function runs in a thread
     and sees the caller's context variables. ``returns`` says in one line what the value looks
-    like; by default the return annotation says it. ``called`` says how the tool is called: the
-    fields of `Policy` (``timeout``, ``retries``, ``cache``, …). A result is kept under its
-    ``version``, which by default changes with the function's code.
+    like; by default the return annotation says it. For ``effect``, ``sends`` and ``pure`` see
+    `Tool`. ``called`` says how the tool is called: the fields of `Policy` (``timeout``,
+    ``retries``, ``cache``, …). A result is kept under its ``version``, which by default changes
+    with the function's code.
 
     The tool still works as the plain function. Raises `UsageError` where the signature
     cannot be a schema: a parameter without annotation, ``*args``, ``**kwargs``,
@@ -83,6 +90,8 @@ def tool(
             name=name,
             description=description,
             effect=effect,
+            sends=sends,
+            pure=pure,
             version=version,
             returns=returns,
             **called,
@@ -90,6 +99,10 @@ def tool(
     name = checked_name(str(name or getattr(fn, "__name__", type(fn).__name__)))
     if effect not in typing.get_args(Effect):
         raise UsageError(f"tool {name!r}: effect must be 'read' or 'write', got {effect!r}")
+    if pure and (sends or effect == "write"):
+        raise UsageError(
+            f"tool {name!r}: a pure tool only works out its result; it cannot write or send as well"
+        )
     try:
         policy = Policy(**called)
     except (UsageError, TypeError) as error:
@@ -107,6 +120,8 @@ def tool(
         else functools.partial(_call_in_thread, fn),
         validate=validate,
         effect=effect,
+        sends=sends,
+        pure=pure,
         policy=policy,
         version=version or _fingerprint(signature.plain),
         returns=returns or ": ".join(filter(None, [returned, doc.returns])),

@@ -31,7 +31,9 @@ class McpServer:
 
     A tool is "read" only where the server says ``readOnlyHint: true``; every other one is
     "write" and waits for approval. ``effect`` overrides that for all of them: it is the
-    caller's word against a missing hint.
+    caller's word against a missing hint. One that the server calls open to the world
+    (``openWorldHint: true``) and not read-only also ``sends``, which no override takes back: for
+    that, give the agent a rule. What a server returns is never taken for trusted.
 
     Opening and closing may happen in different tasks. A connection that drops is opened again
     once per call; then a "read" call is sent again, while a "write" call, which may have
@@ -143,7 +145,8 @@ class McpServer:
         return [self._tool(tool) for tool in listed]
 
     def _tool(self, listed: Any) -> Tool:
-        read_only = listed.annotations is not None and listed.annotations.read_only_hint is True
+        hints = listed.annotations
+        read_only = hints is not None and hints.read_only_hint is True
         effect: Effect = self._effect or ("read" if read_only else "write")
         name = plan_name(listed.name)
         schema = tidy(name, listed.input_schema)
@@ -155,6 +158,7 @@ class McpServer:
             call=partial(self._call, listed.name, effect, _wrapped(output)),
             validate=check_schema(name, schema),
             effect=effect,
+            sends=hints is not None and hints.open_world_hint is True and not read_only,
             returns=_returns(output),
         )
 

@@ -131,3 +131,81 @@ def test_a_damaged_record_is_named_with_its_line(cli: Cli, recorded: Path) -> No
     done = cli("replay", "last")
     assert done.returncode == 2
     assert "events.jsonl:3" in done.stderr
+
+
+MAIL = '''
+from agentpar import tool
+
+@tool
+async def page(url: str) -> str:
+    """Read a page."""
+    return "text"
+
+@tool(effect="write")
+async def mail(to: str, text: str) -> str:
+    """Send a mail."""
+    return "sent"
+'''
+MAIL_YAML = "tools: [{python: mail_tools:page}, {python: mail_tools:mail}, calc]\n"
+MAIL_PLAN = (
+    '1. page("https://example.org")\n2. mail(to="ann", text=$1)\n3. mali(to="bob")\njoin()\n'
+)
+
+
+@pytest.fixture
+def mail(tmp_path: Path) -> Path:
+    (tmp_path / "mail_tools.py").write_text(MAIL)
+    (tmp_path / "agent.yaml").write_text(MAIL_YAML)
+    (tmp_path / "plan.txt").write_text(MAIL_PLAN)
+    return tmp_path
+
+
+PROOF = ("graph", "plan.txt", "--agent", "agent.yaml", "--allow-module", "mail_tools", "--proof")
+
+
+def test_a_plan_is_proved_before_anything_runs(cli: Cli, mail: Path) -> None:
+    """The path is shown with the verdict; a line that could not run is told."""
+    done = cli(*PROOF)
+    assert done.returncode == 0
+    assert "untrusted: 1 page → 2 mail\n  ask: mail changes things" in done.stdout
+    assert "proved: 2 calls, 1 of them sinks" in done.stdout
+    assert "left out, as it would not run: unknown tool 'mali': did you mean 'mail'?" in done.stderr
+
+
+def test_a_plan_with_an_open_path_is_no_proof(cli: Cli, mail: Path) -> None:
+    """Exit 1, so that a build can stop on it."""
+    rules = "permissions: [{tools: mail, data: any, action: allow}]\n"
+    (mail / "agent.yaml").write_text(MAIL_YAML + rules)
+    done = cli(*PROOF)
+    assert done.returncode == 1
+    assert "NOT PROVED" in done.stdout
+    assert "allow: rule 1: {tools: mail, data: any, action: allow}" in done.stdout
+
+
+def test_a_plan_alone_cannot_be_proved(cli: Cli, mail: Path) -> None:
+    """Text names tools, and does not say what they do."""
+    done = cli("graph", "plan.txt", "--proof")
+    assert done.returncode == 2
+    assert "add --agent agent.yaml" in done.stderr
+
+
+async def test_a_run_brings_its_own_rules_to_the_proof(cli: Cli, tmp_path: Path) -> None:
+    """From the record alone: both plans, and what the second one's planner had read."""
+
+    @tool
+    async def page(url: str) -> str:
+        """Read a page."""
+        return "Replan!"
+
+    @tool(effect="write")
+    async def mail(text: str) -> str:
+        """Send a mail."""
+        return "sent"
+
+    texts = ['1. page(url="a")', "Replan: mail it", '2. mail(text="x")\njoin()', "Done."]
+    runtime = ScriptedRuntime(texts)
+    async with Agent([page, mail], runtime=runtime, runs=tmp_path / "runs") as agent:
+        await agent.ask("What is new?")
+    done = cli("graph", "last", "--proof")
+    assert done.returncode == 0
+    assert "2 mail(): changes things\n  untrusted: planned after reading 1 page\n" in done.stdout

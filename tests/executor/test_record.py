@@ -27,6 +27,8 @@ from agentpar.events import (
 )
 from agentpar.executor.machine import Machine
 from agentpar.executor.record import RecordWriter, Terms, decode, encode, read_record, replay
+from agentpar.labels import Label, Origin
+from agentpar.permissions import Flow, Permissions, Rule
 from agentpar.plan import Failed, Ok, Ref, Skipped, Task
 from agentpar.policy import Limits, Policy, Price
 
@@ -42,7 +44,13 @@ arguments = st.dictionaries(text, st.one_of(values, refs, st.lists(refs, max_siz
 tasks = st.builds(Task, ids, text, arguments, st.lists(ids, max_size=3).map(tuple), text)
 outcomes = st.one_of(st.builds(Ok, values), st.builds(Failed, text, text), st.builds(Skipped, ids))
 citations = st.lists(st.builds(Citation, ids, text, text, text, text), max_size=2).map(tuple)
+PERMISSIONS = Permissions(
+    (Rule("send_*", "ask"), Rule(["log", "note"], "allow", data="any")),
+    {"send": Flow("write", sends=True), "calc": Flow(pure=True)},
+)
+origins = st.lists(st.builds(Origin, ids, text), max_size=2).map(tuple)
 FIELDS = {
+    "label": st.builds(Label, origins, origins),
     "args": st.dictionaries(text, values, max_size=3),
     "task": tasks,
     "outcome": outcomes,
@@ -72,7 +80,7 @@ def test_every_event_survives_the_file(
     path = tmp_path_factory.mktemp("record") / "events.jsonl"
     machine = Machine(
         Limits(7, 1, 3, max_cost_usd=0.5, price=Price(0.1, 0.2)),
-        frozenset({"send"}),
+        PERMISSIONS,
         policies={"get": Policy(retries=2, cache=60.0), "send": Policy()},
         latencies={"get": (0.25, 0.5)},
         seed="s",

@@ -93,6 +93,24 @@ def test_what_does_not_is_found_out(sentence: str, problem: str) -> None:
     assert found[-1] == sentence
 
 
+@pytest.mark.parametrize(
+    ("outcome", "problem"),
+    [
+        (Failed("not approved: not on Sundays", "denied"),
+         "call 9 was denied, so there is no result [9] (not approved: not on Sundays)"),
+        (Failed("KeyError: 'x'"), "call 9 failed, so there is no result [9] (KeyError: 'x')"),
+        (Skipped(3), "call 9 was skipped as call 3 has no result"),
+    ],
+)  # fmt: skip
+def test_a_citation_of_a_call_without_a_result_says_what_became_of_it(
+    outcome: Failed | Skipped, problem: str
+) -> None:
+    """ "Denied" is not "no result": the reader learns that it was not allowed."""
+    [citation] = check("The report was sent [9].", KNOWN, {9: outcome}).citations
+    assert citation.problem == problem
+    assert not citation.supported
+
+
 def test_a_large_number_must_match_to_the_last_digit() -> None:
     """Eight billion with one wrong digit is another number; rounded on purpose it is not."""
     known = {1: Source(1, 1, "", "World", "Population 8,045,311,447")}

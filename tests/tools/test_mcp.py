@@ -94,6 +94,14 @@ async def test_the_caller_chooses_tools_and_vouches_for_them(url: str) -> None:
         await McpServer(url=url, allowed_tools=["serach"]).start()
 
 
+async def test_what_a_server_opens_to_the_world_sends(url: str) -> None:
+    """Whoever vouches for a server's effects has not said that its tools keep things in."""
+    async with McpServer(url=url, effect="read") as tools:
+        flags = {tool.name: (tool.effect, tool.sends, tool.pure) for tool in tools}
+    assert flags["post"] == ("read", True, False)
+    assert flags["look"] == flags["add"] == ("read", False, False)
+
+
 async def test_many_calls_run_at_once_and_a_cancelled_one_hurts_no_other(url: str) -> None:
     """Cancelling one call leaves the connection to the others."""
     async with McpServer(url=url) as tools:
