@@ -5,14 +5,15 @@ node, ``work``. It leaves that node where a checkpoint is worth having: before a
 of planning, and before a call that needs approval, which ``approve`` turns into an
 ``interrupt``. The state is the run's own record, so coming back means telling a fresh machine
 what has happened already; no finished call runs again, and an approval is bound to the very
-call that was shown.
+call that was shown. A run has its id before ``work`` begins, so an agent's journal, which may
+be ahead of the last checkpoint, is found again by it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Annotated, Any, Protocol, TypedDict
@@ -57,8 +58,9 @@ class OpenSession(Protocol):
     def __call__(
         self,
         run_id: str,
+        question: str,
         *,
-        history: Iterable[Event] = (),
+        history: Sequence[Event] = (),
         hold: Callable[[Command], bool] | None = None,
     ) -> Awaitable[Session]: ...
 
@@ -120,9 +122,11 @@ def build_graph(
         return END if state.get("answer") else "work"
 
     graph = StateGraph(GraphState)
+    graph.add_node("begin", _begin)
     graph.add_node("work", RunnableLambda(work_sync, afunc=work, name="work"))
     graph.add_node("approve", approve)
-    graph.add_edge(START, "work")
+    graph.add_edge(START, "begin")
+    graph.add_edge("begin", "work")
     graph.add_conditional_edges("work", after_work, ["approve", "work", END])
     graph.add_edge("approve", "work")
     return graph.compile(checkpointer=checkpointer, name=name)
@@ -148,22 +152,31 @@ def _beside(alone: Alone, work: Work) -> GraphState:
             raise
 
 
-async def _work(open_session: OpenSession, state: GraphState) -> GraphState:
-    """Run until the answer, or until a command that deserves a checkpoint."""
+def _events(state: GraphState) -> list[Event]:
+    return [decode(event) for event in state.get("events", [])]
+
+
+def _begin(state: GraphState) -> GraphState:
+    """Name the run: the one in the state where that asks the same and has not ended."""
     question = state.get("question", "")
     if not question.strip():
         raise UsageError("the graph's state needs a 'question': graph.invoke({'question': …})")
-    past = [decode(event) for event in state.get("events", [])]
-    match past:
+    match _events(state):
         case [RunStarted(run_id, asked), *_, last] if asked == question and not isinstance(
             last, RunFinished
         ):
-            session = await open_session(run_id, history=past, hold=_Boundary())
-            await session.run()
-        case _:
-            past = []
-            session = await open_session(new_run_id(), hold=_Boundary())
-            await session.run(session.started(question))
+            return {"run_id": run_id}
+    return {"run_id": new_run_id()}
+
+
+async def _work(open_session: OpenSession, state: GraphState) -> GraphState:
+    """Run until the answer, or until a command that deserves a checkpoint."""
+    question, run_id = state["question"], state["run_id"]
+    past = _events(state)
+    if past and isinstance(past[0], RunStarted) and past[0].run_id != run_id:
+        past = []  # of the last run on this thread
+    session = await open_session(run_id, question, history=past, hold=_Boundary())
+    await session.run(*([] if session.events else [session.started(question)]))
     asks = [command for command in session.held if isinstance(command, Ask)]
     update: GraphState = {
         "run_id": session.run_id,

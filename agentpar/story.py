@@ -131,7 +131,10 @@ class Story:
             case RunStarted(run_id, question, note, at):
                 self.run_id, self.question, self.note, self.began = run_id, question, note, at
             case PlanStarted(number, at):
-                self._round(number).plan_started = at
+                round_ = self._round(number)
+                if round_.plan_started is None:
+                    round_.plan_started = at
+                round_.plan_text.clear()  # the run was carried on, and the plan written again
             case PlanText(number, text, at):
                 round_ = self._round(number)
                 round_.plan_text.append(text)
@@ -166,7 +169,10 @@ class Story:
             case TaskCancelled() | Woke():
                 pass  # what comes of it is told by other events
             case JoinStarted(number, at):
-                self._round(number).join_started = at
+                round_ = self._round(number)
+                if round_.join_started is None:
+                    round_.join_started = at
+                round_.join_text.clear()
             case JoinText(number, text, at):
                 round_ = self._round(number)
                 round_.join_text.append(text)

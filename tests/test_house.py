@@ -34,6 +34,7 @@ FLOORS = (
         "fingerprint",
         "labels",
         "permissions",
+        "optimize",
     ),
     ("planner", "executor", "memory", "runtime", "miniweb"),
     ("agent", "answer", "fuzzing", "partial", "session"),
@@ -48,7 +49,18 @@ FLOOR_OF = {name: number for number, names in enumerate(FLOORS, 1) for name in n
 # users look for there. The files load when the methods are called.
 CONVENIENCES = {("agent", "config"), ("agent", "langgraph")}
 
-HEAVY = ("torch", "vllm", "langgraph", "typer", "rich", "tantivy", "mcp", "pydantic", "httpx")
+HEAVY = (
+    "torch",
+    "vllm",
+    "langgraph",
+    "typer",
+    "rich",
+    "tantivy",
+    "mcp",
+    "pydantic",
+    "httpx",
+    "psycopg",
+)
 
 
 def _modules() -> Iterator[tuple[str, Path]]:

@@ -491,6 +491,123 @@ def test_ctrl_c_cancels_a_sync_invoke(tmp_path: Path, where: str) -> None:
     assert last.status == "cancelled"
 
 
+# Beside a journal
+
+
+def test_checkpoints_and_journal_agree(tmp_path: Path, saver: Any, calls: list[str]) -> None:
+    """The same events under the same id, before and after a pause, in another process too."""
+    from langgraph.types import Command
+
+    url = f"sqlite:///{tmp_path / 'j.db'}"
+    graph = agent_of([RISKY], calls, journal=url).as_graph(saver)
+    paused = graph.invoke({"question": "Send it"}, thread())
+    assert journaled(url, paused["run_id"]) == ("waiting", paused["events"])
+    again = agent_of(["Answer: sent [2]"], calls, journal=url).as_graph(saver)
+    state = again.invoke(Command(resume=True), thread())
+    assert journaled(url, state["run_id"]) == ("answered", state["events"])
+    assert state["run_id"] == paused["run_id"]
+
+
+def journaled(url: str, run_id: str) -> tuple[str, list[dict[str, Any]]]:
+    """How the run stands in the journal, and its events as the graph's state would have them."""
+    from agentpar.executor.journal import open_journal
+    from agentpar.executor.record import encode
+
+    async def read() -> tuple[str, list[dict[str, Any]]]:
+        async with open_journal(url) as journal:
+            known = await journal.find(run_id)
+            run = await journal.begin(run_id, known.question)
+            if run.held:
+                await run.close(known.status)
+            return known.status, [encode(event) for event in run.history]
+
+    return asyncio.run(read())
+
+
+CRASH = """
+import os, signal, sys
+from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.types import Command
+import agentpar.langgraph
+from tests.test_langgraph import PLAN, ANSWER, RISKY, agent_of, thread
+
+class Loud(list):
+    def append(self, call):
+        print(call, flush=True)
+
+# The run ends, and the process before LangGraph has saved that.
+work = agentpar.langgraph._work
+async def deadly(*args):
+    state = await work(*args)
+    if sys.argv[3] == "ask" or state["answer"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return state
+agentpar.langgraph._work = deadly
+
+with SqliteSaver.from_conn_string(sys.argv[1]) as saver:
+    texts = [PLAN, ANSWER] if sys.argv[3] == "ask" else [RISKY, "Answer: sent [2]"]
+    graph = agent_of(texts, Loud(), journal=sys.argv[2]).as_graph(saver)
+    graph.invoke({"question": "Send it"}, thread())
+    graph.invoke(Command(resume=True), thread())
+"""
+
+
+@pytest.mark.parametrize(
+    ("which", "made"),
+    [("ask", ["Chile", "Peru"]), ("approve", ["Chile", "send 19", "send hello"])],
+)
+def test_what_langgraph_has_not_saved_the_journal_has(
+    tmp_path: Path, saver: Any, calls: list[str], which: str, made: list[str]
+) -> None:
+    """Killed after the work, before its checkpoint: coming back asks no model and makes no
+    call again, as the journal is ahead."""
+    url = f"sqlite:///{tmp_path / 'j.db'}"
+    done = subprocess.run(
+        [sys.executable, "-c", CRASH, str(tmp_path / "graph.sqlite"), url, which],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert sorted(done.stdout.splitlines()) == made
+    state = agent_of([], calls, journal=url).as_graph(saver).invoke(None, thread())
+    assert state["answer"]["status"] == "answered"
+    assert calls == []
+    assert journaled(url, state["run_id"]) == ("answered", state["events"])
+
+
+def test_another_verdict_on_an_older_checkpoint_repeats_no_call(
+    tmp_path: Path, saver: Any, calls: list[str]
+) -> None:
+    """Back to the question of approval, and now one call is refused: the run takes the other
+    branch, and what was sent already is not sent again."""
+    from langgraph.types import Command
+
+    from agentpar.events import ApprovalGiven
+    from agentpar.executor.record import encode
+
+    url = f"sqlite:///{tmp_path / 'j.db'}"
+    texts = [RISKY, "Answer: sent [2]", "Answer: one was sent"]
+    graph = agent_of(texts, calls, journal=url).as_graph(saver)
+    graph.invoke({"question": "Send it"}, thread())
+    paused = graph.get_state(thread())
+    asked, bound = (
+        paused.config,
+        {call["task_id"]: call["bound"] for call in paused.values["pending"]},
+    )
+    graph.invoke(Command(resume=True), thread())
+    assert sorted(calls) == ["Chile", "send 19", "send hello"]
+    verdicts = [ApprovalGiven(2, True, "", bound[2]), ApprovalGiven(3, False, "no", bound[3])]
+    update = {"events": [encode(verdict) for verdict in verdicts], "pending": []}
+    state = graph.invoke(None, graph.update_state(asked, update, as_node="approve"))
+    assert state["text"] == "Answer: one was sent"
+    assert state["answer"]["tasks"]["2"]["ok"]
+    assert not state["answer"]["tasks"]["3"]["ok"]
+    assert sorted(calls) == ["Chile", "send 19", "send hello"]
+    assert journaled(url, state["run_id"]) == ("answered", state["events"])
+
+
 def test_langgraph_json_names_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """What Studio opens is there, and imports without a model server."""
     monkeypatch.delenv("AGENTPAR_MODEL_URL", raising=False)

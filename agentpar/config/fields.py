@@ -421,6 +421,8 @@ class AgentFile(Section):
     """Bounds on one run."""
     permissions: list[PermissionRule] = []
     """Which calls may run, which need approval, which never run."""
+    journal: Annotated[SecretStr | None, BeforeValidator(_no_empty)] = None
+    """Where runs are kept as they go: ``sqlite:///FILE`` beside this one, ``postgresql://…``."""
 
 
 def section_in(annotation: Any) -> type[Section] | None:

@@ -17,7 +17,8 @@ from agentpar.config.fields import AgentFile, LimitFields, ToolEntry, revealed
 from agentpar.config.shape import Remark, Shape, dotted
 from agentpar.config.source import Loc, Mark, Node, read_text, read_yaml
 from agentpar.config.tools import Make, makers
-from agentpar.errors import ConfigError
+from agentpar.errors import ConfigError, UsageError
+from agentpar.executor.journal import open_journal
 from agentpar.permissions import Rule
 from agentpar.planner.planner import plan_problems
 from agentpar.planner.prompts import Example
@@ -73,6 +74,8 @@ class AgentSpec:
             arguments["examples"] = tuple(
                 Example(example.question, example.plan) for example in file.planner.examples
             )
+        if file.journal is not None:
+            arguments["journal"] = _from(self.path, revealed(file.journal))
         if file.model is not None:
             model = file.model
             arguments["model"] = model.base_url or model.id
@@ -141,6 +144,8 @@ def load(
     if fields is not None:
         if not any(loc[0] == "model" for loc, _ in unfilled):
             _check_model(fields, root, shape)
+        if fields.journal is not None and ("journal",) not in {loc for loc, _ in unfilled}:
+            _check_journal(revealed(fields.journal), root, shape)
         if not shape.problems:
             _check_examples(fields, root, known, shape)
             _check_permissions(fields, root, known, shape)
@@ -192,6 +197,22 @@ def _check_model(fields: AgentFile, root: Node, shape: Shape) -> None:
         at = root.find(("model", "base_url")).mark
         text = "model.base_url: must be an address such as http://localhost:8000/v1"
         shape.problems.append(Remark(at, text))
+
+
+def _check_journal(url: str, root: Node, shape: Shape) -> None:
+    try:
+        open_journal(url)
+    except UsageError as error:
+        at = root.find(("journal",)).mark
+        shape.problems.append(Remark(at, f"journal: {error}"))
+
+
+def _from(path: Path, url: str) -> str:
+    """``url`` with the name of its file, where it has one, seen from the folder of ``path``."""
+    start = "sqlite:///"
+    if not url.startswith(start):
+        return url
+    return start + str(path.resolve().parent / url.removeprefix(start))
 
 
 def _check_examples(fields: AgentFile, root: Node, known: Mapping[str, Tool], shape: Shape) -> None:

@@ -21,7 +21,7 @@ from collections.abc import (
 )
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from agentpar.errors import BackendError
 from agentpar.events import (
@@ -54,6 +54,7 @@ from agentpar.executor.machine import (
 from agentpar.plan import Failed, Ok, Outcome
 from agentpar.ports import Clock, Results
 from agentpar.tools.base import Tool
+from agentpar.tools.call import call_key
 from agentpar.tools.data import to_data
 
 T = TypeVar("T")
@@ -64,6 +65,18 @@ Key = tuple[str, int, int]
 
 GRACE = 5.0
 """Seconds for a coroutine that was cancelled to end; one that goes on is left behind."""
+
+
+class Calls(Protocol):
+    """Is asked about every call before it is made."""
+
+    def known(self, call: Execute, tool: Tool) -> Outcome | None:
+        """What stands in place of the call; None where it is to be made."""
+        ...
+
+    async def intend(self, call: Execute, tool: Tool) -> None:
+        """The call is about to be made, in this coroutine. Raises where it must not be."""
+        ...
 
 
 class RunClock:
@@ -85,8 +98,9 @@ class Driver:
     `Conclude` command asks and emit what happened. ``observers`` are called with every event,
     in order, inside the event loop: they must be quick. A command for which ``hold`` is true is
     not performed but kept in `held`; when nothing else is left to do, `run` returns with it.
-    ``results`` keeps what tools with a ``cache`` return. ``timeout`` is seconds for each attempt
-    of tools without one of their own, ``grace`` for what was cancelled to end.
+    ``calls`` is asked about each call. ``results`` keeps what tools with a ``cache`` return.
+    ``timeout`` is seconds for each attempt of tools without one of their own, ``grace`` for what
+    was cancelled to end.
     """
 
     def __init__(
@@ -101,6 +115,7 @@ class Driver:
         approve: Approve | None = None,
         hold: Callable[[Command], bool] | None = None,
         results: Results | None = None,
+        calls: Calls | None = None,
         timeout: float | None = None,
         grace: float = GRACE,
         max_result_bytes: int = 2_000_000,
@@ -117,6 +132,7 @@ class Driver:
         self._approve = approve
         self._hold = hold
         self._results = results
+        self._calls = calls
         self._timeout = timeout
         self._grace = grace
         self._max_result_bytes = max_result_bytes
@@ -176,6 +192,11 @@ class Driver:
         self._inbox.append(event)
         if not self._draining:
             self._drain()
+
+    def fail(self, error: Exception) -> None:
+        """End the run: `run` raises ``error``. To be called inside the event loop; without
+        effect before the run begins and after it has ended."""
+        self._break(error)
 
     def _drain(self) -> None:
         self._draining = True
@@ -392,16 +413,21 @@ class Driver:
 
     async def _execute(self, command: Execute, key: Key) -> None:
         task, attempt, now = command.task, command.attempt, self.clock.now
-        self.emit(TaskStarted(task.id, command.args, now(), attempt))
         tool = self._tools.get(task.tool)
         outcome: Outcome
         wait, via = None, ""
         if tool is None:  # planned in an earlier part of the run, by an agent that had it
             outcome = Failed(f"the agent has no tool {task.tool!r} any more", "plan")
-        elif tool.policy.cache is None or self._results is None:
-            outcome, wait = await self._call(tool, command.args, key)
+        elif self._calls is not None and (known := self._calls.known(command, tool)) is not None:
+            outcome, via = known, "journal"
         else:
-            outcome, wait, via = await self._cached(tool, command.args, key, self._results)
+            self.emit(TaskStarted(task.id, command.args, now(), attempt))
+            if self._calls is not None:
+                await self._calls.intend(command, tool)
+            if tool.policy.cache is None or self._results is None:
+                outcome, wait = await self._call(tool, command.args, key)
+            else:
+                outcome, wait, via = await self._cached(tool, command.args, key, self._results)
         if key in self._unwanted:
             return
         if isinstance(outcome, Failed) and (command.retry or outcome.kind == "throttled"):
@@ -414,12 +440,13 @@ class Driver:
     ) -> tuple[Outcome, float | None, str]:
         """The kept result of an equal call, or the call's own, which is then kept."""
         assert tool.policy.cache is not None
-        kept = await results.get(tool.name, tool.version, args)
+        name = call_key(tool, args)
+        kept = await results.get(name)
         if kept is not None:
             return kept, None, "cache"
         outcome, wait = await self._call(tool, args, key)
         if isinstance(outcome, Ok):
-            await results.put(tool.name, tool.version, args, outcome, tool.policy.cache)
+            await results.put(name, outcome, tool.policy.cache)
         return outcome, wait, ""
 
     async def _call(

@@ -50,6 +50,7 @@ from agentpar.permissions import Flow, Permissions
 from agentpar.plan import Ok, Task
 from agentpar.policy import PLAIN
 from agentpar.tools.base import Tool
+from agentpar.tools.call import call_key
 
 
 @dataclass(slots=True)
@@ -122,16 +123,22 @@ class _World:
     async def live(self) -> None:
         performed, loop = self._performed, asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
+        tools = {name: self._tool(name) for name in (*READ, WRITE)}
+        kept = {
+            call_key(tools[task.tool], task.args): Ok(value_of(task.tool, task.args))
+            for task in self._schedule.tasks
+            if task.args["me"] in self._schedule.kept
+        }
         text = io.StringIO()
         with RecordWriter(text, performed.machine) as writer:
             driver = Driver(
                 performed.machine,
-                tools={name: self._tool(name) for name in (*READ, WRITE)},
+                tools=tools,
                 plan=self._plan,
                 join=self._join,
                 conclude=self._conclude,
                 approve=self._approve,
-                results=_Kept(self._schedule.kept),
+                results=_Kept(kept),
                 timeout=self._schedule.timeout,
                 max_result_bytes=MAX_RESULT_BYTES,
                 observers=[performed.log.append, writer.event],
@@ -308,15 +315,13 @@ def _is_deaf(task: asyncio.Task[Any]) -> bool:
 
 
 class _Kept:
-    """Results of an earlier run: those of the calls ``kept``."""
+    """Results of an earlier run, by `call_key`."""
 
-    def __init__(self, kept: frozenset[int]) -> None:
+    def __init__(self, kept: Mapping[str, Ok]) -> None:
         self._kept = kept
 
-    async def get(self, tool: str, version: str, args: Mapping[str, Any]) -> Ok | None:
-        return Ok(value_of(tool, args)) if args["me"] in self._kept else None
+    async def get(self, key: str) -> Ok | None:
+        return self._kept.get(key)
 
-    async def put(
-        self, tool: str, version: str, args: Mapping[str, Any], outcome: Ok, seconds: float
-    ) -> None:
+    async def put(self, key: str, outcome: Ok, seconds: float) -> None:
         """What this run brings is of no use to another here."""

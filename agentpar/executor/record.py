@@ -22,14 +22,19 @@ from agentpar.executor.machine import Ask, Command, Execute, Machine, Settle
 from agentpar.fingerprint import fingerprint
 from agentpar.labels import Label, Origin
 from agentpar.permissions import Permissions
-from agentpar.plan import Failed, Ok, Ref, Skipped, Task
+from agentpar.plan import EACH, Failed, Ok, Pick, Ref, Skipped, Star, Task
 from agentpar.policy import PLAIN, Limits, Policy, Price
 
 FORMAT = 2
 
 _EVENTS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
 _OUTCOMES: dict[str, type] = {"ok": Ok, "failed": Failed, "skipped": Skipped}
-_OURS = frozenset(("$ref", "$int", "$literal"))
+_FIELDS: dict[type, tuple[str, ...]] = {
+    kind: tuple(field.name for field in dataclasses.fields(kind))
+    for kind in (*_EVENTS.values(), *_OUTCOMES.values(), Usage, Citation)
+}
+"""Worked out once: it is asked for with every event."""
+_OURS = frozenset(("$ref", "$pick", "$int", "$literal"))
 _OUTCOME_NAMES = {kind: name for name, kind in _OUTCOMES.items()}
 
 
@@ -47,8 +52,10 @@ def _encode(value: Any) -> Any:
             return {"$int": hex(value)}  # not every reader of JSON has numbers that large
         case None | bool() | int() | float() | str():
             return value
-        case Ref(task, path):
-            return {"$ref": [task, *path]}
+        case Ref():
+            return {"$ref": _encode_ref(value)}
+        case Pick(refs, k):
+            return {"$pick": [k, *map(_encode_ref, refs)]}
         case Task():
             return {
                 "id": value.id,
@@ -72,6 +79,16 @@ def _encode(value: Any) -> Any:
             return [_encode(item) for item in value]
         case _:
             raise TypeError(f"{type(value).__name__} cannot be recorded: {value!r:.80}")
+
+
+def _encode_ref(ref: Ref) -> list[Any]:
+    """Its task and its path, in which null stands for `EACH`: a field may have any name."""
+    return [ref.task, *(None if isinstance(step, Star) else step for step in ref.path)]
+
+
+def _decode_ref(data: Sequence[Any]) -> Ref:
+    task, *path = data
+    return Ref(task, tuple(EACH if step is None else step for step in path))
 
 
 def decode(data: Mapping[str, Any]) -> Event:
@@ -110,8 +127,10 @@ def _decode_field(name: str, value: Any) -> Any:
 def _decode(value: Any) -> Any:
     if isinstance(value, dict):
         if "$ref" in value:
-            task, *path = value["$ref"]
-            return Ref(task, tuple(path))
+            return _decode_ref(value["$ref"])
+        if "$pick" in value:
+            k, *refs = value["$pick"]
+            return Pick(tuple(map(_decode_ref, refs)), k)
         if "$int" in value:
             return int(value["$int"], 16)
         if "$literal" in value:
@@ -123,7 +142,7 @@ def _decode(value: Any) -> Any:
 
 
 def _names(kind: type) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(kind))
+    return _FIELDS[kind]
 
 
 def encode_command(command: Command) -> dict[str, Any]:
@@ -205,7 +224,7 @@ class RecordWriter:
     """Appends a run to a JSONL file as it happens; every line is written whole.
 
     ``history`` is an earlier part of the run, which is written again: the file always holds
-    all of it. Without one the file must be new: no run writes over another.
+    all of it. Unless ``known``, without one the file must be new: no run writes over another.
 
     Use as a context manager. Entering it raises `UsageError` where the file is there already
     or cannot be made, a later write `OSError`. An open text file in the place of a path is
@@ -213,11 +232,17 @@ class RecordWriter:
     """
 
     def __init__(
-        self, path: Path | TextIO, machine: Machine, *, history: Sequence[Event] = ()
+        self,
+        path: Path | TextIO,
+        machine: Machine,
+        *,
+        history: Sequence[Event] = (),
+        known: bool = False,
     ) -> None:
         self.path = path
         self._machine = machine
         self._history = tuple(history)
+        self._known = known or bool(self._history)
         self._file: TextIO | None = None
 
     def __enter__(self) -> RecordWriter:
@@ -250,7 +275,7 @@ class RecordWriter:
     def _opened(self) -> TextIO:
         if not isinstance(self.path, Path):
             return self.path
-        mode: Literal["w", "x"] = "w" if self._history else "x"
+        mode: Literal["w", "x"] = "w" if self._known else "x"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             return self.path.open(mode, encoding="utf-8", errors="surrogatepass", buffering=1)

@@ -238,7 +238,9 @@ def _policy(chance: Random, name: str, plain: bool) -> Policy:
 
 
 def _kept(chance: Random, tasks: list[Task], policies: Mapping[str, Policy]) -> frozenset[int]:
-    cached = [task.args["me"] for task in tasks if policies[task.tool].cache is not None]
+    """Of calls whose arguments are known beforehand."""
+    plain = [task for task in tasks if not task.needs]
+    cached = [task.args["me"] for task in plain if policies[task.tool].cache is not None]
     return frozenset(id for id in cached if chance.random() < 0.3)
 
 

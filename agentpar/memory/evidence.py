@@ -278,7 +278,7 @@ def _marks(sentence: str) -> list[int]:
 def unmarked(sentence: str) -> str:
     """``sentence`` without its marks and its number in a list, as `Citation.sentence` has it."""
     words = MARK.sub("", _ITEM.sub("", sentence, count=1))
-    return re.sub(r"(?<!\s)\s+(?=[.!?,;])", "", words).strip()
+    return re.sub(r"(?<!\s)\s+(?=[.!?,;](?!\d))", "", words).strip()
 
 
 def _missing(sentence: str, known: _Facts) -> str:

@@ -18,6 +18,7 @@ from agentpar.errors import BackendError, MissingPackage, UsageError
 from agentpar.tools.arguments import check_schema, tidy
 from agentpar.tools.base import Effect, Tool
 from agentpar.tools.names import plan_name
+from agentpar.tools.outputs import written_out
 
 
 class McpServer:
@@ -160,6 +161,7 @@ class McpServer:
             effect=effect,
             sends=hints is not None and hints.open_world_hint is True and not read_only,
             returns=_returns(output),
+            output=_value_schema(name, output),
         )
 
     async def _call(self, name: str, effect: Effect, wrapped: bool, /, **args: Any) -> Any:
@@ -357,6 +359,13 @@ def _block(block: Any) -> str:
 def _wrapped(output: Mapping[str, Any]) -> bool:
     """Whether a value that is no object travels as ``{"result": value}``, as SDK servers do."""
     return list(output.get("properties", ())) == ["result"]
+
+
+def _value_schema(name: str, output: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The schema of the value that `McpServer` hands on."""
+    if _wrapped(output):
+        output = {**output["properties"]["result"], "$defs": output.get("$defs", {})}
+    return written_out(name, output) or None
 
 
 def _returns(output: Mapping[str, Any]) -> str:

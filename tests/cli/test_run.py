@@ -71,7 +71,7 @@ def words(server: ModelServer | str, *more: str) -> tuple[str, ...]:
 
 
 def the_run(folder: Path) -> Path:
-    (run,) = (folder / "runs").iterdir()
+    (run,) = filter(Path.is_dir, (folder / "runs").iterdir())
     return run
 
 
@@ -202,15 +202,16 @@ MOMENTS = {
 def test_ctrl_c_leaves_nothing_half_done(
     cli: Cli, folder: Path, model_server: Serve, moment: str
 ) -> None:
-    """Exit 130 and one word; the record is whole to its last line, its views are there."""
+    """Exit 130, how to carry on, and one word; the record is whole, its views are there."""
     texts, line = MOMENTS[moment]
     server = model_server(*texts)
     done = cli.interrupt(line, *words(server))
     assert done.returncode == 130
-    assert done.stderr == "agentpar: cancelled\n"
     run = the_run(folder)
+    assert done.stderr == f"carry it on: agentpar resume {run.name}\nagentpar: cancelled\n"
     assert events(run)[-1] | {"at": 0} == {
-        "event": "RunFinished", "status": "cancelled", "error": "cancelled by the caller", "at": 0, "stopped_by": "",
+        "event": "RunFinished", "status": "cancelled", "error": "cancelled by the caller", "at": 0,
+        "stopped_by": "",
     }  # fmt: skip
     assert sorted(file.name for file in run.iterdir()) == [
         "events.jsonl", "plan.mmd", "timeline.html",
@@ -347,7 +348,7 @@ def test_ctrl_c_while_the_miniweb_is_built_begins_no_run(
     assert done.returncode == 130
     assert done.stderr.endswith("\nagentpar: cancelled\n")
     assert "Traceback" not in done.stderr
-    assert not (folder / "runs").exists()
+    assert [path.name for path in (folder / "runs").iterdir()] == ["journal.db"]
     assert list((folder / "cache" / "miniweb").iterdir()) == []
 
 

@@ -73,12 +73,21 @@ class World:
             case Ask(task, bound=bound):
                 return [ApprovalGiven(task.id, task.id not in self.denied, "no", bound)]
             case Plan(round):
-                return [event for event in self.plans[round - 1] if event not in told]
+                left = list(told)  # a line may come twice
+                return [e for e in self.plans[round - 1] if not _taken(left, e)]
             case Join(round, final):
                 more = self.stubborn or (not final and round < len(self.plans))
                 return [ReplanAsked(round, "more") if more else Answered(round, "done")]
             case Finish():
                 return []
+
+
+def _taken(left: list[Event], event: Event) -> bool:
+    """Whether ``event`` is one of ``left``, which then has one less."""
+    if event not in left:
+        return False
+    left.remove(event)
+    return True
 
 
 @st.composite

@@ -72,6 +72,11 @@ async def test_tools_of_a_url_carry_schema_effect_and_results(url: str) -> None:
         }
         assert (box["add"].description, box["add"].returns) == ("Add two numbers.", "integer")
         assert box["find_city"].returns == "object with fields name, people"
+        # The schema of the value, not of the envelope in which a number travels.
+        assert box["add"].output == {"type": "integer"}
+        city = box["find_city"].output or {}
+        assert city["properties"] == {"name": {"type": "string"}, "people": {"type": "integer"}}
+        assert box["look"].output is None
         # Without a hint that it only reads, a tool counts as one that writes.
         assert (box["add"].effect, box["look"].effect) == ("read", "write")
         assert await use(box["add"], a="2") == 3
