@@ -45,8 +45,10 @@ from agentpar.session import Session, Settings
 from agentpar.tools.base import Tool, ToolSource
 from agentpar.tools.function import toolbox
 
-if TYPE_CHECKING:  # langgraph costs two seconds of import
+if TYPE_CHECKING:  # langgraph costs two seconds of import; fuzzing loads when it is asked for
     from langgraph.graph.state import CompiledStateGraph
+
+    from agentpar.executor.fuzz import Report
 
 T = TypeVar("T")
 
@@ -349,6 +351,28 @@ class Agent:
         from agentpar.langgraph import build_graph
 
         return build_graph(self._session, self._alone, name=self.name, checkpointer=checkpointer)
+
+    def fuzz(
+        self, record: str | Path, *, schedules: int = 1000, seeds: Iterable[int] | None = None
+    ) -> Report:
+        """Run a recorded run again in other orders and with faults: does its answer depend on them?
+
+        ``record`` is the run's ``events.jsonl``. Tools give what they gave then, plan and answer
+        are read from the record, and time is virtual: no model, no network, no waiting. This
+        agent's limits, policies and instructions hold. ``seeds`` picks schedules by number
+        instead of the first so many. See `Report.order_matters` and `Report.lines`.
+        """
+        from agentpar.fuzzing import fuzz_run
+
+        given = toolbox(thing for thing in self._given if not isinstance(thing, ToolSource))
+        return fuzz_run(
+            Path(record),
+            range(schedules) if seeds is None else seeds,
+            settings=self._settings,
+            tools={name: replace(tool, policy=self._policy(tool)) for name, tool in given.items()},
+            instructions=self._instructions,
+            max_answer_tokens=self._max_answer_tokens,
+        )
 
     async def tools(self) -> Mapping[str, Tool]:
         """The agent's tools by name; opens sources such as MCP servers where needed."""

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agentpar.answer import Answer, answer_of
-from agentpar.events import Event, JoinText, PlanFault, RunFinished, RunStarted, TaskPlanned
+from agentpar.events import (
+    Answered,
+    Event,
+    JoinText,
+    PlanFault,
+    RunFinished,
+    RunStarted,
+    TaskPlanned,
+)
 from agentpar.executor.approval import Approve
 from agentpar.executor.driver import Driver, Emit, RunClock
 from agentpar.executor.journal import RunJournal
@@ -185,39 +193,43 @@ class Session:
         await self._planner.plan(request, emit, self.driver.clock)
 
     async def _join(self, command: Join, emit: Emit) -> None:
-        machine = self.machine
-        tasks, outcomes = whole(machine.tasks, machine.outcomes)
-        request = JoinRequest(
-            machine.question,
-            command.round,
-            command.final,
-            tasks,
-            outcomes,
-            machine.faults,
-            sources(tasks, outcomes),
-        )
-        await self._joiner.join(request, emit, self.driver.clock)
+        await self._joiner.join(join_request(self.machine, command), emit, self.driver.clock)
 
     async def _conclude(self, command: Conclude, emit: Emit) -> None:
-        """No model can be asked any more: what was verified, and what is missing."""
-        machine = self.machine
-        written = "".join(
-            event.text
-            for event in self.events
-            if isinstance(event, JoinText) and event.round == command.round
-        )
-        tasks, outcomes = whole(machine.tasks, machine.outcomes)
-        emit(
-            partial_answer(
-                command.round,
-                command.why,
-                written,
-                tasks,
-                outcomes,
-                sources(tasks, outcomes),
-                self.driver.clock.now(),
-            )
-        )
+        emit(conclusion(self.machine, command, self.events, self.driver.clock.now()))
+
+
+def join_request(machine: Machine, command: Join) -> JoinRequest:
+    """What the joiner is asked when ``machine`` wants to ``command`` it."""
+    tasks, outcomes = whole(machine.tasks, machine.outcomes)
+    return JoinRequest(
+        machine.question,
+        command.round,
+        command.final,
+        tasks,
+        outcomes,
+        machine.faults,
+        sources(tasks, outcomes),
+    )
+
+
+def conclusion(machine: Machine, command: Conclude, events: Iterable[Event], at: float) -> Answered:
+    """No model can be asked any more: what was verified, and what is missing."""
+    written = "".join(
+        event.text
+        for event in events
+        if isinstance(event, JoinText) and event.round == command.round
+    )
+    tasks, outcomes = whole(machine.tasks, machine.outcomes)
+    return partial_answer(
+        command.round,
+        command.why,
+        written,
+        tasks,
+        outcomes,
+        sources(tasks, outcomes),
+        at,
+    )
 
 
 def _planned(events: Iterable[Event], round: int) -> Iterator[TaskPlanned | PlanFault]:

@@ -37,7 +37,7 @@ FLOORS = (
         "optimize",
     ),
     ("planner", "executor", "memory", "runtime", "miniweb"),
-    ("agent", "answer", "partial", "session"),
+    ("agent", "answer", "fuzzing", "partial", "session"),
     ("config", "display", "timeline", "drawing", "story", "langgraph"),
     ("cli", "doctor", "__init__"),
 )

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agentpar.cli import project, resume, run, runs, servers
+from agentpar.cli import fuzz, project, resume, run, runs, servers
 from agentpar.errors import AgentparError, UsageError
 
 app = typer.Typer(
@@ -97,6 +97,7 @@ for _command in (
     runs.graph,
     runs.trace,
     runs.replay,
+    fuzz.fuzz,
     servers.serve,
     servers.weights,
     servers.miniweb,

@@ -146,6 +146,7 @@ class Driver:
         self._work: dict[Key, asyncio.Task[None]] = {}
         self._unwanted: set[Key] = set()  # cancelled by the machine, or given up on
         self._late: set[Key] = set()  # attempts whose time is over
+        self._alarms: dict[Key, asyncio.TimerHandle] = {}  # when to give up on those
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop
         self._over: asyncio.Future[None] | None = None  # while the run may start things
@@ -269,6 +270,7 @@ class Driver:
             self._unwanted.remove(key)
         if key in self._late:
             self._late.remove(key)
+            self._alarms.pop(key).cancel()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._break(error)
         if len(self._work) <= len(self._unwanted):
@@ -301,6 +303,7 @@ class Driver:
                 await asyncio.wait(self._work.values(), timeout=min(left, self._grace / 5))
             except asyncio.CancelledError:
                 cancelled = True  # by the caller, once more: we are at it
+        self._unwanted.update(self._work)  # what they bring comes too late to be told
         if cancelled:
             raise asyncio.CancelledError
         return list(self._work)
@@ -326,7 +329,6 @@ class Driver:
     def _wake(self, at: float) -> None:
         self._timer = None
         self._tell(Woke(max(at, self.clock.now())))
-        self._see_whether_over()
 
     def _too_late(self, key: Key, tool: str, limit: float) -> None:
         """The time of an attempt is over: it is cancelled, and given up on if it goes on."""
@@ -335,7 +337,8 @@ class Driver:
             return
         self._late.add(key)
         task.cancel()
-        self._loop.call_later(min(1.0, self._grace), self._give_up_on, key, tool, limit)
+        patience = min(1.0, self._grace)
+        self._alarms[key] = self._loop.call_later(patience, self._give_up_on, key, tool, limit)
 
     def _give_up_on(self, key: Key, tool: str, limit: float) -> None:
         if key not in self._late or key in self._unwanted:
@@ -350,13 +353,15 @@ class Driver:
             self.emit(event)
         except _Broken as error:
             self._break(error)
+        else:
+            self._see_whether_over()
 
     # What the commands mean
 
     async def _run_planner(self, command: Plan) -> None:
         key = ("plan", command.round, 0)
         try:
-            await _unless_cancelled(self._plan(command, self._unless_unwanted(key)))
+            await self._unless_cancelled(key, self._plan(command, self._unless_unwanted(key)))
         except Exception as error:
             self._unless_unwanted(key)(
                 PlanFailed(command.round, described(error), self.clock.now())
@@ -365,19 +370,22 @@ class Driver:
     async def _run_joiner(self, command: Join) -> None:
         key = ("join", command.round, 0)
         try:
-            await _unless_cancelled(self._join(command, self._unless_unwanted(key)))
+            await self._unless_cancelled(key, self._join(command, self._unless_unwanted(key)))
         except Exception as error:
             self._unless_unwanted(key)(
                 JoinFailed(command.round, described(error), self.clock.now())
             )
 
     async def _run_conclude(self, command: Conclude) -> None:
+        key = ("conclude", command.round, 0)
         try:
             if self._conclude is None:
                 raise BackendError(f"the run was stopped by {command.why}")
-            await _unless_cancelled(self._conclude(command, self.emit))
+            await self._unless_cancelled(key, self._conclude(command, self._unless_unwanted(key)))
         except Exception as error:
-            self.emit(JoinFailed(command.round, described(error), self.clock.now()))
+            self._unless_unwanted(key)(
+                JoinFailed(command.round, described(error), self.clock.now())
+            )
 
     def _unless_unwanted(self, key: Key) -> Emit:
         """`emit`, deaf once what runs under ``key`` was cancelled by the machine."""
@@ -390,6 +398,7 @@ class Driver:
 
     async def _ask(self, command: Ask) -> None:
         id, bound, now = command.task.id, command.bound, self.clock.now
+        key = ("ask", id, 0)
         label, because = command.label, command.because
         self.emit(ApprovalAsked(id, command.args, label, because, bound, now()))
         if self._approve is None:
@@ -397,10 +406,13 @@ class Driver:
         else:
             try:
                 asked = consult(self._approve, command)
-                verdict = asked if isinstance(asked, bool | str) else await _unless_cancelled(asked)
+                if isinstance(asked, bool | str):
+                    verdict = asked
+                else:
+                    verdict = await self._unless_cancelled(key, asked)
             except Exception as error:
                 verdict = f"the approver failed: {described(error)}"
-        if ("ask", id, 0) in self._unwanted:
+        if key in self._unwanted:
             return
         reason = "" if verdict is True else str(verdict or "refused")
         self.emit(ApprovalGiven(id, verdict is True, reason, bound, now()))
@@ -458,12 +470,12 @@ class Driver:
             alarm = self._loop.call_later(limit, self._too_late, key, tool.name, limit)
         try:
             if tool.streams:
-                value = await self._streamed(tool.call(**arguments), key[1])
+                returned = await self._streamed(tool.call(**arguments), key[1])
             else:
-                value = to_data(await tool.call(**arguments))
+                returned = await tool.call(**arguments)
         except asyncio.CancelledError:
             if key not in self._late:
-                if _is_cancelled():
+                if self._is_stopped(key):
                     raise
                 return Failed(_CANCELLED_ITSELF), None
         except (Exception, SystemExit) as error:  # sys.exit() ends the call, not the program
@@ -474,6 +486,10 @@ class Driver:
                 alarm.cancel()
         if key in self._late:
             return Failed(f"{tool.name} gave no result within {limit:g} s", "timeout"), None
+        try:
+            value = to_data(returned)
+        except Exception as error:
+            return Failed(described(error)), None
         if exceeds(value, self._max_result_bytes):
             limit_text = f"max_result_bytes={self._max_result_bytes:,}"
             return Failed(f"{tool.name} returned more than {limit_text}", "size"), None
@@ -488,29 +504,27 @@ class Driver:
                 self.emit(TaskItem(id, len(values) - 1, values[-1], self.clock.now()))
         return values
 
+    async def _unless_cancelled(self, key: Key, work: Awaitable[T]) -> T:
+        """Await ``work``, which may cancel itself or the task it is in: only where we have
+        cancelled it is it to go without a word."""
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if self._is_stopped(key):
+                raise
+            raise BackendError(_CANCELLED_ITSELF) from None
 
-class _Broken(BaseException):
-    """An observer or the machine raised (its cause). Nothing that a planner or a joiner
-    could take for an error of its own."""
-
-
-async def _unless_cancelled(work: Awaitable[T]) -> T:
-    """Await ``work``, which may cancel itself: only a cancellation from outside is one here."""
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if _is_cancelled():
-            raise
-        raise BackendError(_CANCELLED_ITSELF) from None
+    def _is_stopped(self, key: Key) -> bool:
+        """Whether it was we who cancelled what runs under ``key``."""
+        return key in self._unwanted or key in self._late or self._over is None
 
 
 _CANCELLED_ITSELF = "the call cancelled itself"
 
 
-def _is_cancelled() -> bool:
-    """Whether the running coroutine was cancelled from outside."""
-    current = asyncio.current_task()
-    return current is None or current.cancelling() > 0
+class _Broken(BaseException):
+    """An observer or the machine raised (its cause). Nothing that a planner or a joiner
+    could take for an error of its own."""
 
 
 @asynccontextmanager

@@ -673,12 +673,15 @@ class Machine:
         call = self._calls.pop(id, None)
         if call is not None:
             commands = self._close(call, event)
-            if isinstance(outcome, Failed) and outcome.kind not in ("limit", "cancelled"):
-                if call.policy.on_error == "keep":
+        called = call is not None or event.via  # what shares the result of a call shares its end
+        if called and isinstance(outcome, Failed) and outcome.kind not in ("limit", "cancelled"):
+            tool = self.tasks[id].tool
+            match self.policies.get(tool, PLAIN).on_error:
+                case "keep":
                     outcome = replace(outcome, kept=True)
-                elif call.policy.on_error == "fail":
+                case "fail":
                     self.outcomes[id] = outcome
-                    why = f"task {id} ({call.task.tool}) failed: {outcome.error}"
+                    why = f"task {id} ({tool}) failed: {outcome.error}"
                     return [*self._cancel_all(why), *self._finish(Finish("failed", why))]
         self.outcomes[id] = outcome
         if self._replans_early(outcome):
@@ -718,7 +721,11 @@ class Machine:
         if call.attempts or call.waiting or id in self._paused:
             commands = self._drop(call, "another attempt has brought the result")
         for follower in call.followers or ():
-            if isinstance(outcome, Failed) and outcome.kind in ("cancelled", "limit"):
+            if follower not in self._unmet:
+                continue  # nobody wants it any more
+            if self.stopped_by and not isinstance(outcome, Ok):
+                commands.append(Settle(follower, self._unspent()))
+            elif isinstance(outcome, Failed) and outcome.kind in ("cancelled", "limit"):
                 commands += self._call(self.tasks[follower], call.args)
             else:
                 commands.append(Settle(follower, outcome, f"same call as {id}"))

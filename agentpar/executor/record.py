@@ -232,11 +232,17 @@ class RecordWriter:
     all of it. Unless ``known``, without one the file must be new: no run writes over another.
 
     Use as a context manager. Entering it raises `UsageError` where the file is there already
-    or cannot be made, a later write `OSError`.
+    or cannot be made, a later write `OSError`. An open text file in the place of a path is
+    written to and left open.
     """
 
     def __init__(
-        self, path: Path, machine: Machine, *, history: Sequence[Event] = (), known: bool = False
+        self,
+        path: Path | TextIO,
+        machine: Machine,
+        *,
+        history: Sequence[Event] = (),
+        known: bool = False,
     ) -> None:
         self.path = path
         self._machine = machine
@@ -261,9 +267,9 @@ class RecordWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._file is not None:
+        if self._file is not None and self._file is not self.path:
             self._file.close()
-            self._file = None
+        self._file = None
 
     def event(self, event: Event) -> None:
         self._write(encode(event))
@@ -272,6 +278,8 @@ class RecordWriter:
         self._write(encode_command(command))
 
     def _opened(self) -> TextIO:
+        if not isinstance(self.path, Path):
+            return self.path
         mode: Literal["w", "x"] = "w" if self._known else "x"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -309,9 +317,15 @@ def read_record(path: Path) -> Record:
     """Read ``events.jsonl``. A torn last line (the process was killed while writing it) is
     left out; any other damage raises `UsageError` with the line's number."""
     try:
-        rows = path.read_bytes().split(b"\n")
+        whole = path.read_bytes()
     except FileNotFoundError:
         raise UsageError(f"there is no record at {str(path)!r}") from None
+    return parse_record(whole, path)
+
+
+def parse_record(whole: bytes, path: Path = Path("events.jsonl")) -> Record:
+    """What `read_record` does, of a file's content; ``path`` is for the messages."""
+    rows = whole.split(b"\n")
     torn = rows.pop()  # what follows the last newline: nothing, or a line half written
     if not rows:
         raise UsageError(f"{path}: the record is empty" + (", but for a torn line" if torn else ""))

@@ -46,17 +46,6 @@ def run(main: Coroutine[Any, Any, T], *, seed: int | None = None) -> T:
         return runner.run(main)
 
 
-class LoopClock:
-    """A `Clock` (see `agentpar.ports`) that reads the running event loop, virtual or not."""
-
-    def __init__(self, start: float = 0.0) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._zero = self._loop.time() - start
-
-    def now(self) -> float:
-        return self._loop.time() - self._zero
-
-
 class VirtualLoop(asyncio.SelectorEventLoop):
     """The event loop of `run`, for an `asyncio.Runner` of your own."""
 

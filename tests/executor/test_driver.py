@@ -108,6 +108,16 @@ async def cancels_itself() -> str:
 
 
 @tool
+async def cancels_its_task() -> str:
+    """Cancel the task it runs in."""
+    current = asyncio.current_task()
+    assert current is not None
+    current.cancel()
+    await asyncio.sleep(0)
+    return "still here"
+
+
+@tool
 async def leaves() -> str:
     """Call sys.exit, as command line code does."""
     sys.exit(3)
@@ -151,6 +161,7 @@ TOOLS = {
         nap,
         broken,
         cancels_itself,
+        cancels_its_task,
         leaves,
         times_out_inside,
         huge,
@@ -244,6 +255,7 @@ async def test_a_blocking_tool_does_not_block_the_loop() -> None:
     [
         (Task.of(1, "broken"), Failed("ValueError: the tool broke")),
         (Task.of(1, "cancels_itself"), Failed("the call cancelled itself")),
+        (Task.of(1, "cancels_its_task"), Failed("the call cancelled itself")),
         (Task.of(1, "leaves"), Failed("SystemExit: 3")),
         (Task.of(1, "times_out_inside"), Failed("TimeoutError: the socket timed out")),
         (Task.of(1, "nap", seconds=60), Failed("nap gave no result within 0.1 s", "timeout")),

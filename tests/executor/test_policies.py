@@ -28,7 +28,7 @@ from agentpar.events import (
 from agentpar.executor.driver import Driver, Emit
 from agentpar.executor.machine import Conclude, Join, Machine, Plan, catch_up
 from agentpar.executor.results import MemoryResults
-from agentpar.executor.simulate import LoopClock, run
+from agentpar.executor.simulate import run
 from agentpar.permissions import Permissions
 from agentpar.plan import Failed, Ok, Ref, Skipped, Task
 from agentpar.policy import Limits, Policy, Price
@@ -115,7 +115,6 @@ def drive(
             plan=planning or plan,
             join=join or answer,
             conclude=conclude,
-            clock=LoopClock(),
             observers=[events.append],
             **options,
         )

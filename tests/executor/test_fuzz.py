@@ -1,0 +1,205 @@
+"""Fuzzing a record: what is taken from it, what a seed changes, what is compared."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentpar import Agent, RunFailed, ScriptedRuntime, UsageError, tool
+from agentpar.errors import FetchError
+from agentpar.executor.fuzz import (
+    BLOCK,
+    WITHOUT,
+    Disturbance,
+    Report,
+    call_text,
+    first_of,
+    material,
+)
+from agentpar.executor.record import read_record
+from agentpar.executor.simulate import run
+from agentpar.fuzzing import fuzz_run
+from agentpar.plan import Failed, Ok
+
+CALLS = [f"size(of={letter})" for letter in "abcdefg"]
+
+
+def recorded(folder: Path, tools: list[Any], texts: list[str | Exception], **options: Any) -> Path:
+    """The record of a run in virtual time, with or without an answer."""
+
+    async def main() -> None:
+        runtime = ScriptedRuntime(texts, delay=0.01)
+        agent = Agent(tools, runtime=runtime, runs=folder, **options)
+        with contextlib.suppress(RunFailed):
+            await agent.ask("What?", run_id="one")
+
+    run(main())
+    return folder / "one" / "events.jsonl"
+
+
+def fuzzed(path: Path, count: int = 40, **options: Any) -> Report:
+    return fuzz_run(path, range(count), **options)
+
+
+@tool
+async def size(of: str) -> int:
+    """Size of a thing."""
+    await asyncio.sleep(1 + len(of))
+    return len(of)
+
+
+@tool
+async def broken(of: str) -> int:
+    """Fails."""
+    await asyncio.sleep(1)
+    raise ValueError(f"no {of}")
+
+
+def test_equal_inputs_are_one_call() -> None:
+    """In whatever order they are written; other inputs, even other types, are another."""
+    assert call_text("f", {"a": 1, "b": {"x": 1, "y": 2}}) == call_text(
+        "f", {"b": {"y": 2, "x": 1}, "a": 1}
+    )
+    assert call_text("f", {"a": 1}) != call_text("f", {"a": "1"})
+
+
+def test_a_record_is_taken_apart(tmp_path: Path) -> None:
+    """Plans with their pace, joins with their words, results with their seconds."""
+    texts = ["1. size(of='ab')\njoin()", "Replan: more", "2. broken(of='x')\njoin()", "Two [1]."]
+    found = material(read_record(recorded(tmp_path, [size, broken], texts)))
+    assert found.question == "What?"
+    assert found.results['size(of="ab")'][0].outcome == Ok(2)
+    assert found.results['size(of="ab")'][0].seconds == pytest.approx(3.0)
+    assert found.results['broken(of="x")'][0].outcome == Failed("ValueError: no x")
+    assert {round: said.text for round, said in found.joins.items()} == {
+        1: "Replan: more",
+        2: "Two [1].",
+    }
+    assert set(found.plans) == {1, 2}
+    assert found.plans[2][0].at == 0.0
+    assert found.plans[2][-1].at == pytest.approx(0.04, abs=0.02)
+
+
+def test_a_record_without_a_run_is_refused(tmp_path: Path) -> None:
+    """Only its header was written."""
+    path = recorded(tmp_path, [size], ["join()", "x"])
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    with pytest.raises(UsageError, match="the record holds no run"):
+        fuzzed(path)
+
+
+@given(st.integers(0, 10_000), st.permutations(CALLS))
+def test_a_seed_says_it_all(seed: int, calls: list[str]) -> None:
+    """Equal seeds, equal disturbances, in whatever order the calls are known; the seeds that
+    are compared share their faults."""
+    one = Disturbance.of(seed, calls)
+    assert one == Disturbance.of(seed, CALLS)
+    assert one.faults == Disturbance.of(first_of(seed), CALLS).faults
+    assert bool(one.faults) == (seed % BLOCK >= WITHOUT)
+    assert one.seconds("f()", 0, 1.0, 5.0) == one.seconds("f()", 0, 1.0, 5.0) >= 0
+
+
+def test_rounds_are_planned_and_joined_again(tmp_path: Path) -> None:
+    """A run that planned twice comes out as it was, in every order."""
+    texts = ["1. size(of='ab')\njoin()", "Replan: more", "2. size(of=$1)\njoin()", "Two [1]."]
+    texts[2] = "2. size(of='abc')\n3. broken(of='x')\njoin()"
+    report = fuzzed(recorded(tmp_path, [size, broken], texts))
+    assert not report.order_matters
+    assert not report.findings
+    without = report.sets[0].groups[0].decided
+    assert without.answer[0] == "the answer is 'Two [1].'"
+    assert without.calls == ('broken(of="x")', 'size(of="ab")', 'size(of="abc")')
+    assert dict(without.outcomes)[3] == "failed: ValueError: no x"
+    assert len(without.prompts) == 2
+
+
+def test_retries_get_what_each_attempt_got(tmp_path: Path) -> None:
+    """The first attempt is refused again, the second brings the value."""
+    tried: list[int] = []
+
+    @tool(retries=2)
+    async def busy() -> str:
+        """Refuses at first."""
+        tried.append(1)
+        if len(tried) == 1:
+            raise FetchError("too many requests", status=429, retry_after=2.0)
+        return "there"
+
+    path = recorded(tmp_path, [busy], ["1. busy()\njoin()", "It is there [1]."])
+    results = material(read_record(path)).results["busy()"]
+    assert [result.outcome for result in results] == [
+        Failed("too many requests", "throttled"),
+        Ok("there"),
+    ]
+    assert results[0].retry_after == 2.0
+    report = fuzzed(path)
+    assert not report.order_matters
+    (group,) = report.sets[0].groups
+    assert group.decided.calls == ("busy()", "busy()")
+    assert group.decided.outcomes == ((1, '"there"'),)
+
+
+def test_verdicts_are_given_again(tmp_path: Path) -> None:
+    """What was allowed is, what was refused is not, with the reason."""
+
+    @tool(effect="write")
+    async def send(to: str) -> str:
+        """Send."""
+        return f"sent to {to}"
+
+    async def approve(task: Any, args: Any) -> bool | str:
+        await asyncio.sleep(3)
+        return True if args["to"] == "a" else "not them"
+
+    texts: list[str | Exception] = ["1. send(to='a')\n2. send(to='b')\njoin()", "Sent [1]."]
+    report = fuzzed(recorded(tmp_path, [send], texts, approve=approve))
+    (group,) = report.sets[0].groups
+    assert group.decided.calls == ('send(to="a")',)
+    assert dict(group.decided.outcomes)[2] == "failed: not approved: not them"
+    assert not report.order_matters
+
+
+def test_a_record_that_broke_off_is_told(tmp_path: Path) -> None:
+    """Neither result nor answer: two findings, no crash."""
+    path = recorded(tmp_path, [size], ["1. size(of='ab')\njoin()", "Two [1]."])
+    lines = path.read_text().splitlines(keepends=True)
+    started = next(i for i, line in enumerate(lines) if '"TaskStarted"' in line)
+    path.write_text("".join(lines[: started + 1]))
+    findings = " ".join(fuzzed(path).findings)
+    assert 'no result is recorded for size(of="ab")' in findings
+    assert "the record has no answer of round 1" in findings
+
+
+def test_a_joiner_that_broke_breaks_again(tmp_path: Path) -> None:
+    """A run that failed fails alike in every order."""
+    path = recorded(tmp_path, [size], ["1. size(of='ab')\njoin()", ValueError("model gone")])
+    report = fuzzed(path, 10)
+    assert not report.order_matters
+    (line,) = report.sets[0].groups[0].decided.answer
+    assert line == "the run ends as failed: ValueError: model gone"
+
+
+def test_other_rules_than_the_records_are_told(tmp_path: Path) -> None:
+    """Under an agent that allows fewer tasks the recorded order itself comes out otherwise."""
+    path = recorded(tmp_path, [size], ["1. size(of='a')\n2. size(of='b')\njoin()", "One [1]."])
+    agent = Agent([size], runtime=ScriptedRuntime([]), max_tasks=1)
+    report = agent.fuzz(path, schedules=10)
+    assert any("on the recorded order task 2 ends as" in text for text in report.findings)
+
+
+def test_what_a_hanging_call_costs_is_virtual(tmp_path: Path) -> None:
+    """Every set of faults in which a call hangs ends by its timeout, and the report says what
+    the run is then: the same in every order."""
+    path = recorded(tmp_path, [size], ["1. size(of='a')\njoin()", "One [1]."])
+    report = fuzzed(path, 400)
+    hung = [one for one in report.sets if "hangs" in one.faults.values()]
+    assert hung
+    for one in hung:
+        (group,) = one.groups
+        assert group.decided.outcomes == ((1, "failed: size gave no result within 60 s"),)
