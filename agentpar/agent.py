@@ -30,10 +30,11 @@ from agentpar.events import Event
 from agentpar.executor.driver import Approve, running
 from agentpar.executor.machine import Command, Limits
 from agentpar.ids import new_run_id
-from agentpar.memory.evidence import check
+from agentpar.memory.evidence import check, sources
 from agentpar.planner.joiner import Joiner
 from agentpar.planner.planner import Planner
 from agentpar.planner.prompts import Example
+from agentpar.planner.warmer import Warmer
 from agentpar.ports import Runtime
 from agentpar.runtime import open_runtime
 from agentpar.session import Session, Settings
@@ -113,6 +114,10 @@ class Agent:
     A plan has at most ``max_plan_tokens`` tokens and, under a grammar, ``max_plan_lines``
     calls; an answer has at most ``max_answer_tokens`` tokens. One that is cut off says so.
 
+    ``prefill``: while tools still run, the model reads the results that are there, so that
+    the answer begins sooner. None: where the runtime is known to keep what it has read (vLLM);
+    True: always; False: never. The prompts are the same.
+
     ``timeout`` (seconds) holds for tools without one of their own. ``approve`` is asked
     before a tool whose effect is "write" runs (``approve(task, args)``, sync or async: True, or
     False, or why not); without it such calls fail. ``runs`` is a
@@ -134,6 +139,7 @@ class Agent:
         instructions: str = "",
         examples: Sequence[Example] | None = None,
         grammar: bool | None = None,
+        prefill: bool | None = None,
         temperature: float = 0.0,
         seed: int | None = None,
         max_plan_tokens: int = 768,
@@ -178,6 +184,7 @@ class Agent:
         self._instructions = instructions
         self._examples = examples
         self._grammar = grammar
+        self._prefill = prefill
         self._temperature = temperature
         self._seed = seed
         self._max_plan_tokens = max_plan_tokens
@@ -364,6 +371,10 @@ class Agent:
             temperature=self._temperature,
             seed=self._seed,
         )
+        warmer = None
+        if self._prefill is not False:
+            always = self._prefill is True
+            warmer = Warmer(self._runtime, sources, instructions=self._instructions, always=always)
         settings = replace(self._settings, note=self._note())
         if self._runs is not None:
             settings = replace(settings, record=self._runs / run_id / "events.jsonl")
@@ -376,6 +387,7 @@ class Agent:
             history=history,
             hold=hold,
             observers=observers,
+            warmer=warmer,
         )
 
     def _note(self) -> str:

@@ -18,7 +18,8 @@ class Answer:
     ``text`` is all that the joiner wrote, with its ``[n]`` marks; `conclusion` is what
     stands behind the last ``Answer:``. The ``task_id`` of a citation is a key into
     ``tasks`` and ``outcomes``. ``unsupported`` holds the sentences that nothing the run has
-    read carries. ``seconds`` is wall time.
+    read carries. ``usage`` counts every model call of the run; ``prefill`` is the part of it
+    that read the joiner's prompt ahead. ``seconds`` is wall time.
     """
 
     run_id: str
@@ -30,6 +31,7 @@ class Answer:
     outcomes: Mapping[int, Outcome] = field(default_factory=dict)
     faults: tuple[PlanFault, ...] = ()
     usage: Usage = field(default_factory=Usage)
+    prefill: Usage = field(default_factory=Usage)
     rounds: int = 0
     seconds: float = 0.0
     status: Literal["answered", "failed", "cancelled"] = "answered"
@@ -73,6 +75,12 @@ class Answer:
                 "completion_tokens": self.usage.completion_tokens,
                 "cached_tokens": self.usage.cached_tokens,
                 "calls": self.usage.calls,
+                "prefill": {
+                    "prompt_tokens": self.prefill.prompt_tokens,
+                    "completion_tokens": self.prefill.completion_tokens,
+                    "cached_tokens": self.prefill.cached_tokens,
+                    "calls": self.prefill.calls,
+                },
             },
             "rounds": self.rounds,
             "seconds": round(self.seconds, 3),
@@ -85,7 +93,7 @@ def answer_of(run_id: str, machine: Machine, events: Iterable[Event]) -> Answer:
     citations: tuple[Citation, ...] = ()
     unsupported: tuple[str, ...] = ()
     status: Literal["answered", "failed", "cancelled"] = "cancelled"
-    usage = Usage()
+    usage = prefill = Usage()
     at = 0.0
     for event in events:
         at = event.at
@@ -95,6 +103,8 @@ def answer_of(run_id: str, machine: Machine, events: Iterable[Event]) -> Answer:
                 unsupported = event.unsupported
             case ModelUsed():
                 usage += event.usage
+                if event.purpose == "prefill":
+                    prefill += event.usage
             case RunFinished():
                 status, error = event.status, event.error
     return Answer(
@@ -107,6 +117,7 @@ def answer_of(run_id: str, machine: Machine, events: Iterable[Event]) -> Answer:
         outcomes=dict(sorted(machine.outcomes.items())),
         faults=tuple(machine.faults),
         usage=usage,
+        prefill=prefill,
         rounds=machine.round,
         seconds=at,
         status=status,

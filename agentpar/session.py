@@ -5,10 +5,11 @@ A session knows which room does what; it never knows where the rooms came from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from agentpar.answer import Answer, answer_of
 from agentpar.events import Event, RunStarted
@@ -18,6 +19,7 @@ from agentpar.executor.record import RecordWriter
 from agentpar.memory.evidence import sources
 from agentpar.planner.joiner import Joiner, JoinRequest
 from agentpar.planner.planner import Planner, PlanRequest
+from agentpar.planner.warmer import Warmer
 from agentpar.tools.base import Tool
 
 
@@ -38,7 +40,8 @@ class Session:
     """Runs one question, or the rest of one.
 
     ``history`` is what happened in an earlier part of the run, `due` what it left to do;
-    ``hold`` keeps commands back (see `Driver`). `events` has every event of the run,
+    ``hold`` keeps commands back (see `Driver`). Without a ``warmer`` the model reads nothing
+    before the joiner asks. `events` has every event of the run,
     earlier parts included.
     """
 
@@ -53,6 +56,7 @@ class Session:
         history: Iterable[Event] = (),
         hold: Callable[[Command], bool] | None = None,
         observers: Sequence[Callable[[Event], None]] = (),
+        warmer: Warmer | None = None,
     ) -> None:
         self.run_id = run_id
         self.events: list[Event] = list(history)
@@ -61,6 +65,7 @@ class Session:
         self.due = catch_up(self.machine, self.events)
         self._planner = planner
         self._joiner = joiner
+        self._warmer = warmer
         self._settings = settings
         writer = None
         if settings.record is not None:
@@ -78,6 +83,7 @@ class Session:
             max_result_bytes=settings.max_result_bytes,
             observers=[self.events.append, *([writer.event] if writer else []), *observers],
             command_observers=[writer.command] if writer else [],
+            beside=self._beside if warmer else None,
         )
 
     @property
@@ -126,3 +132,7 @@ class Session:
             sources(machine.tasks, machine.outcomes),
         )
         await self._joiner.join(request, emit, self.driver.clock)
+
+    def _beside(self, event: Event) -> Coroutine[Any, Any, None] | None:
+        assert self._warmer is not None
+        return self._warmer.after(event, self.machine, self.driver.emit, self.driver.clock)

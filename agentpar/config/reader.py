@@ -21,7 +21,7 @@ from agentpar.planner.planner import plan_problems
 from agentpar.planner.prompts import Example
 from agentpar.tools.base import Tool
 
-_GRAMMAR = {"auto": None, "always": True, "never": False}
+_AUTO = {"auto": None, "always": True, "never": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,8 @@ class AgentSpec:
             "tools": [make() for make in self.makers],
             "name": file.name,
             "instructions": file.instructions,
-            "grammar": _GRAMMAR[file.planner.grammar],
+            "grammar": _AUTO[file.planner.grammar],
+            "prefill": _AUTO[file.planner.prefill],
             "max_plan_tokens": file.planner.max_tokens,
             "max_plan_lines": file.planner.max_lines,
             "max_tasks": file.planner.max_tasks,

@@ -61,7 +61,9 @@ class Driver:
     ``plan`` and ``join`` are coroutines that do what a `Plan` or `Join` command asks and
     emit what happened. ``observers`` are called with every event, in order, inside the
     event loop: they must be quick. A command for which ``hold`` is true is not performed
-    but kept in `held`; when nothing else is left to do, `run` returns with it.
+    but kept in `held`; when nothing else is left to do, `run` returns with it. ``beside`` is
+    asked after every event for work to do beside the run; what it gives must not raise, and
+    is cancelled when a joiner starts and when the run ends.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Driver:
         max_result_bytes: int = 2_000_000,
         observers: Sequence[Callable[[Event], None]] = (),
         command_observers: Sequence[Callable[[Command], None]] = (),
+        beside: Callable[[Event], Coroutine[Any, Any, None] | None] | None = None,
     ) -> None:
         self.machine = machine
         self.clock = clock or RunClock()
@@ -91,6 +94,8 @@ class Driver:
         self._max_result_bytes = max_result_bytes
         self._observers = tuple(observers)
         self._command_observers = tuple(command_observers)
+        self._beside = beside
+        self._besides: set[asyncio.Task[None]] = set()
         self._inbox: deque[Event] = deque()
         self._draining = False
         self._group: asyncio.TaskGroup | None = None
@@ -143,6 +148,8 @@ class Driver:
                     for observe in self._command_observers:
                         observe(command)
                     self._perform(command)
+                if self._beside is not None and (work := self._beside(event)) is not None:
+                    self._start_beside(work)
         except Exception as error:
             raise _Broken from error
         finally:
@@ -160,6 +167,9 @@ class Driver:
                 last_first.callback(observe, event)
 
     def _perform(self, command: Command) -> None:
+        if isinstance(command, Join | Finish):
+            for work in self._besides:
+                work.cancel()
         if self._hold is not None and self._hold(command):
             self.held.append(command)
             return
@@ -177,14 +187,21 @@ class Driver:
             case Finish():
                 pass  # nothing runs any more; `run` reports it once the group is empty
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
         assert self._group is not None
         try:
-            self._group.create_task(work)
+            return self._group.create_task(work)
         except RuntimeError:
             # The run is being cancelled, and a tool that took its time reported meanwhile:
             # its result is told, but nothing new starts.
             work.close()
+            return None
+
+    def _start_beside(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._start(work)
+        if task is not None:
+            self._besides.add(task)
+            task.add_done_callback(self._besides.discard)
 
     async def _run_planner(self, command: Plan) -> None:
         try:

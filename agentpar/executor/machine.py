@@ -137,6 +137,11 @@ class Machine:
         """The number from which the next plan counts."""
         return self._last_id + 1
 
+    @property
+    def final_round(self) -> bool:
+        """Whether a joiner of this round may not ask for another plan."""
+        return self.round > self.limits.max_replans
+
     # Planning
 
     def _run_started(self, event: RunStarted) -> list[Command]:
@@ -253,10 +258,10 @@ class Machine:
             return []
         if self._plan_error and not self.tasks:
             return self._finish(Finish("failed", self._plan_error))
-        return [Join(self.round, final=self.round > self.limits.max_replans)]
+        return [Join(self.round, final=self.final_round)]
 
     def _replan_asked(self, event: ReplanAsked) -> list[Command]:
-        if self.round > self.limits.max_replans:
+        if self.final_round:
             spent = f"max_replans={self.limits.max_replans} is spent"
             return self._finish(Finish("failed", f"asked to replan, but {spent}: {event.why}"))
         return self._plan(event.why)

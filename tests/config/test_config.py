@@ -81,6 +81,7 @@ planner:
   max_lines: 100
   replans: 0
   grammar: never
+  prefill: always
   examples: [{question: What is 1 + 1?, plan: "1. calc(expression=\\"1 + 1\\")\\njoin()"}]
 tools: [calc]
 defaults: {timeout: 1m, concurrency: 8}
@@ -106,6 +107,7 @@ limits: {max_result_bytes: 1MiB}
         "seed": 7,
         "max_answer_tokens": 2000,
         "grammar": False,
+        "prefill": True,
         "max_plan_tokens": 4000,
         "max_plan_lines": 100,
         "max_tasks": 2000,

@@ -106,7 +106,7 @@ async def test_constraints_reach_a_vllm_and_only_a_vllm(wire: Any) -> None:
         await read(unknown, ModelRequest(ASK.messages, grammar='root ::= "a"'))
     wire.is_vllm = True
     known = OpenAIRuntime(wire.url)
-    assert await known.capabilities() == {"grammar", "json_schema"}
+    assert await known.capabilities() == {"grammar", "json_schema", "prefill"}
     await read(known, ModelRequest(ASK.messages, grammar='root ::= "a"'))
     await read(known, ModelRequest(ASK.messages, json_schema={"type": "integer"}))
     by_grammar, by_schema = (request.body for request in wire.requests)
@@ -196,7 +196,10 @@ async def test_a_refused_grammar_is_an_error_of_its_own(wire: Any) -> None:
     for _ in range(2):
         with pytest.raises(GrammarRefused, match="Invalid grammar specification: rule x"):
             await read(runtime, bound)
-        assert await runtime.capabilities() == {"json_schema"}  # the next run need not try
+        assert await runtime.capabilities() == {
+            "json_schema",
+            "prefill",
+        }  # the next run need not try
     with pytest.raises(ModelServerError, match="context length") as caught:
         await read(runtime, bound)
     assert not isinstance(caught.value, GrammarRefused)
