@@ -331,8 +331,12 @@ def _lives(pid: int) -> bool:
     """Whether ``pid`` is a server of ours: numbers come round again, so its session counts."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)  # one that we started and that has ended would stay a zombie
+    process = Path(f"/proc/{pid}")
     try:
-        return os.getsid(pid) == pid and b"vllm" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        command = (process / "cmdline").read_bytes()
+        # One that was spawned this very moment has no command yet; nor has a zombie.
+        begins = not command and b") Z " not in (process / "stat").read_bytes()
+        return os.getsid(pid) == pid and (begins or b"vllm" in command)
     except FileNotFoundError:
         return not Path("/proc").is_dir()  # without /proc the session has to do
     except OSError:

@@ -186,6 +186,18 @@ def pretend(
         yield start
 
 
+def test_a_server_lives_from_the_moment_it_was_spawned() -> None:
+    """The kernel has no command to show then, and on a busy machine for longer."""
+    for _ in range(20):
+        pid = os.posix_spawn("/bin/sleep", ["vllm", "60"], {}, setsid=True)
+        try:
+            assert server._lives(pid)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        assert not server._lives(pid)
+
+
 def test_running_servers_come_oldest_first(pretend: Any, tmp_path: Path) -> None:
     """A state file that is gone before it is read, as when another stops its server, is none."""
     pretend("new", 7, since=2.0)
