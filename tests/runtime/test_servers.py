@@ -191,11 +191,11 @@ def test_a_server_lives_from_the_moment_it_was_spawned() -> None:
     for _ in range(20):
         pid = os.posix_spawn("/bin/sleep", ["vllm", "60"], {}, setsid=True)
         try:
-            assert server._lives(pid)
+            assert server._lives(pid, new=True)
         finally:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-        assert not server._lives(pid)
+        assert not server._lives(pid, new=True)
 
 
 def test_running_servers_come_oldest_first(pretend: Any, tmp_path: Path) -> None:
