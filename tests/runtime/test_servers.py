@@ -173,10 +173,13 @@ def pretend(
     with contextlib.ExitStack() as stack:
 
         def start(model: str, port: int, since: float = 0.0) -> subprocess.Popen[bytes]:
-            command = [sys.executable, "-c", "input()", "vllm"]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+            command = [sys.executable, "-c", "print(flush=True); input()", "vllm"]
+            pipe = subprocess.PIPE
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
             stack.enter_context(process)
             stack.callback(process.kill)
+            assert process.stdout is not None
+            process.stdout.readline()  # only now the kernel is sure to show its command
             url = f"http://127.0.0.1:{port}/v1"
             state = {"base_url": url, "pid": process.pid, "port": port, "since": since}
             state |= {"log": "x.log", "model": model}
