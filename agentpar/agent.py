@@ -33,11 +33,12 @@ from agentpar.executor.journal import Journal, RunJournal, open_journal
 from agentpar.executor.machine import Command
 from agentpar.executor.results import JournalResults, MemoryResults
 from agentpar.ids import new_run_id
-from agentpar.memory.evidence import check
+from agentpar.memory.evidence import check, sources
 from agentpar.permissions import Rule
 from agentpar.planner.joiner import Joiner
 from agentpar.planner.planner import Planner
 from agentpar.planner.prompts import Example
+from agentpar.planner.warmer import Warmer
 from agentpar.policy import Limits, Policy, PolicyFields, PolicyRule, Price, with_rules
 from agentpar.ports import Results, Runtime
 from agentpar.runtime import open_runtime
@@ -126,6 +127,10 @@ class Agent:
     ``replan_early`` a failed call asks for the next plan at once, while others go on; that plan
     may add, replace and cancel calls.
 
+    ``prefill``: while tools still run, the model reads the results that are there, so that
+    the answer begins sooner. None: where the runtime is known to keep what it has read (vLLM);
+    True: always; False: never. The prompts are the same.
+
     A run may spend ``max_steps`` attempts of tool calls, ``max_tokens`` of the model,
     ``max_cost_usd`` (calls as their tools say, tokens at ``price``), and ``deadline`` seconds: what
     would go beyond is not begun, and the answer is made of what is there
@@ -161,6 +166,7 @@ class Agent:
         instructions: str = "",
         examples: Sequence[Example] | None = None,
         grammar: bool | None = None,
+        prefill: bool | None = None,
         temperature: float = 0.0,
         seed: int | None = None,
         max_plan_tokens: int = 768,
@@ -219,6 +225,7 @@ class Agent:
         self._instructions = instructions
         self._examples = examples
         self._grammar = grammar
+        self._prefill = prefill
         self._temperature = temperature
         self._seed = seed
         self._max_plan_tokens = max_plan_tokens
@@ -514,6 +521,10 @@ class Agent:
             temperature=self._temperature,
             seed=self._seed,
         )
+        warmer = None
+        if self._prefill is not False:
+            always = self._prefill is True
+            warmer = Warmer(self._runtime, sources, instructions=self._instructions, always=always)
         settings = replace(
             self._settings,
             limits=limits or self._settings.limits,
@@ -535,6 +546,7 @@ class Agent:
             hold=hold,
             observers=observers,
             journal=journal,
+            warmer=warmer,
         )
 
     async def _learn(self, latencies: Mapping[str, list[float]]) -> None:

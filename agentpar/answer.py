@@ -21,7 +21,8 @@ class Answer:
     stands behind the last ``Answer:``. The ``task_id`` of a citation is a key into
     ``tasks`` and ``outcomes``. ``unsupported`` holds the sentences that nothing the run has
     read carries. ``usage`` says what was spent and, in ``stopped_by``, which limit ended the run
-    before its plan was done; the text then says what is missing. ``seconds`` is wall time.
+    before its plan was done; the text then says what is missing. ``prefill`` is the part of it
+    that read the joiner's prompt ahead. ``seconds`` is wall time.
     """
 
     run_id: str
@@ -33,6 +34,7 @@ class Answer:
     outcomes: Mapping[int, Outcome] = field(default_factory=dict)
     faults: tuple[PlanFault, ...] = ()
     usage: Usage = field(default_factory=Usage)
+    prefill: Usage = field(default_factory=Usage)
     rounds: int = 0
     seconds: float = 0.0
     status: Literal["answered", "failed", "cancelled"] = "answered"
@@ -80,6 +82,12 @@ class Answer:
                 "steps": self.usage.steps,
                 "cost_usd": round(self.usage.cost_usd, 6),
                 "stopped_by": self.usage.stopped_by,
+                "prefill": {
+                    "prompt_tokens": self.prefill.prompt_tokens,
+                    "completion_tokens": self.prefill.completion_tokens,
+                    "cached_tokens": self.prefill.cached_tokens,
+                    "calls": self.prefill.calls,
+                },
             },
             "rounds": self.rounds,
             "seconds": round(self.seconds, 3),
@@ -92,7 +100,7 @@ def answer_of(run_id: str, machine: Machine, events: Iterable[Event]) -> Answer:
     citations: tuple[Citation, ...] = ()
     unsupported: tuple[str, ...] = ()
     status: Literal["answered", "failed", "cancelled"] = "cancelled"
-    usage = Usage()
+    usage = prefill = Usage()
     at = 0.0
     stopped_by = machine.stopped_by
     spent = machine.budget
@@ -104,6 +112,8 @@ def answer_of(run_id: str, machine: Machine, events: Iterable[Event]) -> Answer:
                 unsupported = event.unsupported
             case ModelUsed():
                 usage += event.usage
+                if event.purpose == "prefill":
+                    prefill += event.usage
             case RunFinished():
                 status, error = event.status, event.error
                 stopped_by = event.stopped_by
@@ -118,6 +128,7 @@ def answer_of(run_id: str, machine: Machine, events: Iterable[Event]) -> Answer:
         outcomes=dict(sorted(outcomes.items())),
         faults=tuple(machine.faults),
         usage=replace(usage, steps=spent.steps, cost_usd=spent.cost, stopped_by=stopped_by),
+        prefill=prefill,
         rounds=machine.round,
         seconds=at,
         status=status,

@@ -281,14 +281,20 @@ class JoinFailed:
 
 @dataclass(frozen=True, slots=True)
 class ModelUsed:
-    """One model call ended. ``first_token`` and ``seconds`` count from its request."""
+    """One model call ended. ``first_token`` and ``seconds`` count from its request.
 
-    purpose: Literal["plan", "join"]
+    "prefill" is a call whose text nobody reads: the server has read ahead what the joiner
+    will be asked. ``error`` says why such a call came to nothing; then its tokens are not
+    known, as the server tells them at the end.
+    """
+
+    purpose: Literal["plan", "join", "prefill"]
     round: int
     usage: Usage
     first_token: float = 0.0
     seconds: float = 0.0
     at: float = 0.0
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ class ModelRequest:
 
     At most one of ``grammar`` (EBNF as xgrammar reads it) and ``json_schema`` is set, and
     only for a runtime whose ``capabilities()`` include it. ``stop`` strings end the text
-    and are not part of it.
+    and are not part of it. Nobody waits for a ``background`` request: where the server can
+    tell requests apart, all others go first.
     """
 
     messages: tuple[Message, ...]
@@ -34,9 +35,12 @@ class ModelRequest:
     seed: int | None = None
     grammar: str | None = None
     json_schema: Mapping[str, Any] | None = field(default=None)
+    background: bool = False
 
 
-Capability = Literal["grammar", "json_schema"]
+Capability = Literal["grammar", "json_schema", "prefill"]
+"""``grammar``, ``json_schema``: constraints on the output that are enforced. ``prefill``: the
+beginning of a prompt that was read once need not be read again."""
 
 
 @runtime_checkable
@@ -53,7 +57,7 @@ class Runtime(Protocol):
         ...
 
     async def capabilities(self) -> frozenset[Capability]:
-        """Which constraints on the output this runtime can enforce."""
+        """What this runtime is known to be able to do beyond writing text."""
         ...
 
     async def aclose(self) -> None:

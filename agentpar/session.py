@@ -5,10 +5,11 @@ A session knows which room does what; it never knows where the rooms came from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from agentpar.answer import Answer, answer_of
 from agentpar.events import (
@@ -29,9 +30,10 @@ from agentpar.executor.record import RecordWriter
 from agentpar.memory.evidence import sources
 from agentpar.partial import partial_answer
 from agentpar.permissions import Permissions, Rule
-from agentpar.plan import whole
+from agentpar.plan import Outcome, Task, whole
 from agentpar.planner.joiner import Joiner, JoinRequest
 from agentpar.planner.planner import Planner, PlanRequest
+from agentpar.planner.warmer import Warmer
 from agentpar.policy import Limits
 from agentpar.ports import Results
 from agentpar.tools.base import Tool
@@ -58,8 +60,9 @@ class Session:
     """Runs one question, or the rest of one.
 
     ``history`` is what happened in an earlier part of the run, `due` what it left to do;
-    ``hold`` keeps commands back (see `Driver`). `events` has every event of the run,
-    earlier parts included. With a ``journal``, the journal's history is the run's.
+    ``hold`` keeps commands back (see `Driver`). Without a ``warmer`` the model reads nothing
+    before the joiner asks. `events` has every event of the run, earlier parts included. With a
+    ``journal``, the journal's history is the run's.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Session:
         hold: Callable[[Command], bool] | None = None,
         observers: Sequence[Callable[[Event], None]] = (),
         journal: RunJournal | None = None,
+        warmer: Warmer | None = None,
     ) -> None:
         self.run_id = run_id
         self._past = tuple(history if journal is None else journal.history)
@@ -88,6 +92,7 @@ class Session:
         self.due = catch_up(self.machine, self.events)
         self._planner = planner
         self._joiner = joiner
+        self._warmer = warmer
         self._settings = settings
         self._journal = journal
         ledger = Ledger(run_id, self.machine, journal)
@@ -117,6 +122,7 @@ class Session:
                 *observers,
             ],
             command_observers=[writer.command] if writer else [],
+            beside=self._beside if warmer else None,
         )
         if journal is not None:
             journal.on_error = self.driver.fail
@@ -197,6 +203,39 @@ class Session:
 
     async def _conclude(self, command: Conclude, emit: Emit) -> None:
         emit(conclusion(self.machine, command, self.events, self.driver.clock.now()))
+
+    def _beside(self, event: Event) -> Coroutine[Any, Any, None] | None:
+        assert self._warmer is not None
+        return self._warmer.after(
+            event, _Written(self.machine), self.driver.emit, self.driver.clock
+        )
+
+
+class _Written:
+    """A run as the joiner will see it: its plan as it was written (see `whole`)."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    @property
+    def round(self) -> int:
+        return self._machine.round
+
+    @property
+    def tasks(self) -> dict[int, Task]:
+        return whole(self._machine.tasks, {})[0]
+
+    @property
+    def outcomes(self) -> dict[int, Outcome]:
+        return whole(self._machine.tasks, self._machine.outcomes)[1]
+
+    @property
+    def faults(self) -> list[PlanFault]:
+        return self._machine.faults
+
+    @property
+    def final_round(self) -> bool:
+        return self._machine.final_round
 
 
 def join_request(machine: Machine, command: Join) -> JoinRequest:

@@ -207,6 +207,9 @@ class PlannerFields(Section):
     """Plans shown to the model, or a ``file:`` that holds them; by default the built-in ones."""
     grammar: Literal["auto", "always", "never"] = "auto"
     """Decode plans under a grammar: where the server can, always (else an error), or never."""
+    prefill: Literal["auto", "always", "never"] = "auto"
+    """Have the model read results while other tools still run: where the server is known to keep
+    what it has read, always, or never."""
 
 
 class WebSearch(Section):

@@ -25,7 +25,7 @@ from agentpar.planner.prompts import Example
 from agentpar.policy import PolicyFields, Price
 from agentpar.tools.base import Tool
 
-_GRAMMAR = {"auto": None, "always": True, "never": False}
+_AUTO = {"auto": None, "always": True, "never": False}
 _LIMITS = tuple(LimitFields.model_fields)
 
 
@@ -59,7 +59,8 @@ class AgentSpec:
             "tools": [make() for make in self.makers],
             "name": file.name,
             "instructions": file.instructions,
-            "grammar": _GRAMMAR[file.planner.grammar],
+            "grammar": _AUTO[file.planner.grammar],
+            "prefill": _AUTO[file.planner.prefill],
             "max_plan_tokens": file.planner.max_tokens,
             "max_plan_lines": file.planner.max_lines,
             "max_tasks": file.planner.max_tasks,

@@ -73,6 +73,10 @@ class Budget:
         self.tokens += usage.prompt_tokens + usage.completion_tokens
         self.cost += self._limits.price.of(usage.prompt_tokens, usage.completion_tokens)
 
+    def add_cost(self, usage: Usage) -> None:
+        """A model call for which nothing was reserved took ``usage``: its price counts."""
+        self.cost += self._limits.price.of(usage.prompt_tokens, usage.completion_tokens)
+
     def forfeit(self, purpose: str) -> None:
         """A model call broke off and told no usage: all that was set aside counts as spent."""
         tokens, cost = self._reserved.pop(purpose, (0, 0.0))

@@ -102,8 +102,9 @@ class Driver:
     in order, inside the event loop: they must be quick. A command for which ``hold`` is true is
     not performed but kept in `held`; when nothing else is left to do, `run` returns with it.
     ``calls`` is asked about each call. ``results`` keeps what tools with a ``cache`` return.
-    ``timeout`` is seconds for each attempt of tools without one of their own, ``grace`` for what
-    was cancelled to end.
+    ``beside`` is asked after every event for work to do beside the run; what it gives must not
+    raise, and is cancelled when a joiner starts and when the run ends. ``timeout`` is seconds for
+    each attempt of tools without one of their own, ``grace`` for what was cancelled to end.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class Driver:
         max_result_bytes: int = 2_000_000,
         observers: Sequence[Callable[[Event], None]] = (),
         command_observers: Sequence[Callable[[Command], None]] = (),
+        beside: Callable[[Event], Coroutine[Any, Any, None] | None] | None = None,
     ) -> None:
         self.machine = machine
         self.clock = clock or RunClock()
@@ -141,6 +143,8 @@ class Driver:
         self._max_result_bytes = max_result_bytes
         self._observers = tuple(observers)
         self._command_observers = tuple(command_observers)
+        self._beside = beside
+        self._last_beside = 0
         self._inbox: deque[Event] = deque()
         self._draining = False
         self._work: dict[Key, asyncio.Task[None]] = {}
@@ -213,6 +217,8 @@ class Driver:
                     for notice in self._command_observers:
                         notice(command)
                     self._perform(command)
+                if self._beside is not None and (work := self._beside(event)) is not None:
+                    self._start_beside(work)
         except Exception as error:
             raise _Broken from error
         finally:
@@ -228,6 +234,8 @@ class Driver:
     # What runs
 
     def _perform(self, command: Command) -> None:
+        if self._beside is not None and isinstance(command, Join | Conclude | Finish):
+            self._stop_besides()
         if self._hold is not None and self._hold(command):
             self.held.append(command)
             return
@@ -264,6 +272,19 @@ class Driver:
         task = self._work[key] = self._loop.create_task(work)
         task.add_done_callback(partial(self._ended, key))
 
+    def _start_beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Nobody waits for it, so it is unwanted from the start."""
+        self._last_beside += 1
+        key = ("beside", self._last_beside, 0)
+        self._start(key, work)
+        if key in self._work:
+            self._unwanted.add(key)
+
+    def _stop_besides(self) -> None:
+        for key, task in self._work.items():
+            if key[0] == "beside":
+                task.cancel()
+
     def _ended(self, key: Key, task: asyncio.Task[None]) -> None:
         del self._work[key]
         if key in self._unwanted:
@@ -292,6 +313,7 @@ class Driver:
         """End all that still runs; what cannot be ended is left behind and named."""
         self._wake_at(None)
         give_up = self._loop.time() + self._grace
+        self._stop_besides()
         told = set(self._unwanted)  # they are ending already
         cancelled = False
         while self._work and (left := give_up - self._loop.time()) > 0:

@@ -305,6 +305,11 @@ class Machine:
         """When the machine next wants to be woken; `NEVER` if it does not."""
         return self._armed
 
+    @property
+    def final_round(self) -> bool:
+        """Whether a joiner of this round may not ask for another plan."""
+        return self.round > self.limits.max_replans or bool(self.stopped_by) or self._forbids_plan()
+
     # Planning
 
     def _run_started(self, event: RunStarted) -> list[Command]:
@@ -433,6 +438,10 @@ class Machine:
         return self._join_if_quiet()
 
     def _model_used(self, event: ModelUsed) -> list[Command]:
+        if event.purpose == "prefill":
+            # It costs, but what a run may ask of the model does not depend on it.
+            self.budget.add_cost(event.usage)
+            return []
         self.budget.settle(event.purpose, event.usage)
         if event.purpose == "join":
             self.latency.of(JOIN).add(event.seconds)
@@ -951,9 +960,8 @@ class Machine:
         if limit := self.budget.reserve("join", limits.answer_tokens):
             self.stopped_by = self.stopped_by or limit
             return self._conclude()
-        final = self.round > limits.max_replans or bool(self.stopped_by) or self._forbids_plan()
         self._joining = True
-        return [Join(self.round, final, self.stopped_by)]
+        return [Join(self.round, self.final_round, self.stopped_by)]
 
     def _forbids_plan(self) -> bool:
         limits = self.limits

@@ -7,9 +7,11 @@ reads it once.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from agentpar.errors import PlanError
@@ -31,6 +33,8 @@ RESULTS_CHARS = 11_000
 for the rest of the prompt and the answer in a context of 8,192 tokens."""
 LEAST_CHARS = 100
 """Characters of a call and its result below which showing it is of no use."""
+MAX_RESULTS = RESULTS_CHARS // LEAST_CHARS
+"""Results that have room at all where there are too many."""
 FAULT_CHARS = 200
 """Characters of what was wrong with a line of the plan."""
 MAX_FAULTS = 20
@@ -237,6 +241,42 @@ def join_messages(
     instructions: str = "",
 ) -> tuple[Message, ...]:
     """The joiner's prompt: the same whatever the order in which tasks ended."""
+    results = observations(tasks, outcomes, faults, sources or {}) or "(no tool was called)"
+    result = _result(tasks, outcomes, sources or {})
+    asked = Message("user", _asked(question, results, result))
+    return (*_before_results(final, instructions), asked)
+
+
+def join_prefix(
+    tasks: Mapping[int, Task],
+    outcomes: Mapping[int, Outcome],
+    faults: Sequence[PlanFault] = (),
+    sources: Mapping[int, Source] | None = None,
+    *,
+    final: bool = True,
+    instructions: str = "",
+) -> tuple[Message, ...]:
+    """What `join_messages` will begin with, however the tasks end that have no outcome yet.
+
+    The last message is the beginning of its last one, all others are whole. The plan must be
+    complete. That later results do not fit into `RESULTS_CHARS`, which shortens the earlier
+    ones, cannot be ruled out: then the beginning is another. Where that is to be expected,
+    because so many results of the present mean length would not fit, no result is in it.
+    """
+    telling = _Telling(tasks, outcomes, faults, sources or {})
+    settled = itertools.takewhile(telling.is_settled, telling.ids)
+    texts = [telling.told(id, PAGE_CHARS) for id in settled]
+    expected = sum(map(len, texts)) * len(telling.ids)
+    if expected > RESULTS_CHARS * len(texts):
+        texts = []
+    begun = "\n".join(texts)
+    if 0 < len(texts) < len(telling.ids):
+        begun += "\n"
+    return (*_before_results(final, instructions), Message("user", f"{_RESULTS}{begun}"))
+
+
+def _before_results(final: bool, instructions: str) -> tuple[Message, ...]:
+    """What is the same in every prompt of an agent's joiner."""
     system = _JOINER if final else f"{_JOINER}\n{_REPLAN}"
     if instructions:
         system += f"\n\n{instructions}"
@@ -244,16 +284,16 @@ def join_messages(
     for results, result, example, answer in _JOIN_EXAMPLES:
         messages.append(Message("user", _asked(example, results, result)))
         messages.append(Message("assistant", answer))
-    results = observations(tasks, outcomes, faults, sources or {}) or "(no tool was called)"
-    result = _result(tasks, outcomes, sources or {})
-    messages.append(Message("user", _asked(question, results, result)))
     return tuple(messages)
+
+
+_RESULTS = "Results:\n"
 
 
 def _asked(question: str, results: str, result: str) -> str:
     # The question last: it is nearest to what the model writes, and while tools still run
-    # the results before it can be read already.
-    asked = f"Results:\n{results}\n\nQuestion: {question}"
+    # the results before it can be read already (`join_prefix`).
+    asked = f"{_RESULTS}{results}\n\nQuestion: {question}"
     return f"{asked}\nThe plan's result: {result}" if result else asked
 
 
@@ -287,30 +327,72 @@ def observations(
 
     What is too much for `RESULTS_CHARS` is shortened or left out, as `_within` says.
     """
-    used = _used(tasks, outcomes)
-    brought: dict[int, list[Source]] = {}
-    for source in (sources or {}).values():
-        brought.setdefault(source.task_id, []).append(source)
-    unusable: dict[int, str] = {}
-    loose: list[str] = []
-    for fault in faults:
-        text = _cut(fault.message, FAULT_CHARS)
-        if fault.line:
-            text = f"A line of the plan was not usable: {text} (line {fault.line!r:.160})"
-        if fault.task_id is None or fault.task_id in tasks or fault.task_id in unusable:
-            loose.append(text)
-        else:
-            unusable[fault.task_id] = text
-    if len(loose) > MAX_FAULTS:
-        loose[MAX_FAULTS:] = [f"and {len(loose) - MAX_FAULTS} more faults of the plan"]
+    telling = _Telling(tasks, outcomes, faults, sources or {})
+    results = _within(RESULTS_CHARS, telling.ids, telling.used, telling.told)
+    return "\n".join([*results, *telling.loose])
 
-    def told(id: int, room: int) -> str:
-        if id in unusable:
-            return unusable[id]
-        return _observation(tasks[id], outcomes, brought.get(id, []), id in used, room)
 
-    results = _within(RESULTS_CHARS, sorted([*tasks, *unusable]), used, told)
-    return "\n".join([*results, *loose])
+class _Telling:
+    """What the joiner is told of each of ``ids``, the tasks and the unusable lines of the plan.
+
+    ``used`` are the tasks that have fed another, ``loose`` the faults that have no number of
+    their own.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[int, Task],
+        outcomes: Mapping[int, Outcome],
+        faults: Sequence[PlanFault],
+        sources: Mapping[int, Source],
+    ) -> None:
+        self.used = _used(tasks, outcomes)
+        self._tasks = tasks
+        self._outcomes = outcomes
+        self._sources: dict[int, list[Source]] = {}
+        for source in sources.values():
+            self._sources.setdefault(source.task_id, []).append(source)
+        self._unusable: dict[int, str] = {}
+        loose: list[str] = []
+        for fault in faults:
+            text = _cut(fault.message, FAULT_CHARS)
+            if fault.line:
+                text = f"A line of the plan was not usable: {text} (line {fault.line!r:.160})"
+            if fault.task_id is None or fault.task_id in tasks or fault.task_id in self._unusable:
+                loose.append(text)
+            else:
+                self._unusable[fault.task_id] = text
+        if len(loose) > MAX_FAULTS:
+            loose[MAX_FAULTS:] = [f"and {len(loose) - MAX_FAULTS} more faults of the plan"]
+        self.loose = loose
+        self.ids = sorted([*tasks, *self._unusable])
+
+    def told(self, id: int, room: int) -> str:
+        """What is said of ``id``; its result in ``room`` characters or fewer."""
+        return self._told(id, room, id in self.used)
+
+    def is_settled(self, id: int) -> bool:
+        """Whether `told` says the same of ``id`` however the tasks end that still run."""
+        if id in self._unusable:
+            return True
+        shown = (id, *self._tasks[id].needs)
+        if any(each in self._tasks and each not in self._outcomes for each in shown):
+            return False
+        if id in self.used or id not in self._awaited:
+            return True
+        return self._told(id, PAGE_CHARS, True) == self._told(id, PAGE_CHARS, False)
+
+    @cached_property
+    def _awaited(self) -> set[int]:
+        """The tasks whose results may yet feed another."""
+        waiting = (task for id, task in self._tasks.items() if id not in self._outcomes)
+        return {need for task in waiting for need in task.needs}
+
+    def _told(self, id: int, room: int, used: bool) -> str:
+        if id in self._unusable:
+            return self._unusable[id]
+        sources = self._sources.get(id, [])
+        return _observation(self._tasks[id], self._outcomes, sources, used, room)
 
 
 def _within(

@@ -20,6 +20,7 @@ from agentpar.errors import GrammarRefused, ModelServerError, UsageError
 from agentpar.events import Usage
 from agentpar.net import retry_after
 from agentpar.ports import Capability, ModelRequest
+from agentpar.runtime.launch import BACKGROUND
 from agentpar.runtime.refusal import refusal
 
 MAX_LINE = 16 << 20  # bytes; no honest piece of a stream is longer
@@ -59,6 +60,7 @@ class OpenAIRuntime:
         self._retries = retries
         self._enforces: frozenset[Capability] | None = None
         self._refused_a_grammar = False
+        self._takes_priority = True
         self._clients: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
 
     def __repr__(self) -> str:
@@ -76,7 +78,7 @@ class OpenAIRuntime:
         begun = False
 
         def again(error: BaseException) -> bool:
-            return not begun and _again(error)
+            return not begun and (self._drop_priority(body, error) or _again(error))
 
         try:
             async for attempt in self._attempts(again):
@@ -93,9 +95,10 @@ class OpenAIRuntime:
             raise self._failed(error, begun=begun) from error
 
     async def capabilities(self) -> frozenset[Capability]:
-        """What the server can enforce: both where it is vLLM, nothing where it is unknown.
+        """What the server can do: all where it is vLLM, nothing where it is unknown.
 
-        No grammar any more once it has refused one, so that not every run asks in vain.
+        No prefill where it says that it caches no prefixes. No grammar any more once it has
+        refused one, so that not every run asks in vain.
         """
         able = await self._constraints()
         return able - {"grammar"} if self._refused_a_grammar else able
@@ -161,6 +164,8 @@ class OpenAIRuntime:
         if request.grammar is not None:
             await self._require("grammar")
             body["structured_outputs"] = {"grammar": request.grammar}
+        if request.background and self._takes_priority and await self._constraints():
+            body["priority"] = BACKGROUND
         if request.json_schema is not None:
             await self._require("json_schema")
             schema = {"name": "answer", "schema": dict(request.json_schema), "strict": True}
@@ -172,9 +177,24 @@ class OpenAIRuntime:
         if self._enforces is None:
             root = self._url.removesuffix("/v1")
             answer = await self._get(f"{root}/version", absent=_NO_SUCH_PAGE | {400, 401, 403})
-            is_vllm = isinstance(answer, dict) and isinstance(answer.get("version"), str)
-            self._enforces = frozenset({"grammar", "json_schema"} if is_vllm else ())
+            if not isinstance(answer, dict) or not isinstance(answer.get("version"), str):
+                self._enforces = frozenset()
+            else:
+                # vLLM caches prefixes unless told not to; where it shows no metrics, we trust that.
+                hidden = _NO_SUCH_PAGE | {400, 401, 403}
+                metrics = await self._read(f"{root}/metrics", absent=hidden) or b""
+                caches = b'enable_prefix_caching="False"' not in metrics
+                self._enforces = frozenset({"grammar", "json_schema"})
+                self._enforces |= {"prefill"} if caches else set()
         return self._enforces
+
+    def _drop_priority(self, body: dict[str, Any], error: BaseException) -> bool:
+        """Whether ``error`` is about the priority in ``body``, which then has none any more."""
+        about = isinstance(error, _Refused) and "priority" in str(error).lower()
+        if not about or body.pop("priority", None) is None:
+            return False
+        self._takes_priority = False
+        return True
 
     async def _require(self, capability: Capability) -> None:
         # Not `capabilities`: what another request was refused must not make this one a mistake.
@@ -228,20 +248,25 @@ class OpenAIRuntime:
     async def _get(self, url: str, *, absent: Collection[int] = _NO_SUCH_PAGE) -> Any:
         """The JSON that ``url`` answers with, None where its status is in ``absent``."""
         try:
+            return json.loads(await self._read(url, absent=absent) or b"null")
+        except ValueError:
+            return None
+
+    async def _read(self, url: str, *, absent: Collection[int]) -> bytes | None:
+        """What ``url`` answers with, None where its status is in ``absent``."""
+        try:
             async for attempt in self._attempts(_again):
                 with attempt:
                     async with self._http().stream("GET", url) as response:
                         if response.status_code in absent:
                             return None
                         await self._check(response)
-                        try:
-                            return json.loads(await response.aread())
-                        except ValueError:
-                            return None
+                        return await response.aread()
         except _Refused as error:
             raise ModelServerError(str(error)) from None
         except httpx.HTTPError as error:
             raise self._failed(error, begun=False) from error
+        return None
 
     async def _check(self, response: httpx.Response) -> None:
         if response.is_success:

@@ -48,7 +48,12 @@ class EngineRuntime:
         prompt = {"prompt_token_ids": _token_ids(engine.get_tokenizer(), request)}
         usage = Usage(prompt_tokens=len(prompt["prompt_token_ids"]), calls=1)
         try:
-            outputs = engine.generate(prompt, _sampling(request), f"agentpar-{uuid.uuid4()}")
+            outputs = engine.generate(
+                prompt,
+                _sampling(request),
+                f"agentpar-{uuid.uuid4()}",
+                priority=launch.BACKGROUND if request.background else 0,
+            )
             async with aclosing(outputs):
                 async for output in outputs:
                     piece = output.outputs[0]
@@ -67,10 +72,13 @@ class EngineRuntime:
         yield usage
 
     async def capabilities(self) -> frozenset[Capability]:
-        """Both, as vLLM enforces grammars and schemas; no grammar any more once it refused one."""
+        """All, as this is vLLM; no grammar any more once it refused one."""
+        able: set[Capability] = {"grammar", "json_schema"}
         if self._refused_a_grammar:
-            return frozenset({"json_schema"})
-        return frozenset({"grammar", "json_schema"})
+            able.discard("grammar")
+        if self._engine_args.get("enable_prefix_caching", True):
+            able.add("prefill")
+        return frozenset(able)
 
     async def aclose(self) -> None:
         """End the engine and its processes."""
@@ -95,6 +103,7 @@ class EngineRuntime:
         settings: dict[str, Any] = {
             "model": str(folder),
             "enable_prefix_caching": True,
+            "scheduling_policy": "priority",
             "structured_outputs_config": launch.STRUCTURED,
         }
         if device == "cpu":

@@ -23,6 +23,10 @@ GIB = 1 << 30
 STRUCTURED = {"backend": "xgrammar", "disable_any_whitespace": True}
 
 
+BACKGROUND = 1
+"""The priority of a background request: vLLM serves lower numbers first, and others have 0."""
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """The installed vLLM: the device it was built for, and its version."""
@@ -75,6 +79,8 @@ def command(
     argv += ["--host", "127.0.0.1", "--port", str(port)]
     # Agents send the same system prompt again and again, and report what was cached of it.
     argv += ["--enable-prefix-caching", "--enable-prompt-tokens-details"]
+    # What is read ahead (`ModelRequest.background`) waits behind what somebody waits for.
+    argv += ["--scheduling-policy", "priority"]
     argv += ["--structured-outputs-config", json.dumps(STRUCTURED)]
     if device == "cpu":
         argv += ["--max-model-len", "8192", "--dtype", "bfloat16"]

@@ -19,7 +19,8 @@ class ScriptedRuntime:
 
     A text comes in pieces of ``chunk`` characters with ``delay`` seconds before each. An
     exception among the texts is raised instead. As on a real server, a text ends before the
-    first of the request's ``stop`` strings. ``requests`` holds what was asked so far.
+    first of the request's ``stop`` strings. A ``background`` request takes no text, as nobody
+    reads what it would write. ``requests`` holds what was asked so far.
     Usage counts words between white space, since there is no tokenizer.
 
     Example: ``ScriptedRuntime(['1. population(country="Chile")\\\\njoin()', "19.6 million [1]"])``
@@ -39,20 +40,15 @@ class ScriptedRuntime:
             raise UsageError(f"chunk is {chunk!r}; a piece has at least 1 character")
         self.requests: list[ModelRequest] = []
         self._texts = list(texts)
+        self._given = 0
         self._chunk = chunk
         self._delay = delay
         self._capabilities = frozenset(capabilities)
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
         """Yield the next text in pieces, then its `Usage`; `UsageError` after the last text."""
-        number = len(self.requests)
-        if number >= len(self._texts):
-            raise UsageError(
-                f"the script has {len(self._texts)} texts and a further one was asked for; each "
-                "plan and each answer takes one, and again after a replan"
-            )
+        text = self._next(request)
         self.requests.append(request)
-        text = self._texts[number]
         if isinstance(text, Exception):
             raise text
         for stop in request.stop:
@@ -62,6 +58,18 @@ class ScriptedRuntime:
             yield text[start : start + self._chunk]
         asked = sum(len(message.content.split()) for message in request.messages)
         yield Usage(prompt_tokens=asked, completion_tokens=len(text.split()), calls=1)
+
+    def _next(self, request: ModelRequest) -> str | Exception:
+        if request.background:
+            return ""
+        number = self._given
+        if number >= len(self._texts):
+            raise UsageError(
+                f"the script has {number} texts and a further one was asked for; each "
+                "plan and each answer takes one, and again after a replan"
+            )
+        self._given += 1
+        return self._texts[number]
 
     async def capabilities(self) -> frozenset[Capability]:
         """What the script was said to be capable of; it enforces nothing."""

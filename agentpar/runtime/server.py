@@ -255,7 +255,7 @@ async def _wait_healthy(handle: ServerHandle, progress: Progress) -> None:
     while not await asyncio.to_thread(healthy, handle):
         waited = time.monotonic() - begun
         text = handle.log.read_text(encoding="utf-8", errors="replace")
-        if not _lives(handle.pid):
+        if not _lives(handle.pid, new=handle.started):
             raise ModelServerError(
                 f"vLLM ended while it was starting {handle.model!r}: {_why(text)} "
                 f"(the whole log: {handle.log})"
@@ -327,12 +327,18 @@ def _read(file: Path) -> ServerHandle | None:
         return None  # of another version, or damaged: as good as none
 
 
-def _lives(pid: int) -> bool:
-    """Whether ``pid`` is a server of ours: numbers come round again, so its session counts."""
+def _lives(pid: int, *, new: bool = False) -> bool:
+    """Whether ``pid`` is a server of ours: numbers come round again, so its session counts.
+
+    A ``new`` one, which we have just spawned, may have no command yet; a zombie has none any more.
+    """
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)  # one that we started and that has ended would stay a zombie
+    process = Path(f"/proc/{pid}")
     try:
-        return os.getsid(pid) == pid and b"vllm" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        command = (process / "cmdline").read_bytes()
+        begins = new and not command and b") Z " not in (process / "stat").read_bytes()
+        return os.getsid(pid) == pid and (begins or b"vllm" in command)
     except FileNotFoundError:
         return not Path("/proc").is_dir()  # without /proc the session has to do
     except OSError:

@@ -86,6 +86,7 @@ planner:
   replan_on: failure
   extended: true
   grammar: never
+  prefill: always
   examples: [{question: What is 1 + 1?, plan: "1. calc(expression=\\"1 + 1\\")\\njoin()"}]
 tools: [calc]
 policies:
@@ -126,6 +127,7 @@ permissions:
         "seed": 7,
         "max_answer_tokens": 2000,
         "grammar": False,
+        "prefill": True,
         "max_plan_tokens": 4000,
         "max_plan_lines": 100,
         "max_tasks": 2000,

@@ -655,3 +655,50 @@ def test_counting_stops_at_the_limit() -> None:
     start = time.perf_counter()
     assert exceeds(value, 10_000)
     assert time.perf_counter() - start < 0.1
+
+
+# Work beside the run
+
+
+async def test_work_beside_the_run_ends_when_the_joiner_starts() -> None:
+    """It is asked for after every event, runs at once, and the joiner does not wait for it."""
+    begun, ended = asyncio.Event(), asyncio.Event()
+    heard: list[Event] = []
+
+    async def work() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    def beside(event: Event) -> Any:
+        heard.append(event)
+        return work() if isinstance(event, PlanEnded) else None
+
+    @tool
+    async def late() -> str:
+        """Ends once the work beside has begun."""
+        await begun.wait()
+        assert not ended.is_set()
+        return "late"
+
+    run = await Run(Task.of(1, "late"), tools={"late": late}, beside=beside).go()
+    assert ended.is_set()
+    assert run.end.status == "answered"
+    assert heard == run.events[:-1]
+
+
+async def test_work_beside_a_held_joiner_ends_too() -> None:
+    """A run that stops in front of its joiner leaves nothing behind and can go on."""
+
+    async def forever() -> None:
+        await asyncio.Event().wait()
+
+    def beside(event: Event) -> Any:
+        return forever() if isinstance(event, TaskPlanned) else None
+
+    run = Run(Task.of(1, "nap"), beside=beside, hold=lambda command: isinstance(command, Join))
+    async with asyncio.timeout(5):
+        await run.driver.run(START)
+    assert run.driver.held == [Join(1, final=False)]

@@ -53,6 +53,7 @@ class Wire:
         self.requests: list[Connection] = []
         self.asked = asyncio.Event()
         self.is_vllm = False
+        self.metrics = ""
         self.most_at_once = 0
         self._open = 0
         self.url = ""
@@ -97,6 +98,9 @@ class Wire:
             case "/version" if self.is_vllm:
                 await request.head(kind="application/json")
                 await request.send('{"version": "0.32.0"}')
+            case "/metrics" if self.metrics:
+                await request.head(kind="text/plain")
+                await request.send(self.metrics)
             case "/v1/chat/completions":
                 self.requests.append(request)
                 self.asked.set()

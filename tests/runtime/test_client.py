@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -106,7 +107,7 @@ async def test_constraints_reach_a_vllm_and_only_a_vllm(wire: Any) -> None:
         await read(unknown, ModelRequest(ASK.messages, grammar='root ::= "a"'))
     wire.is_vllm = True
     known = OpenAIRuntime(wire.url)
-    assert await known.capabilities() == {"grammar", "json_schema"}
+    assert await known.capabilities() == {"grammar", "json_schema", "prefill"}
     await read(known, ModelRequest(ASK.messages, grammar='root ::= "a"'))
     await read(known, ModelRequest(ASK.messages, json_schema={"type": "integer"}))
     by_grammar, by_schema = (request.body for request in wire.requests)
@@ -114,6 +115,42 @@ async def test_constraints_reach_a_vllm_and_only_a_vllm(wire: Any) -> None:
     assert by_schema["response_format"]["json_schema"]["schema"] == {"type": "integer"}
     await unknown.aclose()
     await known.aclose()
+
+
+@pytest.mark.parametrize(("said", "able"), [("True", True), ("False", False), ("", True)])
+async def test_a_vllm_without_a_prefix_cache_cannot_prefill(
+    wire: Any, said: str, able: bool
+) -> None:
+    """Its metrics say so; where it shows none, it has vLLM's default."""
+    wire.is_vllm = True
+    if said:
+        wire.metrics = f'vllm:cache_config_info{{enable_prefix_caching="{said}"}} 1.0\n'
+    runtime = OpenAIRuntime(wire.url)
+    assert ("prefill" in await runtime.capabilities()) == able
+    assert "grammar" in await runtime.capabilities()
+    await runtime.aclose()
+
+
+async def test_background_requests_let_others_go_first(wire: Any) -> None:
+    """They say so to a vLLM, whose lower numbers go first; no other server is told."""
+    wire.answers = [good]
+    for wire.is_vllm in (True, False):
+        runtime = OpenAIRuntime(wire.url)
+        await read(runtime, ASK)
+        await read(runtime, replace(ASK, background=True))
+        await runtime.aclose()
+    assert [request.body.get("priority") for request in wire.requests] == [None, 1, None, None]
+
+
+async def test_a_server_that_refuses_priorities_is_asked_without(wire: Any) -> None:
+    """Once, and from then on it is not told any."""
+    wire.is_vllm = True
+    wire.answers = [refuse("400 Bad Request", body="Got priority 1, but scheduling is fcfs"), good]
+    runtime = OpenAIRuntime(wire.url)
+    for _ in range(2):
+        await read(runtime, replace(ASK, background=True))
+    assert [request.body.get("priority") for request in wire.requests] == [1, None, None]
+    await runtime.aclose()
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
@@ -196,7 +233,10 @@ async def test_a_refused_grammar_is_an_error_of_its_own(wire: Any) -> None:
     for _ in range(2):
         with pytest.raises(GrammarRefused, match="Invalid grammar specification: rule x"):
             await read(runtime, bound)
-        assert await runtime.capabilities() == {"json_schema"}  # the next run need not try
+        assert await runtime.capabilities() == {
+            "json_schema",
+            "prefill",
+        }  # the next run need not try
     with pytest.raises(ModelServerError, match="context length") as caught:
         await read(runtime, bound)
     assert not isinstance(caught.value, GrammarRefused)

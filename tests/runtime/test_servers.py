@@ -173,10 +173,13 @@ def pretend(
     with contextlib.ExitStack() as stack:
 
         def start(model: str, port: int, since: float = 0.0) -> subprocess.Popen[bytes]:
-            command = [sys.executable, "-c", "input()", "vllm"]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+            command = [sys.executable, "-c", "print(flush=True); input()", "vllm"]
+            pipe = subprocess.PIPE
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
             stack.enter_context(process)
             stack.callback(process.kill)
+            assert process.stdout is not None
+            process.stdout.readline()  # only now the kernel is sure to show its command
             url = f"http://127.0.0.1:{port}/v1"
             state = {"base_url": url, "pid": process.pid, "port": port, "since": since}
             state |= {"log": "x.log", "model": model}
@@ -184,6 +187,18 @@ def pretend(
             return process
 
         yield start
+
+
+def test_a_server_lives_from_the_moment_it_was_spawned() -> None:
+    """The kernel has no command to show then, and on a busy machine for longer."""
+    for _ in range(20):
+        pid = os.posix_spawn("/bin/sleep", ["vllm", "60"], {}, setsid=True)
+        try:
+            assert server._lives(pid, new=True)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        assert not server._lives(pid, new=True)
 
 
 def test_running_servers_come_oldest_first(pretend: Any, tmp_path: Path) -> None:
