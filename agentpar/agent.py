@@ -34,7 +34,7 @@ from agentpar.memory.evidence import check
 from agentpar.planner.joiner import Joiner
 from agentpar.planner.planner import Planner
 from agentpar.planner.prompts import Example
-from agentpar.ports import Runtime
+from agentpar.ports import Named, RunInfo, Runtime, Watch
 from agentpar.runtime import open_runtime
 from agentpar.session import Session, Settings
 from agentpar.tools.base import Tool, ToolSource
@@ -117,7 +117,8 @@ class Agent:
     before a tool whose effect is "write" runs (``approve(task, args)``, sync or async: True, or
     False, or why not); without it such calls fail. ``runs`` is a
     folder that gets one folder with ``events.jsonl`` per run; the id of a run that is in it
-    cannot be used again.
+    cannot be used again. ``watch`` are watchers of every run, such as
+    `agentpar.watch.OpenTelemetry`; one that raises is told of in a log and left out.
 
     Use as ``async with Agent(…) as agent`` or call `aclose` to release connections.
     """
@@ -146,6 +147,7 @@ class Agent:
         max_result_bytes: int = 2_000_000,
         approve: Approve | None = None,
         runs: str | Path | None = None,
+        watch: Iterable[Watch] = (),
     ) -> None:
         if (model is None) == (runtime is None):
             raise UsageError(
@@ -154,6 +156,13 @@ class Agent:
             )
         if approve is not None and not callable(approve):
             raise UsageError(f"approve must be a function (task, args) -> bool, got {approve!r}")
+        self._watch = tuple(watch)
+        for watcher in self._watch:
+            if not callable(watcher):
+                raise UsageError(
+                    f"watch takes watchers such as OpenTelemetry(), got {watcher!r}: a watcher is "
+                    "called with a RunInfo and gives a context manager"
+                )
         if timeout is not None and timeout <= 0:
             raise UsageError(f"timeout must be more than 0 seconds, or None, got {timeout!r}")
         for label, number, least in (
@@ -367,15 +376,19 @@ class Agent:
         settings = replace(self._settings, note=self._note())
         if self._runs is not None:
             settings = replace(settings, record=self._runs / run_id / "events.jsonl")
+        past = tuple(history)
+        runtime = self._runtime if isinstance(self._runtime, Named) else None
         return Session(
             run_id,
             planner,
             joiner,
             self._tools,
             settings,
-            history=history,
+            history=past,
             hold=hold,
             observers=observers,
+            watch=self._watch,
+            info=RunInfo(run_id, self.name, runtime, past),
         )
 
     def _note(self) -> str:

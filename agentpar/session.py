@@ -18,7 +18,9 @@ from agentpar.executor.record import RecordWriter
 from agentpar.memory.evidence import sources
 from agentpar.planner.joiner import Joiner, JoinRequest
 from agentpar.planner.planner import Planner, PlanRequest
+from agentpar.ports import RunInfo, Watch
 from agentpar.tools.base import Tool
+from agentpar.watchers import Watchers
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,8 @@ class Session:
 
     ``history`` is what happened in an earlier part of the run, `due` what it left to do;
     ``hold`` keeps commands back (see `Driver`). `events` has every event of the run,
-    earlier parts included.
+    earlier parts included. ``observers`` are part of the run: one that raises ends it.
+    ``watch`` is not, and is told of ``info`` first.
     """
 
     def __init__(
@@ -53,6 +56,8 @@ class Session:
         history: Iterable[Event] = (),
         hold: Callable[[Command], bool] | None = None,
         observers: Sequence[Callable[[Event], None]] = (),
+        watch: Sequence[Watch] = (),
+        info: RunInfo | None = None,
     ) -> None:
         self.run_id = run_id
         self.events: list[Event] = list(history)
@@ -66,6 +71,7 @@ class Session:
         if settings.record is not None:
             writer = RecordWriter(settings.record, self.machine, history=tuple(self.events))
         self._writer = writer
+        self._watchers = Watchers(watch, info or RunInfo(run_id))
         self.driver = Driver(
             self.machine,
             tools=tools,
@@ -76,7 +82,12 @@ class Session:
             hold=hold,
             timeout=settings.timeout,
             max_result_bytes=settings.max_result_bytes,
-            observers=[self.events.append, *([writer.event] if writer else []), *observers],
+            observers=[
+                self.events.append,
+                *([writer.event] if writer else []),
+                *observers,
+                *([self._watchers] if watch else []),
+            ],
             command_observers=[writer.command] if writer else [],
         )
 
@@ -97,6 +108,7 @@ class Session:
         with ExitStack() as stack:
             if self._writer is not None:
                 stack.enter_context(self._writer)
+            stack.enter_context(self._watchers)
             await self.driver.run(*events, due=self.due)
 
     def answer(self) -> Answer:

@@ -24,8 +24,8 @@ FLOORS = (
     ("errors", "plan"),
     ("events", "ports", "net", "tools", "cache", "ids", "plaintext"),
     ("planner", "executor", "memory", "runtime", "miniweb"),
-    ("agent", "answer", "session"),
-    ("config", "display", "timeline", "drawing", "story", "langgraph"),
+    ("agent", "answer", "session", "watchers"),
+    ("config", "display", "timeline", "drawing", "story", "langgraph", "watch"),
     ("cli", "doctor", "__init__"),
 )
 ROOMS = FLOORS[2]  # on one floor, and no door between them
@@ -36,7 +36,19 @@ FLOOR_OF = {name: number for number, names in enumerate(FLOORS, 1) for name in n
 # users look for there. The files load when the methods are called.
 CONVENIENCES = {("agent", "config"), ("agent", "langgraph")}
 
-HEAVY = ("torch", "vllm", "langgraph", "typer", "rich", "tantivy", "mcp", "pydantic", "httpx")
+HEAVY = (
+    "torch",
+    "vllm",
+    "langgraph",
+    "typer",
+    "rich",
+    "tantivy",
+    "mcp",
+    "pydantic",
+    "httpx",
+    "opentelemetry",
+    "prometheus_client",
+)
 
 
 def _modules() -> Iterator[tuple[str, Path]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ from pydantic import ValidationError
 
 from agentpar.config.complaints import complaints
 from agentpar.config.environment import fill
-from agentpar.config.fields import AgentFile, ToolEntry, revealed
+from agentpar.config.fields import AgentFile, ToolEntry, WatchFields, revealed
 from agentpar.config.shape import Remark, Shape, dotted
 from agentpar.config.source import Loc, Mark, Node, read_text, read_yaml
 from agentpar.config.tools import Make, makers
 from agentpar.errors import ConfigError
 from agentpar.planner.planner import plan_problems
 from agentpar.planner.prompts import Example
+from agentpar.ports import Watch
 from agentpar.tools.base import Tool
 
 _GRAMMAR = {"auto": None, "always": True, "never": False}
@@ -62,6 +63,7 @@ class AgentSpec:
             "concurrency": file.defaults.concurrency,
             "timeout": file.defaults.timeout,
             "max_result_bytes": file.limits.max_result_bytes,
+            "watch": tuple(_watchers(file.watch)),
         }
         if file.planner.examples is not None:
             arguments["examples"] = tuple(
@@ -177,6 +179,18 @@ def _check_examples(fields: AgentFile, root: Node, known: Mapping[str, Tool], sh
         loc = ("planner", "examples", index, "plan")
         for problem in plan_problems(example.plan, known):
             shape.problems.append(Remark(root.find(loc).mark, f"{dotted(loc)}: {problem}"))
+
+
+def _watchers(fields: WatchFields) -> Iterator[Watch]:
+    """Who watches; each loads its packages only where the file asks for it."""
+    if fields.otel:
+        from agentpar.watch.otel import OpenTelemetry
+
+        yield OpenTelemetry(content=fields.content)
+    if fields.prometheus is not None:
+        from agentpar.watch.prometheus import Prometheus
+
+        yield Prometheus(port=fields.prometheus.port, host=fields.prometheus.host)
 
 
 # Files that the file names

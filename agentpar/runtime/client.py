@@ -64,6 +64,16 @@ class OpenAIRuntime:
     def __repr__(self) -> str:
         return f"OpenAIRuntime({self.base_url!r}, model={self._model!r})"
 
+    @property
+    def provider(self) -> str:
+        """``"vllm"`` once the server has said that it is one, else ``"openai"``: its protocol."""
+        return "vllm" if self._enforces else "openai"
+
+    @property
+    def model_name(self) -> str:
+        """The name the server knows the model by; empty until it is known."""
+        return self._model or ""
+
     async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
         """Yield text pieces, then one `Usage` (all zeros but ``calls`` if the server tells none).
 

@@ -85,8 +85,10 @@ planner:
 tools: [calc]
 defaults: {timeout: 1m, concurrency: 8}
 limits: {max_result_bytes: 1MiB}
+watch: {otel: "${TRACE}", prometheus: {port: 9465}}
 """,
         KEY=CANARY,
+        TRACE="true",
     )
     arguments = spec.arguments()
     (example,) = arguments.pop("examples")
@@ -96,6 +98,10 @@ limits: {max_result_bytes: 1MiB}
     )
     (tool,) = arguments.pop("tools")
     assert tool.name == "calc"
+    assert [type(watcher).__name__ for watcher in arguments.pop("watch")] == [
+        "OpenTelemetry",
+        "Prometheus",
+    ]
     assert arguments == {
         "name": "full",
         "instructions": "Be brief.",
@@ -203,7 +209,7 @@ def test_a_known_other_word_is_read_with_a_note(folder: Path) -> None:
         (
             "zzz: 1\n",
             "agent.yaml:1:1: zzz: unknown field, known here: version, name, instructions, model, "
-            "planner, tools, defaults, limits",
+            "planner, tools, defaults, limits, watch",
         ),
         ("tools:\n  - calcc\n", "agent.yaml:2:5: tools[0]: there is no tool 'calcc', did you mean calc?"),
         (
@@ -220,6 +226,9 @@ def test_a_known_other_word_is_read_with_a_note(folder: Path) -> None:
          "agent.yaml:2:1: instructions: instructions is given already, by another word"),
         ("planner: {grammar: yes}\n",
          "agent.yaml:1:20: planner.grammar: must be 'auto', 'always' or 'never', not 'yes'"),
+        ("watch: {otel: yes}\n", "agent.yaml:1:15: watch.otel: must be true or false, not 'yes'"),
+        ("watch: {prometheus: {port: 0}}\n",
+         "agent.yaml:1:28: watch.prometheus.port: must be at least 1, not 0"),
         ("planner: {stream: true}\n",
          "agent.yaml:1:11: planner.stream: the plan is always streamed; leave it out"),
         ("planner: {examples: [{question: q}]}\n",
