@@ -35,7 +35,9 @@ from agentpar.planner.joiner import Joiner
 from agentpar.planner.planner import Planner
 from agentpar.planner.prompts import Example
 from agentpar.ports import Named, RunInfo, Runtime, Watch
+from agentpar.redact import SHORTEST, Redactor, url_credentials
 from agentpar.runtime import open_runtime
+from agentpar.runtime.redacted import RedactedRuntime
 from agentpar.session import Session, Settings
 from agentpar.tools.base import Tool, ToolSource
 from agentpar.tools.function import toolbox
@@ -120,6 +122,10 @@ class Agent:
     cannot be used again. ``watch`` are watchers of every run, such as
     `agentpar.watch.OpenTelemetry`; one that raises is told of in a log and left out.
 
+    No event of a run shows the credentials that the agent, its tools and its model were given,
+    nor ``secrets``, further values of at least 8 characters: they become ``***`` before model,
+    record and watchers see what a tool or a server said.
+
     Use as ``async with Agent(…) as agent`` or call `aclose` to release connections.
     """
 
@@ -148,6 +154,7 @@ class Agent:
         approve: Approve | None = None,
         runs: str | Path | None = None,
         watch: Iterable[Watch] = (),
+        secrets: Iterable[str] = (),
     ) -> None:
         if (model is None) == (runtime is None):
             raise UsageError(
@@ -156,6 +163,12 @@ class Agent:
             )
         if approve is not None and not callable(approve):
             raise UsageError(f"approve must be a function (task, args) -> bool, got {approve!r}")
+        self._own_secrets = tuple(secrets)
+        if any(len(secret) < SHORTEST for secret in self._own_secrets):
+            raise UsageError(
+                f"secrets must have at least {SHORTEST} characters: a shorter one is found in "
+                "ordinary words"
+            )
         self._watch = tuple(watch)
         for watcher in self._watch:
             if not callable(watcher):
@@ -258,7 +271,13 @@ class Agent:
         """
         from agentpar.langgraph import build_graph
 
-        return build_graph(self._session, self._alone, name=self.name, checkpointer=checkpointer)
+        return build_graph(
+            self._session,
+            self._alone,
+            name=self.name,
+            checkpointer=checkpointer,
+            hide=lambda text: self._redactor().text(text),
+        )
 
     async def tools(self) -> Mapping[str, Tool]:
         """The agent's tools by name; opens sources such as MCP servers where needed."""
@@ -354,8 +373,10 @@ class Agent:
         await self._open()
         assert self._tools is not None
         assert self._runtime is not None
+        redactor = self._redactor()
+        runtime = RedactedRuntime(self._runtime, redactor) if redactor else self._runtime
         planner = Planner(
-            self._runtime,
+            runtime,
             self._tools,
             examples=self._examples,
             instructions=self._instructions,
@@ -366,7 +387,7 @@ class Agent:
             seed=self._seed,
         )
         joiner = Joiner(
-            self._runtime,
+            runtime,
             check,
             instructions=self._instructions,
             max_tokens=self._max_answer_tokens,
@@ -377,7 +398,7 @@ class Agent:
         if self._runs is not None:
             settings = replace(settings, record=self._runs / run_id / "events.jsonl")
         past = tuple(history)
-        runtime = self._runtime if isinstance(self._runtime, Named) else None
+        named = self._runtime if isinstance(self._runtime, Named) else None
         return Session(
             run_id,
             planner,
@@ -388,8 +409,17 @@ class Agent:
             hold=hold,
             observers=observers,
             watch=self._watch,
-            info=RunInfo(run_id, self.name, runtime, past),
+            info=RunInfo(run_id, self.name, named, past),
+            redactor=redactor,
         )
+
+    def _redactor(self) -> Redactor:
+        """Of all that is secret, as far as what holds it has been opened by now."""
+        tools = () if self._tools is None else self._tools.values()
+        holders = (self._runtime, *self._given, *tools)
+        held = (secret for holder in holders for secret in getattr(holder, "secrets", ()))
+        key = () if self._api_key is None else (self._api_key,)
+        return Redactor([*self._own_secrets, *key, *url_credentials(self._model or ""), *held])
 
     def _note(self) -> str:
         """What the sources of the tools say of themselves: that their web is simulated, say."""

@@ -69,8 +69,9 @@ def build_graph(
     *,
     name: str,
     checkpointer: Any = None,
+    hide: Callable[[str], str] = str,
 ) -> Any:
-    """Compile the graph.
+    """Compile the graph; ``hide`` takes secrets out of a question, as the record has it.
 
     Works with ``invoke`` (and the sync savers) as with ``ainvoke`` (and the async ones). What
     is invoked at once from several threads, as ``batch`` does, takes turns; ``abatch`` runs
@@ -84,7 +85,7 @@ def build_graph(
         raise MissingPackage("langgraph", extra="langgraph", purpose="as_graph()") from None
 
     async def work(state: GraphState) -> GraphState:
-        return await _work(open_session, state)
+        return await _work(open_session, hide, state)
 
     def work_sync(state: GraphState) -> GraphState:
         try:
@@ -93,7 +94,7 @@ def build_graph(
             run = alone
         else:  # as in a notebook
             run = partial(_beside, alone)
-        return run(partial(_work, open_session, state))
+        return run(partial(_work, open_session, hide, state))
 
     def approve(state: GraphState) -> GraphState:
         verdicts = interrupt({"approve": state["pending"]})
@@ -135,16 +136,19 @@ def _beside(alone: Alone, work: Work) -> GraphState:
             raise
 
 
-async def _work(open_session: OpenSession, state: GraphState) -> GraphState:
+async def _work(
+    open_session: OpenSession, hide: Callable[[str], str], state: GraphState
+) -> GraphState:
     """Run until the answer, or until a command that deserves a checkpoint."""
     question = state.get("question", "")
     if not question.strip():
         raise UsageError("the graph's state needs a 'question': graph.invoke({'question': …})")
     past = [decode(event) for event in state.get("events", [])]
     match past:
-        case [RunStarted(run_id, asked), *_, last] if asked == question and not isinstance(
-            last, RunFinished
-        ):
+        case [RunStarted(run_id, asked), *_, last] if asked in (
+            question,
+            hide(question),
+        ) and not isinstance(last, RunFinished):
             session = await open_session(run_id, history=past, hold=_Boundary())
             await session.run()
         case _:

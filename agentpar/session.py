@@ -19,6 +19,7 @@ from agentpar.memory.evidence import sources
 from agentpar.planner.joiner import Joiner, JoinRequest
 from agentpar.planner.planner import Planner, PlanRequest
 from agentpar.ports import RunInfo, Watch
+from agentpar.redact import Redactor
 from agentpar.tools.base import Tool
 from agentpar.watchers import Watchers
 
@@ -42,7 +43,8 @@ class Session:
     ``history`` is what happened in an earlier part of the run, `due` what it left to do;
     ``hold`` keeps commands back (see `Driver`). `events` has every event of the run,
     earlier parts included. ``observers`` are part of the run: one that raises ends it.
-    ``watch`` is not, and is told of ``info`` first.
+    ``watch`` is not, and is told of ``info`` first. ``redactor`` takes secrets out of
+    whatever happens, before anyone sees it.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Session:
         observers: Sequence[Callable[[Event], None]] = (),
         watch: Sequence[Watch] = (),
         info: RunInfo | None = None,
+        redactor: Redactor | None = None,
     ) -> None:
         self.run_id = run_id
         self.events: list[Event] = list(history)
@@ -71,7 +74,8 @@ class Session:
         if settings.record is not None:
             writer = RecordWriter(settings.record, self.machine, history=tuple(self.events))
         self._writer = writer
-        self._watchers = Watchers(watch, info or RunInfo(run_id))
+        redactor = redactor or Redactor()
+        self._watchers = Watchers(watch, info or RunInfo(run_id), redactor.text)
         self.driver = Driver(
             self.machine,
             tools=tools,
@@ -89,6 +93,7 @@ class Session:
                 *([self._watchers] if watch else []),
             ],
             command_observers=[writer.command] if writer else [],
+            redact=redactor.data if redactor else None,
         )
 
     @property

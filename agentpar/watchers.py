@@ -21,11 +21,14 @@ logger = logging.getLogger("agentpar.watch")
 class Watchers:
     """Opens ``watch`` for one run, tells each every event, closes them; raises nothing.
 
-    What a watcher raises goes to the logger ``agentpar.watch`` as one warning.
+    What a watcher raises goes to the logger ``agentpar.watch`` as one warning, through ``hide``.
     """
 
-    def __init__(self, watch: Sequence[Watch], run: RunInfo) -> None:
+    def __init__(
+        self, watch: Sequence[Watch], run: RunInfo, hide: Callable[[str], str] = str
+    ) -> None:
         self._watch = tuple(watch)
+        self._hide = hide
         self._run = run
         self._watching: list[_Watcher] = []
 
@@ -69,7 +72,7 @@ class Watchers:
             name,
             self._run.run_id,
             type(error).__name__,
-            error,
+            self._hide(str(error)),
         )
 
 

@@ -22,7 +22,7 @@ ROOT = Path(agentpar.__file__).parent
 # module or package of that name and all that is in it.
 FLOORS = (
     ("errors", "plan"),
-    ("events", "ports", "net", "tools", "cache", "ids", "plaintext"),
+    ("events", "ports", "net", "tools", "cache", "ids", "plaintext", "redact"),
     ("planner", "executor", "memory", "runtime", "miniweb"),
     ("agent", "answer", "session", "watchers"),
     ("config", "display", "timeline", "drawing", "story", "langgraph", "watch"),

@@ -350,6 +350,8 @@ class AgentFile(Section):
     """Bounds on one run."""
     watch: WatchFields = WatchFields()
     """Who watches the runs besides the record."""
+    secrets: list[SecretStr] = []
+    """Further values that no output may show, such as a key that a Python tool uses."""
 
 
 def section_in(annotation: Any) -> type[Section] | None:

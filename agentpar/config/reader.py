@@ -20,6 +20,7 @@ from agentpar.errors import ConfigError
 from agentpar.planner.planner import plan_problems
 from agentpar.planner.prompts import Example
 from agentpar.ports import Watch
+from agentpar.redact import SHORTEST
 from agentpar.tools.base import Tool
 
 _GRAMMAR = {"auto": None, "always": True, "never": False}
@@ -64,6 +65,7 @@ class AgentSpec:
             "timeout": file.defaults.timeout,
             "max_result_bytes": file.limits.max_result_bytes,
             "watch": tuple(_watchers(file.watch)),
+            "secrets": tuple(map(revealed, file.secrets)),
         }
         if file.planner.examples is not None:
             arguments["examples"] = tuple(
@@ -111,6 +113,7 @@ def load(
     for loc, message in mistakes:
         shape.problems.append(Remark(root.find(loc).mark, f"{dotted(loc)}: {message}"))
     if fields is not None:
+        _check_secrets(fields, root, shape)
         if not any(loc[0] == "model" for loc, _ in unfilled):
             _check_model(fields, root, shape)
         if not shape.problems:
@@ -147,6 +150,13 @@ def _entries(root: Node) -> list[tuple[Loc, ToolEntry]]:
         if len(entry.model_fields_set) == 1:
             entries.append((("tools", index), entry))
     return entries
+
+
+def _check_secrets(fields: AgentFile, root: Node, shape: Shape) -> None:
+    for index, secret in enumerate(fields.secrets):
+        if len(revealed(secret)) < SHORTEST:
+            text = f"secrets[{index}]: must have at least {SHORTEST} characters"
+            shape.problems.append(Remark(root.find(("secrets", index)).mark, text))
 
 
 def _check_model(fields: AgentFile, root: Node, shape: Shape) -> None:

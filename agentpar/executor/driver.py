@@ -61,7 +61,8 @@ class Driver:
     ``plan`` and ``join`` are coroutines that do what a `Plan` or `Join` command asks and
     emit what happened. ``observers`` are called with every event, in order, inside the
     event loop: they must be quick. A command for which ``hold`` is true is not performed
-    but kept in `held`; when nothing else is left to do, `run` returns with it.
+    but kept in `held`; when nothing else is left to do, `run` returns with it. ``redact``
+    takes secrets out of each event before anyone, the machine included, sees it.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Driver:
         max_result_bytes: int = 2_000_000,
         observers: Sequence[Callable[[Event], None]] = (),
         command_observers: Sequence[Callable[[Command], None]] = (),
+        redact: Callable[[Event], Event] | None = None,
     ) -> None:
         self.machine = machine
         self.clock = clock or RunClock()
@@ -91,6 +93,7 @@ class Driver:
         self._max_result_bytes = max_result_bytes
         self._observers = tuple(observers)
         self._command_observers = tuple(command_observers)
+        self._redact = redact or _as_it_is
         self._inbox: deque[Event] = deque()
         self._draining = False
         self._group: asyncio.TaskGroup | None = None
@@ -137,7 +140,7 @@ class Driver:
         inbox, handle = self._inbox, self.machine.handle
         try:
             while inbox:
-                event = inbox.popleft()
+                event = self._redact(inbox.popleft())
                 self._tell(event)
                 for command in handle(event):
                     for observe in self._command_observers:
@@ -154,7 +157,7 @@ class Driver:
 
     def _end(self, status: Literal["answered", "failed", "cancelled"], error: str) -> None:
         """Tell every observer the last event, those behind one that raises too."""
-        event = RunFinished(status, error, self.clock.now())
+        event = self._redact(RunFinished(status, error, self.clock.now()))
         with ExitStack() as last_first:
             for observe in reversed(self._observers):
                 last_first.callback(observe, event)
@@ -245,6 +248,10 @@ class Driver:
             limit_text = f"max_result_bytes={self._max_result_bytes:,}"
             return Failed(f"{tool.name} returned more than {limit_text}", "size")
         return Ok(value)
+
+
+def _as_it_is(event: Event) -> Event:
+    return event
 
 
 class _Broken(BaseException):

@@ -7,7 +7,7 @@ of the files beside this one; what runs it, and when, is the executor's.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 Effect = Literal["read", "write"]
@@ -23,7 +23,8 @@ class Tool:
     ``call`` takes what ``validate`` returned, as keywords. ``returns`` tells the planner
     in one line what the value looks like, so that it can write ``$1.url``.
     A tool whose ``effect`` is "write" never runs without approval. ``close`` releases what
-    the tool holds (connections); a closed tool opens again at its next call.
+    the tool holds (connections); a closed tool opens again at its next call. ``secrets`` are
+    values, such as the key it calls with, that no event of a run may show.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Tool:
     returns: str = ""
     function: Callable[..., Any] | None = None
     close: Callable[[], Awaitable[None]] | None = None
+    secrets: tuple[str, ...] = field(default=(), repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the decorated function directly, as if it had never been made a tool."""
@@ -49,7 +51,8 @@ class ToolSource(Protocol):
     """Where tools come from that exist only while something is open: an MCP server, say.
 
     One that stands in for the world may have a ``banner``: a sentence on what is simulated.
-    It opens the run's record and every view of it.
+    It opens the run's record and every view of it. One that holds credentials may have
+    ``secrets``, as a `Tool` has.
     """
 
     async def start(self) -> Sequence[Tool]:

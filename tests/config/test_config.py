@@ -86,6 +86,7 @@ tools: [calc]
 defaults: {timeout: 1m, concurrency: 8}
 limits: {max_result_bytes: 1MiB}
 watch: {otel: "${TRACE}", prometheus: {port: 9465}}
+secrets: ["${KEY}"]
 """,
         KEY=CANARY,
         TRACE="true",
@@ -108,6 +109,7 @@ watch: {otel: "${TRACE}", prometheus: {port: 9465}}
         "model": "http://localhost:8000/v1",
         "model_id": "some/model",
         "api_key": CANARY,
+        "secrets": (CANARY,),
         "temperature": 0.5,
         "seed": 7,
         "max_answer_tokens": 2000,
@@ -209,7 +211,7 @@ def test_a_known_other_word_is_read_with_a_note(folder: Path) -> None:
         (
             "zzz: 1\n",
             "agent.yaml:1:1: zzz: unknown field, known here: version, name, instructions, model, "
-            "planner, tools, defaults, limits, watch",
+            "planner, tools, defaults, limits, watch, secrets",
         ),
         ("tools:\n  - calcc\n", "agent.yaml:2:5: tools[0]: there is no tool 'calcc', did you mean calc?"),
         (
@@ -226,6 +228,7 @@ def test_a_known_other_word_is_read_with_a_note(folder: Path) -> None:
          "agent.yaml:2:1: instructions: instructions is given already, by another word"),
         ("planner: {grammar: yes}\n",
          "agent.yaml:1:20: planner.grammar: must be 'auto', 'always' or 'never', not 'yes'"),
+        ("secrets: [short]\n", "agent.yaml:1:11: secrets[0]: must have at least 8 characters"),
         ("watch: {otel: yes}\n", "agent.yaml:1:15: watch.otel: must be true or false, not 'yes'"),
         ("watch: {prometheus: {port: 0}}\n",
          "agent.yaml:1:28: watch.prometheus.port: must be at least 1, not 0"),
