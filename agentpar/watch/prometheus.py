@@ -149,7 +149,7 @@ class _Counting:
                 else:
                     metrics.calls_in_flight.labels(agent, tool).inc()
                 self._started[id] = at
-            case TaskDone(id, outcome, at):
+            case TaskDone(id, outcome, at=at):
                 if id in self._tools:  # else a line that was no call: a fault of the plan
                     self._ended(id, _kind(outcome), at)
             case PlanFault():

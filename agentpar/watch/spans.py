@@ -216,6 +216,8 @@ class SpanTree:
     def _task_done(self, event: TaskDone) -> list[Change]:
         key: Key = ("task", event.task_id)
         match event.outcome:
+            case Ok() if key not in self._open:  # its value was known without a call
+                return [Noted("task.reused", event.at, self._call(event.task_id))]
             case Ok(value):
                 said: dict[str, Value] = {RESULT: _json(value)} if self._content else {}
                 return self._closed(key, event.at, said)

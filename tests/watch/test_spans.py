@@ -22,7 +22,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from sample import HOSTILE, events, hostile_events
 
 from agentpar import Agent, RunFailed, ScriptedRuntime, UsageError, tool
-from agentpar.events import Event, RunFinished, TaskDone
+from agentpar.events import Event, RunFinished, TaskDone, TaskStarted
 from agentpar.ports import RunInfo
 from agentpar.watch import OpenTelemetry
 from agentpar.watch.spans import ROOT, Closed, Noted, Opened, SpanTree
@@ -214,6 +214,18 @@ def test_a_run_carried_on_knows_what_was_planned() -> None:
     assert "execute_tool ?" not in {span.name for span in tracing.spans}
     (root,) = (span for span in tracing.spans if span.parent is None)
     assert root.attributes["agentpar.run.id"] == "r1"
+
+
+def test_a_value_known_without_a_call_is_told_and_is_no_span() -> None:
+    """What took no time is an event of the run's span, so that the trace leaves out nothing."""
+    run = [
+        event for event in events() if not (isinstance(event, TaskStarted) and event.task_id == 7)
+    ]
+    tracing = watched(run)
+    assert "execute_tool calc" not in {span.name for span in tracing.spans}
+    (root,) = (span for span in tracing.spans if span.parent is None)
+    (reused,) = (event for event in root.events if event.name == "task.reused")
+    assert reused.attributes == {"gen_ai.tool.name": "calc", "gen_ai.tool.call.id": "7"}
 
 
 def test_a_run_that_pauses_is_no_error() -> None:
