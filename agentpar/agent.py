@@ -40,8 +40,10 @@ from agentpar.planner.planner import Planner
 from agentpar.planner.prompts import Example
 from agentpar.planner.warmer import Warmer
 from agentpar.policy import Limits, Policy, PolicyFields, PolicyRule, Price, with_rules
-from agentpar.ports import Results, Runtime
+from agentpar.ports import Named, Results, RunInfo, Runtime, Watch
+from agentpar.redact import SHORTEST, Redactor, url_credentials
 from agentpar.runtime import open_runtime
+from agentpar.runtime.redacted import RedactedRuntime
 from agentpar.session import Session, Settings
 from agentpar.tools.base import Tool, ToolSource
 from agentpar.tools.function import toolbox
@@ -144,7 +146,12 @@ class Agent:
     parameter ``label`` that says where the data come from; sync or async: True, or False, or
     why not); without it such calls fail. ``runs`` is a
     folder that gets one folder with ``events.jsonl`` per run; the id of a run that is in it
-    cannot be used again.
+    cannot be used again. ``watch`` are watchers of every run, such as
+    `agentpar.watch.OpenTelemetry`; one that raises is told of in a log and left out.
+
+    No event of a run shows the credentials that the agent, its tools and its model were given,
+    nor ``secrets``, further values of at least 8 characters: they become ``***`` before model,
+    record and watchers see what a tool or a server said.
 
     ``journal`` (``"sqlite:///j.db"``, ``"postgresql://…"`` or `open_journal`'s) keeps every
     run as it goes: `ask` with the ``run_id`` of a run that ended gives the recorded answer
@@ -191,6 +198,8 @@ class Agent:
         approve: Approve | None = None,
         runs: str | Path | None = None,
         journal: str | Journal | None = None,
+        watch: Iterable[Watch] = (),
+        secrets: Iterable[str] = (),
     ) -> None:
         if (model is None) == (runtime is None):
             raise UsageError(
@@ -203,6 +212,19 @@ class Agent:
             if not isinstance(rule, Rule):
                 raise UsageError(
                     f"permissions must be rules such as Rule('send_*', 'ask'), got {rule!r}"
+                )
+        self._own_secrets = tuple(secrets)
+        if any(len(secret) < SHORTEST for secret in self._own_secrets):
+            raise UsageError(
+                f"secrets must have at least {SHORTEST} characters: a shorter one is found in "
+                "ordinary words"
+            )
+        self._watch = tuple(watch)
+        for watcher in self._watch:
+            if not callable(watcher):
+                raise UsageError(
+                    f"watch takes watchers such as OpenTelemetry(), got {watcher!r}: a watcher is "
+                    "called with a RunInfo and gives a context manager"
                 )
         if timeout is not None and timeout <= 0:
             raise UsageError(f"timeout must be more than 0 seconds, or None, got {timeout!r}")
@@ -357,7 +379,13 @@ class Agent:
         """
         from agentpar.langgraph import build_graph
 
-        return build_graph(self._session, self._alone, name=self.name, checkpointer=checkpointer)
+        return build_graph(
+            self._session,
+            self._alone,
+            name=self.name,
+            checkpointer=checkpointer,
+            hide=lambda text: self._redactor().text(text),
+        )
 
     def fuzz(
         self, record: str | Path, *, schedules: int = 1000, seeds: Iterable[int] | None = None
@@ -501,8 +529,10 @@ class Agent:
         await self._open()
         assert self._tools is not None
         assert self._runtime is not None
+        redactor = self._redactor()
+        runtime = RedactedRuntime(self._runtime, redactor) if redactor else self._runtime
         planner = Planner(
-            self._runtime,
+            runtime,
             self._tools,
             examples=self._examples,
             instructions=self._instructions,
@@ -514,7 +544,7 @@ class Agent:
             seed=self._seed,
         )
         joiner = Joiner(
-            self._runtime,
+            runtime,
             check,
             instructions=self._instructions,
             max_tokens=self._max_answer_tokens,
@@ -524,7 +554,7 @@ class Agent:
         warmer = None
         if self._prefill is not False:
             always = self._prefill is True
-            warmer = Warmer(self._runtime, sources, instructions=self._instructions, always=always)
+            warmer = Warmer(runtime, sources, instructions=self._instructions, always=always)
         settings = replace(
             self._settings,
             limits=limits or self._settings.limits,
@@ -535,18 +565,25 @@ class Agent:
         if self._runs is not None:
             settings = replace(settings, record=self._runs / run_id / "events.jsonl")
         if journal is None and self._journal is not None:
-            journal = await self._journal.begin(run_id, question, agent=self.name, history=history)
+            journal = await self._journal.begin(
+                run_id, redactor.text(question), agent=self.name, history=history
+            )
+        past = tuple(history) if journal is None else journal.history
+        named = self._runtime if isinstance(self._runtime, Named) else None
         return Session(
             run_id,
             planner,
             joiner,
             self._tools,
             settings,
-            history=history,
+            history=past,
             hold=hold,
             observers=observers,
             journal=journal,
             warmer=warmer,
+            watch=self._watch,
+            info=RunInfo(run_id, self.name, named, past),
+            redactor=redactor,
         )
 
     async def _learn(self, latencies: Mapping[str, list[float]]) -> None:
@@ -556,6 +593,14 @@ class Agent:
                 self._latencies[tool] = samples
                 if self._journal is not None:
                     await self._journal.keep_latencies(tool, samples)
+
+    def _redactor(self) -> Redactor:
+        """Of all that is secret, as far as what holds it has been opened by now."""
+        tools = () if self._tools is None else self._tools.values()
+        holders = (self._runtime, *self._given, *tools)
+        held = (secret for holder in holders for secret in getattr(holder, "secrets", ()))
+        key = () if self._api_key is None else (self._api_key,)
+        return Redactor([*self._own_secrets, *key, *url_credentials(self._model or ""), *held])
 
     def _note(self) -> str:
         """What the sources of the tools say of themselves: that their web is simulated, say."""

@@ -76,8 +76,9 @@ def build_graph(
     *,
     name: str,
     checkpointer: Any = None,
+    hide: Callable[[str], str] = str,
 ) -> Any:
-    """Compile the graph.
+    """Compile the graph; ``hide`` takes secrets out of a question, as the record has it.
 
     Works with ``invoke`` (and the sync savers) as with ``ainvoke`` (and the async ones). What
     is invoked at once from several threads, as ``batch`` does, takes turns; ``abatch`` runs
@@ -122,7 +123,7 @@ def build_graph(
         return END if state.get("answer") else "work"
 
     graph = StateGraph(GraphState)
-    graph.add_node("begin", _begin)
+    graph.add_node("begin", partial(_begin, hide))
     graph.add_node("work", RunnableLambda(work_sync, afunc=work, name="work"))
     graph.add_node("approve", approve)
     graph.add_edge(START, "begin")
@@ -156,15 +157,16 @@ def _events(state: GraphState) -> list[Event]:
     return [decode(event) for event in state.get("events", [])]
 
 
-def _begin(state: GraphState) -> GraphState:
+def _begin(hide: Callable[[str], str], state: GraphState) -> GraphState:
     """Name the run: the one in the state where that asks the same and has not ended."""
     question = state.get("question", "")
     if not question.strip():
         raise UsageError("the graph's state needs a 'question': graph.invoke({'question': …})")
     match _events(state):
-        case [RunStarted(run_id, asked), *_, last] if asked == question and not isinstance(
-            last, RunFinished
-        ):
+        case [RunStarted(run_id, asked), *_, last] if asked in (
+            question,
+            hide(question),
+        ) and not isinstance(last, RunFinished):
             return {"run_id": run_id}
     return {"run_id": new_run_id()}
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from agentpar.events import Usage
+from agentpar.events import Event, Usage
 from agentpar.plan import Ok
 
 
@@ -77,6 +78,18 @@ class Results(Protocol):
         ...
 
 
+@runtime_checkable
+class Named(Protocol):
+    """A `Runtime` that says who serves it (``"vllm"``, ``"openai"``) and which model that is,
+    empty where it does not know yet."""
+
+    @property
+    def provider(self) -> str: ...
+
+    @property
+    def model_name(self) -> str: ...
+
+
 class Clock(Protocol):
     """Monotonic seconds."""
 
@@ -90,3 +103,22 @@ is done. Total 0: not known. It may be called from any thread."""
 
 def silent(step: str, done: float, total: float) -> None:
     """The `Progress` of someone who is not told."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What a watcher is told of a run, or of one more part of it, before the first event.
+
+    ``history`` is what happened in earlier parts of the same run, which others have watched.
+    """
+
+    run_id: str
+    agent: str = "agent"
+    runtime: Named | None = None
+    history: tuple[Event, ...] = ()
+
+
+Watch = Callable[[RunInfo], AbstractContextManager[Callable[[Event], None]]]
+"""Opens a watcher for one run: what the context gives is called with each event, in order,
+inside the event loop, and must be quick. The context is left when the run, or this part of
+it, is over. A watcher that raises is told of and left out; the run goes on."""

@@ -35,8 +35,10 @@ from agentpar.planner.joiner import Joiner, JoinRequest
 from agentpar.planner.planner import Planner, PlanRequest
 from agentpar.planner.warmer import Warmer
 from agentpar.policy import Limits
-from agentpar.ports import Results
+from agentpar.ports import Results, RunInfo, Watch
+from agentpar.redact import Redactor
 from agentpar.tools.base import Tool
+from agentpar.watchers import Watchers
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,9 @@ class Session:
     ``history`` is what happened in an earlier part of the run, `due` what it left to do;
     ``hold`` keeps commands back (see `Driver`). Without a ``warmer`` the model reads nothing
     before the joiner asks. `events` has every event of the run, earlier parts included. With a
-    ``journal``, the journal's history is the run's.
+    ``journal``, the journal's history is the run's. ``observers`` are part of the run: one that
+    raises ends it. ``watch`` is not, and is told of ``info`` first. ``redactor`` takes secrets out
+    of whatever happens, before anyone sees it.
     """
 
     def __init__(
@@ -78,6 +82,9 @@ class Session:
         observers: Sequence[Callable[[Event], None]] = (),
         journal: RunJournal | None = None,
         warmer: Warmer | None = None,
+        watch: Sequence[Watch] = (),
+        info: RunInfo | None = None,
+        redactor: Redactor | None = None,
     ) -> None:
         self.run_id = run_id
         self._past = tuple(history if journal is None else journal.history)
@@ -101,6 +108,8 @@ class Session:
             known = journal is not None and journal.known
             writer = RecordWriter(settings.record, self.machine, history=self._past, known=known)
         self._writer = writer
+        redactor = redactor or Redactor()
+        self._watchers = Watchers(watch, info or RunInfo(run_id), redactor.text)
         self.driver = Driver(
             self.machine,
             tools=tools,
@@ -120,9 +129,11 @@ class Session:
                 self.events.append,
                 *([writer.event] if writer else []),
                 *observers,
+                *([self._watchers] if watch else []),
             ],
             command_observers=[writer.command] if writer else [],
             beside=self._beside if warmer else None,
+            redact=redactor.data if redactor else None,
         )
         if journal is not None:
             journal.on_error = self.driver.fail
@@ -169,6 +180,7 @@ class Session:
         with ExitStack() as stack:
             if self._writer is not None:
                 stack.enter_context(self._writer)
+            stack.enter_context(self._watchers)
             await self.driver.run(*events, due=self.due)
 
     def answer(self) -> Answer:

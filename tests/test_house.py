@@ -35,10 +35,11 @@ FLOORS = (
         "labels",
         "permissions",
         "optimize",
+        "redact",
     ),
     ("planner", "executor", "memory", "runtime", "miniweb"),
-    ("agent", "answer", "fuzzing", "partial", "session"),
-    ("config", "display", "timeline", "drawing", "story", "langgraph"),
+    ("agent", "answer", "fuzzing", "partial", "session", "watchers"),
+    ("config", "display", "timeline", "drawing", "story", "langgraph", "watch"),
     ("cli", "doctor", "__init__"),
 )
 ROOMS = FLOORS[2]  # on one floor, and no door between them
@@ -60,6 +61,8 @@ HEAVY = (
     "pydantic",
     "httpx",
     "psycopg",
+    "opentelemetry",
+    "prometheus_client",
 )
 
 

@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from agentpar.config.units import count, duration, number, rate, size
+from agentpar.config.units import count, duration, number, rate, size, switch
 
 FILLED = r"\$\{"
 """What every value may hold besides: a reference to the environment."""
@@ -75,6 +75,14 @@ Temperature = Annotated[
     BeforeValidator(number),
     Field(ge=0, le=2),
     _or_text("number", r"\d+(\.\d+)?", minimum=0, maximum=2),
+]
+
+Switch = Annotated[bool, BeforeValidator(switch), _or_text("boolean", "true|false")]
+Port = Annotated[
+    int,
+    BeforeValidator(count),
+    Field(ge=1, le=65535),
+    _or_text("integer", r"\d+", minimum=1, maximum=65535),
 ]
 
 
@@ -396,6 +404,28 @@ class LimitFields(Section):
     """Most bytes of one tool's result; a larger one fails."""
 
 
+class PrometheusFields(Section):
+    """Where a Prometheus finds the metrics while the process runs: ``http://HOST:PORT/metrics``."""
+
+    port: Port = 9464
+    """The port they are served at; agents of one process may share it."""
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    """The address they are served at; ``0.0.0.0`` for every one of this machine."""
+
+
+class WatchFields(Section):
+    """Who watches the runs besides the record."""
+
+    also = {"opentelemetry": "otel", "metrics": "prometheus"}
+
+    otel: Switch = False
+    """Trace runs with OpenTelemetry; its ``OTEL_…`` variables say where the spans go."""
+    content: Switch = False
+    """Put arguments, results, texts and error messages into the spans as well."""
+    prometheus: PrometheusFields | None = None
+    """Serve metrics of the runs."""
+
+
 class AgentFile(Section):
     """An agent: what it can call, which model plans and answers, and within which bounds."""
 
@@ -430,6 +460,10 @@ class AgentFile(Section):
     """Which calls may run, which need approval, which never run."""
     journal: Annotated[SecretStr | None, BeforeValidator(_no_empty)] = None
     """Where runs are kept as they go: ``sqlite:///FILE`` beside this one, ``postgresql://…``."""
+    watch: WatchFields = WatchFields()
+    """Who watches the runs besides the record."""
+    secrets: list[SecretStr] = []
+    """Further values that no output may show, such as a key that a Python tool uses."""
 
 
 def section_in(annotation: Any) -> type[Section] | None:

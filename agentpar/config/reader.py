@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from agentpar.config.complaints import complaints
 from agentpar.config.environment import fill
-from agentpar.config.fields import AgentFile, LimitFields, ToolEntry, revealed
+from agentpar.config.fields import AgentFile, LimitFields, ToolEntry, WatchFields, revealed
 from agentpar.config.shape import Remark, Shape, dotted
 from agentpar.config.source import Loc, Mark, Node, read_text, read_yaml
 from agentpar.config.tools import Make, makers
@@ -23,6 +23,8 @@ from agentpar.permissions import Rule
 from agentpar.planner.planner import plan_problems
 from agentpar.planner.prompts import Example
 from agentpar.policy import PolicyFields, Price
+from agentpar.ports import Watch
+from agentpar.redact import SHORTEST
 from agentpar.tools.base import Tool
 
 _AUTO = {"auto": None, "always": True, "never": False}
@@ -71,6 +73,8 @@ class AgentSpec:
             "timeout": file.defaults.timeout,
             "policies": _policies(file) or None,
             "permissions": rules(file),
+            "watch": tuple(_watchers(file.watch)),
+            "secrets": tuple(map(revealed, file.secrets)),
             **{name: getattr(file.limits, name) for name in _LIMITS},
         }
         if file.planner.examples is not None:
@@ -145,6 +149,7 @@ def load(
     for loc, message in mistakes:
         shape.problems.append(Remark(root.find(loc).mark, f"{dotted(loc)}: {message}"))
     if fields is not None:
+        _check_secrets(fields, root, shape)
         if not any(loc[0] == "model" for loc, _ in unfilled):
             _check_model(fields, root, shape)
         if fields.journal is not None and ("journal",) not in {loc for loc, _ in unfilled}:
@@ -184,6 +189,13 @@ def _entries(root: Node) -> list[tuple[Loc, ToolEntry]]:
         if len(entry.model_fields_set) == 1:
             entries.append((("tools", index), entry))
     return entries
+
+
+def _check_secrets(fields: AgentFile, root: Node, shape: Shape) -> None:
+    for index, secret in enumerate(fields.secrets):
+        if len(revealed(secret)) < SHORTEST:
+            text = f"secrets[{index}]: must have at least {SHORTEST} characters"
+            shape.problems.append(Remark(root.find(("secrets", index)).mark, text))
 
 
 def _check_model(fields: AgentFile, root: Node, shape: Shape) -> None:
@@ -252,6 +264,18 @@ def _check_permissions(
 
 def _listed(known: Iterable[str]) -> str:
     return ", ".join(sorted(known)) or "none"
+
+
+def _watchers(fields: WatchFields) -> Iterator[Watch]:
+    """Who watches; each loads its packages only where the file asks for it."""
+    if fields.otel:
+        from agentpar.watch.otel import OpenTelemetry
+
+        yield OpenTelemetry(content=fields.content)
+    if fields.prometheus is not None:
+        from agentpar.watch.prometheus import Prometheus
+
+        yield Prometheus(port=fields.prometheus.port, host=fields.prometheus.host)
 
 
 # Files that the file names

@@ -32,6 +32,16 @@ def count(value: object) -> int:
     return _whole(value, _COUNTS, "must be a whole number such as 40 or 200k")
 
 
+def switch(value: object) -> bool:
+    """``true`` or ``false``, as a text too: that is what the environment fills in."""
+    match value:
+        case bool():
+            return value
+        case "true" | "false":
+            return value == "true"
+    raise ValueError("must be true or false")
+
+
 def duration(value: object) -> float:
     """Seconds: a number, or a text such as ``"500ms"``, ``"20s"``, ``"1m"`` or ``"2h"``."""
     demand = "must be a duration such as 500ms, 20s or 1m"

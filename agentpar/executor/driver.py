@@ -103,7 +103,8 @@ class Driver:
     not performed but kept in `held`; when nothing else is left to do, `run` returns with it.
     ``calls`` is asked about each call. ``results`` keeps what tools with a ``cache`` return.
     ``beside`` is asked after every event for work to do beside the run; what it gives must not
-    raise, and is cancelled when a joiner starts and when the run ends. ``timeout`` is seconds for
+    raise, and is cancelled when a joiner starts and when the run ends. ``redact`` takes secrets
+    out of each event before anyone, the machine included, sees it. ``timeout`` is seconds for
     each attempt of tools without one of their own, ``grace`` for what was cancelled to end.
     """
 
@@ -126,6 +127,7 @@ class Driver:
         observers: Sequence[Callable[[Event], None]] = (),
         command_observers: Sequence[Callable[[Command], None]] = (),
         beside: Callable[[Event], Coroutine[Any, Any, None] | None] | None = None,
+        redact: Callable[[Event], Event] | None = None,
     ) -> None:
         self.machine = machine
         self.clock = clock or RunClock()
@@ -145,6 +147,7 @@ class Driver:
         self._command_observers = tuple(command_observers)
         self._beside = beside
         self._last_beside = 0
+        self._redact = redact
         self._inbox: deque[Event] = deque()
         self._draining = False
         self._work: dict[Key, asyncio.Task[None]] = {}
@@ -208,9 +211,12 @@ class Driver:
     def _drain(self) -> None:
         self._draining = True
         inbox, handle, observers = self._inbox, self.machine.handle, self._observers
+        redact = self._redact
         try:
             while inbox:
                 event = inbox.popleft()
+                if redact is not None:
+                    event = redact(event)
                 for observe in observers:
                     observe(event)
                 for command in handle(event):
@@ -226,7 +232,9 @@ class Driver:
 
     def _end(self, status: Literal["answered", "failed", "cancelled"], error: str) -> None:
         """Tell every observer the last event, those behind one that raises too."""
-        event = RunFinished(status, error, self.clock.now(), self.machine.stopped_by)
+        event: Event = RunFinished(status, error, self.clock.now(), self.machine.stopped_by)
+        if self._redact is not None:
+            event = self._redact(event)
         with ExitStack() as last_first:
             for observe in reversed(self._observers):
                 last_first.callback(observe, event)

@@ -188,18 +188,21 @@ class _GuardedTransport(httpx.AsyncBaseTransport):
                     extensions=request.extensions,
                 )
             )
-        for name, target in response.headers:
+        headers = []
+        for name, value in response.headers:
             if name.lower() == b"location":
-                # Judged before httpx sees it: httpx parses this header even where it does
-                # not follow it, and its error would look like a broken connection.
+                # Judged before httpx sees it, and handed on as the very URL that was judged:
+                # httpx reads this header even where it does not follow it, by rules of its own.
                 try:
-                    self._guard.check(redirected(request.url, target.decode("latin-1")))
+                    target = redirected(request.url, value.decode("latin-1"))
+                    value = str(self._guard.check(target)).encode("ascii")
                 except FetchError:
                     await response.aclose()
                     raise
+            headers.append((name, value))
         return httpx.Response(
             response.status,
-            headers=response.headers,
+            headers=headers,
             stream=_Body(response.stream, request.url),
             extensions=response.extensions,
         )

@@ -72,6 +72,26 @@ _IPV6_REFUSED = tuple(
     )
 )
 
+# What an IPv6 address of the public range may carry to a translator on the way. The second half
+# of an ISATAP address is 0000:5efe or 0200:5efe and an IPv4 address (RFC 5214, 6.1). A NAT64 of
+# its operator's own prefix looks like any address; its IPv4 part stands at one of these places,
+# bits from the left, with byte 8 left out (RFC 6052, 2.2). Only metadata addresses are looked
+# for there: a whole private network would match public addresses by chance.
+_ISATAP = (0x00005EFE, 0x02005EFE)
+_NAT64_PREFIXES = (32, 40, 48, 56, 64, 96)
+_METADATA = frozenset(
+    ipaddress.IPv4Address(address)
+    for address in (
+        "100.100.100.200",  # Alibaba
+        "168.63.129.16",  # Azure
+        "169.254.42.42",  # Scaleway
+        "169.254.169.254",  # AWS, Google, Azure, Oracle, DigitalOcean, OpenStack
+        "169.254.170.2",  # AWS ECS
+        "169.254.170.23",  # AWS EKS
+        "192.0.0.192",  # Oracle, classic
+    )
+)
+
 # Names that only ever mean a machine nearby: refused before anyone is asked for an address.
 _NEARBY_NAMES = ("localhost", "local", "internal", "home.arpa", "localdomain", "intranet", "lan")
 _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*")
@@ -92,7 +112,23 @@ def why_refused(address: str) -> str:
     for network, why in _IPV6_REFUSED:
         if ip in network:
             return why
-    return "" if ip in _IPV6_PUBLIC else "not a public address"
+    return _why_translated(int(ip)) if ip in _IPV6_PUBLIC else "not a public address"
+
+
+def _why_translated(ip: int) -> str:
+    """Why the IPv4 address that a public IPv6 address may carry is not to be reached."""
+    if ip >> 32 & 0xFFFFFFFF in _ISATAP and (why := why_refused(str(_ipv4(ip)))):
+        return f"ISATAP ({why})"
+    without_byte_8 = ip >> 64 << 56 | ip & (1 << 56) - 1
+    for length in _NAT64_PREFIXES:
+        carried = ip if length == 96 else without_byte_8 >> 88 - length
+        if _ipv4(carried) in _METADATA:
+            return "NAT64 of a cloud host's metadata"
+    return ""
+
+
+def _ipv4(number: int) -> ipaddress.IPv4Address:
+    return ipaddress.IPv4Address(number & 0xFFFFFFFF)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,14 +236,15 @@ def _parse(url: str) -> httpx.URL:
         raise FetchError(f"refused {url!r}: spaces, backslashes and control characters")
     try:
         parsed = httpx.URL(url)
+        host = parsed.host  # decodes an international name, and fails where it is none
     except (httpx.InvalidURL, ValueError) as error:
         raise FetchError(f"refused {url!r}: not a URL ({error})") from None
     if parsed.scheme not in _PORTS:
         raise FetchError(f"refused {url!r}: a URL starts with 'http://' or 'https://'")
     if parsed.userinfo or "@" in url.split("//", 1)[-1].split("/", 1)[0]:
         # The text itself is left out: it may hold a password.
-        raise FetchError(f"refused a URL on {parsed.host!r}: it carries a user name")
-    if not parsed.host:
+        raise FetchError(f"refused a URL on {host!r}: it carries a user name")
+    if not host:
         raise FetchError(f"refused {url!r}: no host")
     return parsed.copy_with(fragment=None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agentpar.errors import UsageError
 from agentpar.ports import Runtime
+from agentpar.redact import public_url
 
 __all__ = ["open_runtime"]
 
@@ -26,7 +27,7 @@ def open_runtime(model: str, *, model_id: str | None = None, api_key: str | None
 
         return EngineRuntime(model.removeprefix("vllm:"))
     raise UsageError(
-        f"model {model!r} is neither the address of an OpenAI-compatible server "
+        f"model {public_url(model)!r} is neither the address of an OpenAI-compatible server "
         "('http://localhost:8000/v1') nor a folder of weights for an engine in this process "
         "('vllm:/path/to/folder')"
     )

@@ -20,6 +20,7 @@ from agentpar.errors import GrammarRefused, ModelServerError, UsageError
 from agentpar.events import Usage
 from agentpar.net import retry_after
 from agentpar.ports import Capability, ModelRequest
+from agentpar.redact import HIDDEN, Redactor, public_url, url_credentials
 from agentpar.runtime.launch import BACKGROUND
 from agentpar.runtime.refusal import refusal
 
@@ -51,8 +52,12 @@ class OpenAIRuntime:
         retries: int = 3,
     ) -> None:
         url = _parse_url(base_url)
-        self.base_url = str(url.copy_with(userinfo=b"")).rstrip("/")  # no secret in messages
-        self._url = str(url).rstrip("/")
+        # No secret in messages, nor in the log that httpx keeps of the addresses it asks.
+        self.base_url = str(url.copy_with(userinfo=b"")).rstrip("/")
+        self._url = self.base_url
+        self._auth = httpx.BasicAuth(url.username, url.password) if url.userinfo else None
+        self._secrets = (*url_credentials(str(url)), *([api_key] if api_key else []))
+        self._redactor = Redactor(self._secrets)
         self._model = model
         self._api_key = api_key
         self._timeout = httpx.Timeout(timeout, connect=connect_timeout, pool=None)
@@ -65,6 +70,21 @@ class OpenAIRuntime:
 
     def __repr__(self) -> str:
         return f"OpenAIRuntime({self.base_url!r}, model={self._model!r})"
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What no event of a run may show: the key, and the password of the address."""
+        return self._secrets
+
+    @property
+    def provider(self) -> str:
+        """``"vllm"`` once the server has said that it is one, else ``"openai"``: its protocol."""
+        return "vllm" if self._enforces else "openai"
+
+    @property
+    def model_name(self) -> str:
+        """The name the server knows the model by; empty until it is known."""
+        return self._model or ""
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
         """Yield text pieces, then one `Usage` (all zeros but ``calls`` if the server tells none).
@@ -141,6 +161,7 @@ class OpenAIRuntime:
             host = httpx.URL(self._url).host
             self._clients[loop] = httpx.AsyncClient(
                 headers=headers,
+                auth=self._auth,
                 timeout=self._timeout,
                 limits=self._limits,
                 trust_env=host not in {"localhost", "127.0.0.1", "::1"},  # no proxy to ourselves
@@ -285,7 +306,9 @@ class OpenAIRuntime:
 
     def _public(self, text: str) -> str:
         """``text`` without the key, which some servers repeat when they refuse it."""
-        return text.replace(self._api_key, "***") if self._api_key else text
+        if self._api_key:  # however short: here it stands in a message about itself
+            text = text.replace(self._api_key, HIDDEN)
+        return self._redactor.text(text)
 
     def _failed(self, error: httpx.HTTPError, *, begun: bool) -> ModelServerError:
         match error:
@@ -387,10 +410,16 @@ def _parse_url(base_url: str) -> httpx.URL:
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL as error:
-        raise UsageError(f"model server address {base_url!r} is no URL: {error}") from None
+        shown = public_url(base_url)
+        raise UsageError(f"model server address {shown!r} is no URL: {error}") from None
     if url.scheme not in {"http", "https"} or not url.host:
         raise UsageError(
-            f"model server address {base_url!r} is no http(s) URL; "
+            f"model server address {public_url(base_url)!r} is no http(s) URL; "
             "it looks like 'http://localhost:8000/v1'"
+        )
+    if url.query or url.fragment:
+        raise UsageError(
+            f"model server address {public_url(base_url)!r} has more than a path: leave out '?' "
+            "and '#', and give a key as api_key"
         )
     return url.copy_with(path="/v1") if url.path in {"", "/"} else url

@@ -38,6 +38,14 @@ class EngineRuntime:
     def __repr__(self) -> str:
         return f"EngineRuntime({self._name!r})"
 
+    @property
+    def provider(self) -> str:
+        return "vllm"
+
+    @property
+    def model_name(self) -> str:
+        return self._name
+
     async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
         """Yield text pieces, then one `Usage`; closing the generator aborts the request.
 

@@ -45,6 +45,16 @@ class ScriptedRuntime:
         self._delay = delay
         self._capabilities = frozenset(capabilities)
 
+    @property
+    def provider(self) -> str:
+        """Nobody serves it: ``"scripted"``."""
+        return "scripted"
+
+    @property
+    def model_name(self) -> str:
+        """There is no model: ``"scripted"``."""
+        return "scripted"
+
     async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
         """Yield the next text in pieces, then its `Usage`; `UsageError` after the last text."""
         text = self._next(request)

@@ -7,7 +7,7 @@ of the files beside this one; what runs it, and when, is the executor's.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from agentpar.policy import PLAIN, Policy
@@ -33,7 +33,8 @@ class Tool:
     from outside, so it is as trustworthy as they are; any other tool's result is untrusted.
     ``policy`` says how it is called. Results of one ``version`` do not stand for those of
     another. ``close`` releases what the tool holds (connections); a closed tool opens again at
-    its next call.
+    its next call. ``secrets`` are values, such as the key it calls with, that no event of a run
+    may show.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Tool:
     function: Callable[..., Any] | None = None
     close: Callable[[], Awaitable[None]] | None = None
     output: Mapping[str, Any] | None = None
+    secrets: tuple[str, ...] = field(default=(), repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the decorated function directly, as if it had never been made a tool."""
@@ -64,7 +66,8 @@ class ToolSource(Protocol):
     """Where tools come from that exist only while something is open: an MCP server, say.
 
     One that stands in for the world may have a ``banner``: a sentence on what is simulated.
-    It opens the run's record and every view of it.
+    It opens the run's record and every view of it. One that holds credentials may have
+    ``secrets``, as a `Tool` has.
     """
 
     async def start(self) -> Sequence[Tool]:

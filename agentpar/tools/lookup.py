@@ -65,7 +65,7 @@ def web_lookup(*, search: Tool, fetch: Tool, pages: int = 2) -> Tool:
             if part.close is not None:
                 await part.close()
 
-    return dataclasses.replace(lookup, close=close)
+    return dataclasses.replace(lookup, close=close, secrets=(*search.secrets, *fetch.secrets))
 
 
 def _mostly(wanted: frozenset[str], found: frozenset[str]) -> bool:

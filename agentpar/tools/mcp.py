@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
 from typing import IO, Any
 
 from agentpar.errors import BackendError, MissingPackage, UsageError
+from agentpar.redact import Redactor, credentials, public_url, url_credentials
 from agentpar.tools.arguments import check_schema, tidy
 from agentpar.tools.base import Effect, Tool
 from agentpar.tools.names import plan_name
@@ -68,12 +69,20 @@ class McpServer:
         self._env = dict(env or {})
         self._timeout = timeout
         self._effect = effect
+        self.secrets = (
+            *url_credentials(url or ""),
+            *credentials(self._headers),
+            *credentials(self._env),
+        )
+        self._redactor = Redactor(self.secrets)
+        self._hide = self._redactor.text
         self._connection: _Connection | None = None
         # Held while the connection changes, so that calls that saw the same drop open one.
         self._changing = asyncio.Lock()
 
     def __str__(self) -> str:
-        return f"MCP server {self._url or ' '.join(self._command)!r}"
+        where = public_url(self._url) if self._url else self._hide(" ".join(self._command))
+        return f"MCP server {where!r}"
 
     async def start(self) -> list[Tool]:
         """Connect, and list the server's tools.
@@ -112,7 +121,9 @@ class McpServer:
         await self.stop()
 
     async def _open(self) -> _Connection:
-        connection = _Connection(self._url, self._command, self._headers, self._env, self._timeout)
+        connection = _Connection(
+            self._url, self._command, self._headers, self._env, self._timeout, self._hide
+        )
         try:
             await connection.open()
         except TimeoutError:
@@ -150,11 +161,12 @@ class McpServer:
         read_only = hints is not None and hints.read_only_hint is True
         effect: Effect = self._effect or ("read" if read_only else "write")
         name = plan_name(listed.name)
-        schema = tidy(name, listed.input_schema)
+        # What a server says of itself goes to the model: it may quote its environment.
+        schema = tidy(name, self._redactor.data(listed.input_schema))
         output = listed.output_schema or {}
         return Tool(
             name=name,
-            description=(listed.description or listed.title or "").strip(),
+            description=self._hide(listed.description or listed.title or "").strip(),
             parameters=schema,
             call=partial(self._call, listed.name, effect, _wrapped(output)),
             validate=check_schema(name, schema),
@@ -215,6 +227,7 @@ class _Connection:
         headers: dict[str, str],
         env: dict[str, str],
         timeout: float,
+        hide: Callable[[str], str],
     ) -> None:
         try:
             import mcp
@@ -224,6 +237,7 @@ class _Connection:
         self._url, self._command = url, command
         self._headers, self._env = headers, env
         self._timeout = timeout
+        self._hide = hide
         self._log: IO[str] | None = None
         self._words = ""
         self._closing = asyncio.Event()
@@ -294,7 +308,7 @@ class _Connection:
                 raise self._dropped() from error
             if error.code == REQUEST_TIMEOUT:
                 raise BackendError(f"no answer within {self._timeout:g} s") from error
-            raise BackendError(str(error)) from error
+            raise BackendError(self._hide(str(error))) from error
         finally:
             if not asking.done():
                 asking.cancel()
@@ -312,7 +326,7 @@ class _Connection:
         while isinstance(reason, BaseExceptionGroup):
             reason = reason.exceptions[0]
         what = f"{type(reason).__name__}: {reason}" if reason else "the connection closed"
-        return _Dropped(what + self.last_words())
+        return _Dropped(self._hide(what) + self.last_words())
 
     def last_words(self) -> str:
         """The end of what the server wrote to stderr, for an error message."""
@@ -323,7 +337,7 @@ class _Connection:
     def _keep_last_words(self, limit: int = 300) -> None:
         assert self._log is not None
         self._log.seek(0)
-        self._words = self._log.read().strip()[-limit:]
+        self._words = self._hide(self._log.read()).strip()[-limit:]
 
 
 async def _end_of(task: asyncio.Task[None]) -> None:

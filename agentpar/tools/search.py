@@ -104,7 +104,9 @@ def make_web_search(
             raise UsageError("web_search: argument 'query' is empty")
         return (await ask(query.strip()))[:max_results]
 
-    return dataclasses.replace(search, close=fetcher.aclose)
+    return dataclasses.replace(
+        search, close=fetcher.aclose, secrets=() if api_key is None else (api_key,)
+    )
 
 
 def _granted(guard: Guard, url: str | None) -> Guard:

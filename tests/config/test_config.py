@@ -105,8 +105,11 @@ limits:
 permissions:
   - {tools: "send_*", action: ask}
   - {tools: [calc, log], data: any, action: allow}
+watch: {otel: "${TRACE}", prometheus: {port: 9465}}
+secrets: ["${KEY}"]
 """,
         KEY=CANARY,
+        TRACE="true",
     )
     arguments = spec.arguments()
     (example,) = arguments.pop("examples")
@@ -117,12 +120,17 @@ permissions:
     (tool,) = arguments.pop("tools")
     assert tool.name == "calc"
     called = {"hedge": True, "lock": "one", "backoff": 0.1, "idempotent": True}
+    assert [type(watcher).__name__ for watcher in arguments.pop("watch")] == [
+        "OpenTelemetry",
+        "Prometheus",
+    ]
     assert arguments == {
         "name": "full",
         "instructions": "Be brief.",
         "model": "http://localhost:8000/v1",
         "model_id": "some/model",
         "api_key": CANARY,
+        "secrets": (CANARY,),
         "temperature": 0.5,
         "seed": 7,
         "max_answer_tokens": 2000,
@@ -251,7 +259,7 @@ def test_a_known_other_word_is_read_with_a_note(folder: Path) -> None:
         (
             "zzz: 1\n",
             "agent.yaml:1:1: zzz: unknown field, known here: version, name, instructions, model, "
-            "planner, tools, policies, defaults, limits, permissions, journal",
+            "planner, tools, policies, defaults, limits, permissions, journal, watch, secrets",
         ),
         ("tools:\n  - calcc\n", "agent.yaml:2:5: tools[0]: there is no tool 'calcc', did you mean calc?"),
         (
@@ -268,6 +276,10 @@ def test_a_known_other_word_is_read_with_a_note(folder: Path) -> None:
          "agent.yaml:2:1: instructions: instructions is given already, by another word"),
         ("planner: {grammar: yes}\n",
          "agent.yaml:1:20: planner.grammar: must be 'auto', 'always' or 'never', not 'yes'"),
+        ("secrets: [short]\n", "agent.yaml:1:11: secrets[0]: must have at least 8 characters"),
+        ("watch: {otel: yes}\n", "agent.yaml:1:15: watch.otel: must be true or false, not 'yes'"),
+        ("watch: {prometheus: {port: 0}}\n",
+         "agent.yaml:1:28: watch.prometheus.port: must be at least 1, not 0"),
         ("planner: {stream: true}\n",
          "agent.yaml:1:11: planner.stream: the plan is always streamed; leave it out"),
         ("planner: {examples: [{question: q}]}\n",

@@ -17,13 +17,15 @@ class Server:
 
     port: int = 0
     scheme: str = "http"
+    host: str = "127.0.0.1"
     connections: int = 0
     heads: list[str] = field(default_factory=list)
     routes: dict[str, list[Answer]] = field(default_factory=dict)
 
     @property
     def origin(self) -> str:
-        return f"{self.scheme}://127.0.0.1:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -67,10 +69,14 @@ def redirect(target: str, status: int = 302) -> bytes:
 
 @asynccontextmanager
 async def serving(
-    routes: Mapping[str, Answer | list[Answer]] | None = None, tls: ssl.SSLContext | None = None
+    routes: Mapping[str, Answer | list[Answer]] | None = None,
+    tls: ssl.SSLContext | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
 ) -> AsyncIterator[Server]:
     """The server while it runs; a list of answers is given out one by one, the last for ever."""
-    server = Server(scheme="https" if tls else "http")
+    server = Server(scheme="https" if tls else "http", host=host)
     server.routes = {
         path: list(answer) if isinstance(answer, list) else [answer]
         for path, answer in (routes or {}).items()
@@ -88,7 +94,7 @@ async def serving(
         finally:
             tasks.discard(task)
 
-    listener = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=tls)
+    listener = await asyncio.start_server(handle, host, port, ssl=tls)
     server.port = listener.sockets[0].getsockname()[1]
     try:
         yield server

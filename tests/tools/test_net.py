@@ -1,4 +1,4 @@
-"""The guarded door: what is refused is never connected to, and what is let in has bounds."""
+"""The guarded door: grants, redirects, TLS, and bounds; what must not be reached is test_ssrf's."""
 
 from __future__ import annotations
 
@@ -63,110 +63,6 @@ def only(*servers: Server) -> Guard:
 
 # ── Addresses ────────────────────────────────────────────────────────────────────
 
-# Every one of these hosts means this machine, or a network that is nobody's business, to
-# some resolver, URL parser or router.
-LITERALS = """
-127.0.0.1 127.0.0.1. 127.1 127.0.1 127.0.0.2 127.255.255.254 127.000.000.001 0127.0.0.1
-0177.0.0.1 0177.0.0.01 017700000001 0x7f.1 0x7f.0.0.1 0x7f000001 0X7F000001 2130706433
-0x7f.0x0.0x0.0x1 127.0x0.1 00000177.1 4294967295 0 0.0.0.0 0.1 00 0x0 0.0.0.1 0.255.255.255
-10.0.0.1 10.255.255.255 10.1 0xa.1 012.1 167772161 172.16.0.1 172.31.255.255 192.168.0.1
-192.168.1 192.168.257 0xc0a80001 3232235521 169.254.169.254 169.254.0.1 169.254.43518
-2852039166 0xa9fea9fe 0251.0376.0251.0376 168.63.129.16 100.64.0.1 100.100.100.200
-100.127.255.255 192.0.0.1 192.0.0.192 192.0.2.1 192.88.99.1 198.18.0.1 198.19.255.255
-198.51.100.7 203.0.113.7 224.0.0.1 239.255.255.255 240.0.0.1 255.255.255.255 192.31.196.1
-127.0.0.1.0 1.2.3.4.5 1.2.3 256.256.256.256 127.0.0.0x1 999 0xffffffff 1.1
-[::1] [::] [0:0:0:0:0:0:0:1] [::0001] [0::1] [::ffff:127.0.0.1] [::ffff:7f00:1]
-[::ffff:10.0.0.1] [::ffff:169.254.169.254] [::ffff:8.8.8.8] [::127.0.0.1] [::7f00:1]
-[64:ff9b::127.0.0.1] [64:ff9b::7f00:1] [64:ff9b::a9fe:a9fe] [64:ff9b:1::1] [64:ff9b::8.8.8.8]
-[2002:7f00:1::] [2002:7f00:0001::1] [2002:a00:1::] [2001::1] [2001:0:7f00:1::] [2001:2::1]
-[2001:10::1] [2001:20::1] [2001:db8::1] [3fff::1] [3ffe::1] [5f00::1] [100::1] [fc00::1]
-[fd00::1] [fd00:ec2::254] [fe80::1] [fe80::1%25lo] [fe80::1%lo] [::1%25lo] [fec0::1] [ff02::1]
-[ff0e::1] [4000::1] [8000::1] [e000::1] [::ffff:0:127.0.0.1] [1::1]
-localhost localhost. LOCALHOST LocalHost.. foo.localhost foo.localhost. localhost.localdomain
-ip6-localhost router printer.local db.internal metadata.google.internal nas.lan x.home.arpa
-ⓛocalhost ｌｏｃａｌｈｏｓｔ ①②⑦.⓪.⓪.① １２７.０.０.１ 127。0。0。1 127．0．0．1 127｡0｡0｡1
-loc­alhost local​host ⅼocalhost %6c%6f%63alhost 127.0.0.1%00.example.org 127.0.0.1%2e example..org
--bad.example.org .example.org a_b
-""".split()
-
-
-def probes(port: int) -> list[str]:
-    """URLs that must not be fetched, each aimed at ``port`` of this machine where it can be."""
-    return [f"http://{host}:{port}/" for host in LITERALS] + [
-        f"https://127.0.0.1:{port}/",
-        f"http:127.0.0.1:{port}/",
-        f"http:/127.0.0.1:{port}/",
-        f"http:///127.0.0.1:{port}/",
-        f"//127.0.0.1:{port}/",
-        f"127.0.0.1:{port}/",
-        f"http://user@127.0.0.1:{port}/",
-        f"http://user:pass@127.0.0.1:{port}/",
-        f"http://example.org@127.0.0.1:{port}/",
-        f"http://example.org:80@127.0.0.1:{port}/",
-        f"http://example.org%40127.0.0.1:{port}/",
-        f"http://example.org#@127.0.0.1:{port}/".replace("#", "\\"),
-        f"http://127.0.0.1:{port}\\@example.org/",
-        f"http://example.org\\.127.0.0.1:{port}/",
-        f"http://127.0.0.1\t:{port}/",
-        f"http://127.0.0.1\n:{port}/",
-        f" http://127.0.0.1:{port}/",
-        f"http://127.0.0.1:{port}\r\nHost: example.org/",
-        f"ftp://127.0.0.1:{port}/",
-        f"file://127.0.0.1:{port}/etc/passwd",
-        "file:///etc/passwd",
-        f"gopher://127.0.0.1:{port}/_x",
-        f"dict://127.0.0.1:{port}/x",
-        f"ws://127.0.0.1:{port}/",
-        f"unix://127.0.0.1:{port}/",
-        f"HTTP://LOCALHOST:{port}/",
-        f"jar:http://127.0.0.1:{port}/!/",
-        "data:text/html,hello",
-        "javascript:alert(1)",
-        "http://",
-        "http://:80/",
-        "http://[::1",
-        "http://127.0.0.1:99999/",
-        "http://127.0.0.1:port/",
-        "",
-        "x" * 9000,
-        "http://example.org/" + "x" * 9000,
-    ]
-
-
-async def test_no_probe_reaches_the_loopback_server() -> None:
-    """Spellings, disguises and neighbours: all refused with a reason, none connected to."""
-    async with serving({"/": reply("inside")}) as server:
-        urls = probes(server.port)
-        assert len(urls) >= 120
-        async with fetching(Guard(), retries=0) as fetcher:
-            for url in urls:
-                with pytest.raises(FetchError, match=r"^refused|^'http") as caught:
-                    await fetcher.fetch(url)
-                assert str(caught.value).startswith("refused"), f"{url!r}: {caught.value}"
-        assert server.connections == 0
-        # The same server answers when it is granted: the zero above means something.
-        async with fetching(only(server)) as fetcher:
-            assert (await fetcher.fetch(f"{server.origin}/")).body == b"inside"
-        assert server.connections == 1
-
-
-@pytest.mark.parametrize(
-    "address",
-    (
-        "127.0.0.1 10.0.0.1 169.254.169.254 100.64.0.1 0.0.0.0 127.1 ::1 ::ffff:127.0.0.1 "
-        "64:ff9b::7f00:1 2002:7f00:1:: fd00::1 fe80::1%lo nonsense"
-    ).split(),
-)
-async def test_a_public_name_with_a_private_address_is_refused(address: str) -> None:
-    """The address counts, not the name; nothing is connected to."""
-    async with (
-        serving({"/": reply("inside")}) as server,
-        fetching(Guard(), resolve=Answers([address])) as fetcher,
-    ):
-        with pytest.raises(FetchError, match=r"^refused address"):
-            await fetcher.fetch(f"http://innocent.example.org:{server.port}/")
-        assert server.connections == 0
-
 
 async def test_a_refusal_names_address_url_and_reason() -> None:
     """Whoever reads the message knows what led where."""
@@ -174,32 +70,6 @@ async def test_a_refusal_names_address_url_and_reason() -> None:
         with pytest.raises(FetchError) as caught:
             await fetcher.fetch("http://shop.example.org/x")
     assert str(caught.value) == "refused address 10.1.2.3 for 'http://shop.example.org/x': private"
-
-
-async def test_a_name_is_resolved_once_and_its_address_pinned() -> None:
-    """DNS rebinding: the second answer, which leads inside, is never asked for."""
-    resolve = Answers([PUBLIC], ["127.0.0.1"])
-    async with (
-        serving({"/": reply("inside")}) as server,
-        fetching(Guard(), resolve=resolve, timeout=0.4, retries=0) as fetcher,
-    ):
-        with pytest.raises(FetchError):
-            await fetcher.fetch(f"http://rebind.example.org:{server.port}/")
-        assert resolve.calls == ["rebind.example.org"]
-        assert server.connections == 0
-
-
-async def test_a_retry_judges_the_new_address_again() -> None:
-    """What a second look-up gives is refused on its own account."""
-    resolve = Answers([], ["127.0.0.1"])
-    async with (
-        serving({"/": reply("inside")}) as server,
-        fetching(Guard(), resolve=resolve) as fetcher,
-    ):
-        with pytest.raises(FetchError, match=r"^refused address 127\.0\.0\.1"):
-            await fetcher.fetch(f"http://rebind.example.org:{server.port}/")
-        assert len(resolve.calls) == 2
-        assert server.connections == 0
 
 
 async def test_private_addresses_are_dropped_from_a_mixed_answer() -> None:
@@ -331,24 +201,6 @@ async def test_redirects_are_followed_within_the_grant() -> None:
     assert (got.url, got.body) == (f"{server.origin}/c", b"there")
 
 
-async def test_no_redirect_leads_to_a_refused_address() -> None:
-    """A granted page may point wherever it likes: each hop is judged like the first."""
-    async with serving() as server, serving({"/": reply("inside")}) as other:
-        urls = [f"http://{host}:{other.port}/" for host in LITERALS if host.isascii()]
-        urls += [url for url in probes(other.port) if "@" in url]
-        urls += [f"ftp://127.0.0.1:{other.port}/", "file:///etc/passwd", "data:text/html,hello"]
-        assert len(urls) >= 100
-        async with fetching(only(server)) as fetcher:
-            for url in urls:
-                server.routes["/"] = [redirect(url)]
-                with pytest.raises(FetchError, match=r"^refused|redirects to"):
-                    await fetcher.fetch(f"{server.origin}/")
-            server.routes["/"] = [redirect(f"//127.0.0.1:{other.port}/")]
-            with pytest.raises(FetchError, match=r"^refused"):
-                await fetcher.fetch(f"{server.origin}/")
-        assert other.connections == 0
-
-
 async def test_a_redirect_loop_ends() -> None:
     """Five hops and no more."""
     async with serving({"/": redirect("/")}) as server, fetching(only(server)) as fetcher:
@@ -420,16 +272,6 @@ async def test_tls_is_verified_for_the_name_not_the_address(certificate: Path) -
             with pytest.raises(FetchError, match="certificate"):
                 await fetcher.fetch(f"{good}/")
         assert plain.connections == 0
-
-
-async def test_proxies_of_the_environment_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy would resolve names where the guard cannot see."""
-    async with serving() as proxy, serving({"/": reply("direct")}) as server:
-        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "https_proxy"):
-            monkeypatch.setenv(name, proxy.origin)
-        async with fetching(only(server)) as fetcher:
-            assert (await fetcher.fetch(f"{server.origin}/")).body == b"direct"
-        assert proxy.connections == 0
 
 
 async def test_cookies_are_not_kept() -> None:

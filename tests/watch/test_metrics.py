@@ -1,0 +1,184 @@
+"""Metrics of runs, read as a Prometheus reads them: over HTTP, with its own parser."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterable
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from sample import HOSTILE, events, hostile_events
+
+from agentpar import Agent, ScriptedRuntime, UsageError, tool
+from agentpar.events import ApprovalAsked, ApprovalGiven, Event, TaskPlanned, TaskStarted
+from agentpar.ports import RunInfo
+from agentpar.watch import Prometheus
+
+Samples = dict[tuple[str, frozenset[str]], float]
+
+
+def samples(text: str) -> Samples:
+    """Each sample by its name and its labels' values."""
+    return {
+        (sample.name, frozenset(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def counted(run: Iterable[Event], *, agent: str = "a") -> Samples:
+    registry = CollectorRegistry()
+    with Prometheus(registry=registry)(RunInfo("r", agent)) as observe:
+        for event in run:
+            observe(event)
+    return samples(generate_latest(registry).decode())
+
+
+def of(found: Samples, name: str, *labels: str) -> float:
+    return found.get((f"agentpar_{name}", frozenset({"a", *labels})), 0.0)
+
+
+@tool
+async def double(n: int) -> int:
+    """Twice the number."""
+    return 2 * n
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def test_a_run_is_counted() -> None:
+    """Runs, calls by tool and outcome, seconds, tokens by purpose and kind, faults."""
+    found = counted(events())
+    assert of(found, "runs_total", "answered") == 1
+    assert of(found, "run_seconds_sum", "answered") == 7.66
+    assert of(found, "tool_calls_total", "web_search", "ok") == 2
+    assert of(found, "tool_calls_total", "web_fetch", "ok") == 2
+    assert of(found, "tool_calls_total", "web_fetch", "tool") == 1
+    assert of(found, "tool_calls_total", "calc", "skipped") == 1
+    assert of(found, "tool_seconds_count", "web_fetch") == 3
+    assert of(found, "tool_seconds_sum", "calc") == pytest.approx(0.01)
+    assert of(found, "tokens_total", "plan", "prompt") == 612 + 905
+    assert of(found, "tokens_total", "join", "completion") == 14 + 61
+    assert of(found, "tokens_total", "join", "cached") == 840
+    assert of(found, "time_to_first_token_seconds_count", "plan") == 2
+    assert of(found, "plan_faults_total") == 1
+    assert of(found, "tool_calls_in_flight", "web_fetch") == 0
+    assert of(found, "runs_in_flight") == 0
+
+
+def test_approvals_and_retries_are_counted() -> None:
+    """A call that starts again has been tried again."""
+    run = [
+        *(event for event in events() if event.at < 1.0),
+        ApprovalAsked(2, {}, 1.0),
+        ApprovalGiven(2, allowed=False, at=1.1),
+        TaskStarted(1, {}, 1.2),
+    ]
+    found = counted(run)
+    assert of(found, "approvals_total", "web_search", "asked") == 1
+    assert of(found, "approvals_total", "web_search", "denied") == 1
+    assert of(found, "tool_retries_total", "web_search") == 1
+
+
+def test_nothing_stays_in_flight_after_a_run_that_broke_off() -> None:
+    """A gauge that never comes down again would count ghosts."""
+    found = counted(event for event in events() if event.at < 1.3)
+    assert of(found, "tool_calls_in_flight", "web_search") == 0
+    assert of(found, "tool_calls_in_flight", "web_fetch") == 0
+    assert of(found, "runs_in_flight") == 0
+
+
+def test_no_text_of_a_model_or_a_page_becomes_a_label() -> None:
+    """Labels are what a program chose: a page cannot make a million series."""
+    registry = CollectorRegistry()
+    with Prometheus(registry=registry)(RunInfo("r")) as observe:
+        for event in hostile_events():
+            # A plan names no tool that the agent does not have: that line is a fault.
+            if not (isinstance(event, TaskPlanned) and event.task.tool == HOSTILE):
+                observe(event)
+    text = generate_latest(registry).decode()
+    assert "pwned" not in text
+    assert of(samples(text.replace('"agent"', '"a"')), "plan_faults_total") == 1
+
+
+async def test_a_scrape_shows_calls_in_flight(port: int) -> None:
+    """Over HTTP while a run is at work, and once it is over."""
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    @tool
+    async def wait() -> int:
+        """Waits to be told."""
+        begun.set()
+        await go.wait()
+        return 1
+
+    watch = Prometheus(port=port, registry=CollectorRegistry())
+    runtime = ScriptedRuntime(["1. wait()\njoin()", "Answer: 1"])
+    url = f"http://127.0.0.1:{port}/metrics"
+    try:
+        async with (
+            httpx.AsyncClient(trust_env=False) as client,
+            Agent([wait], runtime=runtime, name="a", watch=[watch]) as agent,
+            agent.run("?") as run,
+        ):
+            await begun.wait()
+            during = samples((await client.get(url)).text)
+            go.set()
+            await run.wait()
+            after = samples((await client.get(url)).text)
+    finally:
+        await asyncio.to_thread(watch.close)
+    assert of(during, "tool_calls_in_flight", "wait") == 1
+    assert of(during, "runs_in_flight") == 1
+    assert of(after, "tool_calls_in_flight", "wait") == 0
+    assert of(after, "tool_calls_total", "wait", "ok") == 1
+    assert of(after, "runs_total", "answered") == 1
+
+
+async def test_agents_share_a_registry_and_a_port_and_are_told_apart(port: int) -> None:
+    """Two watchers of one process: one server, two values of the label ``agent``."""
+    registry = CollectorRegistry()
+    watches = [Prometheus(port=port, registry=registry) for _ in range(2)]
+    text = "1. double(n=1)\njoin()"
+    try:
+        await asyncio.gather(
+            *(
+                Agent([double], runtime=ScriptedRuntime([text, "Answer: 2"]), name=name, watch=[w])
+                .ask("?")
+                for name, w in zip("ab", watches, strict=True)
+            )
+        )  # fmt: skip
+        async with httpx.AsyncClient(trust_env=False) as client:
+            found = samples((await client.get(f"http://127.0.0.1:{port}/metrics")).text)
+    finally:
+        await asyncio.to_thread(watches[0].close)
+        watches[1].close()  # closed already: nothing to do
+    for name in "ab":
+        assert found["agentpar_runs_total", frozenset({name, "answered"})] == 1
+
+
+async def test_a_port_that_is_taken_is_told_and_ends_no_run(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The answer comes; the log says which port and what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        watch = Prometheus(port=port, registry=CollectorRegistry())
+        runtime = ScriptedRuntime(["1. double(n=1)\njoin()", "Answer: 2"])
+        async with Agent([double], runtime=runtime, watch=[watch]) as agent:
+            assert (await agent.ask("?")).conclusion == "2"
+    assert f"metrics cannot be served at 127.0.0.1:{port}" in caplog.text
+    assert "give Prometheus another port" in caplog.text
+
+
+def test_a_port_that_is_none_is_the_callers_mistake() -> None:
+    """Said at once, not at the first run."""
+    with pytest.raises(UsageError, match="port must be a number from 1 to 65535, got 70000"):
+        Prometheus(port=70000)

@@ -1,0 +1,464 @@
+"""Spans of a run: a pure fold of its events, and what an OpenTelemetry SDK makes of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+from sample import HOSTILE, events, hostile_events
+
+from agentpar import Agent, RunFailed, ScriptedRuntime, UsageError, tool
+from agentpar.events import Event, RunFinished, TaskDone, TaskStarted
+from agentpar.ports import RunInfo
+from agentpar.watch import OpenTelemetry
+from agentpar.watch.spans import ROOT, Closed, Noted, Opened, SpanTree
+
+BEGAN = 1_700_000_000_000_000_000  # nanoseconds
+
+
+class Tracing:
+    """The real SDK with an exporter that keeps the spans."""
+
+    def __init__(self) -> None:
+        self.exporter = InMemorySpanExporter()
+        self.provider = TracerProvider()
+        self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
+
+    @property
+    def spans(self) -> Sequence[ReadableSpan]:
+        return self.exporter.get_finished_spans()
+
+    def tree(self) -> str:
+        """Every span under its parent in order of starting, with times, kind, links, status."""
+        lines: list[str] = []
+
+        def walk(parent: int | None, depth: int) -> None:
+            own = [s for s in self.spans if (s.parent.span_id if s.parent else None) == parent]
+            for span in sorted(own, key=lambda s: (s.start_time, s.name)):
+                lines.append("  " * depth + self._line(span))
+                walk(span.context.span_id, depth + 1)
+
+        walk(None, 0)
+        return "\n".join(lines)
+
+    def _line(self, span: ReadableSpan) -> str:
+        names = {s.context.span_id: s.attributes["gen_ai.tool.call.id"] for s in self.spans
+                 if "gen_ai.tool.call.id" in s.attributes}  # fmt: skip
+        start, end = ((at - BEGAN) / 1e9 for at in (span.start_time, span.end_time))
+        text = f"{span.name} {start:.2f}-{end:.2f}"
+        if "gen_ai.tool.call.id" in span.attributes:
+            text += f" #{span.attributes['gen_ai.tool.call.id']}"
+        if span.links:
+            text += f" after {', '.join(names[link.context.span_id] for link in span.links)}"
+        if span.status.status_code is StatusCode.ERROR:
+            text += f" ERROR {span.attributes['error.type']}"
+        return text + "".join(f" [{event.name}]" for event in span.events)
+
+
+def watched(run: Iterable[Event], *, content: bool = False, info: RunInfo | None = None) -> Tracing:
+    """``run`` told to the watcher."""
+    tracing = Tracing()
+    watch = OpenTelemetry(provider=tracing.provider, content=content, wall=lambda: BEGAN)
+    with watch(info or RunInfo("r1", "atlas", ScriptedRuntime([]))) as observe:
+        for event in run:
+            observe(event)
+    return tracing
+
+
+GOLDEN = """\
+invoke_agent atlas 0.00-7.66 [plan.fault] [task.skipped]
+  plan 0.02-2.45
+    chat scripted 0.02-2.45
+  execute_tool web_search 0.62-1.10 #1
+  execute_tool web_search 0.95-1.61 #2
+  execute_tool web_fetch 1.24-2.30 #3 after 1
+  execute_tool web_fetch 1.61-3.20 #4 after 2 ERROR tool
+  join 3.21-3.95
+    chat scripted 3.21-3.95
+  plan 3.96-5.20
+    chat scripted 3.96-5.20
+  execute_tool web_fetch 4.50-5.60 #6 after 2
+  execute_tool calc 5.60-5.61 #7 after 6, 3
+  join 5.62-7.65
+    chat scripted 5.65-7.65"""
+
+
+def test_a_run_is_one_tree_of_spans() -> None:
+    """Plans and tools overlap under the run; calls link to the calls they needed."""
+    tracing = watched(events())
+    assert tracing.tree() == GOLDEN
+    assert len({span.context.trace_id for span in tracing.spans}) == 1
+
+
+def test_spans_speak_the_conventions_for_generative_ai() -> None:
+    """Operation, provider, model, agent, tool, tokens; kinds of span."""
+    spans = {span.name: span for span in watched(events()).spans}
+    root, chat = spans["invoke_agent atlas"], spans["chat scripted"]
+    call = spans["execute_tool calc"]
+    assert dict(root.attributes) == {
+        "gen_ai.operation.name": "invoke_agent",
+        "gen_ai.agent.name": "atlas",
+        "gen_ai.provider.name": "scripted",
+        "gen_ai.request.model": "scripted",
+        "gen_ai.usage.input_tokens": 612 + 840 + 905 + 1204,
+        "gen_ai.usage.output_tokens": 118 + 14 + 52 + 61,
+        "gen_ai.usage.cache_read.input_tokens": 512 + 600 + 840,
+        "agentpar.run.id": "r1",
+        "agentpar.run.status": "answered",
+    }
+    assert dict(chat.attributes) == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "scripted",
+        "gen_ai.request.model": "scripted",
+        "gen_ai.usage.input_tokens": 1204,
+        "gen_ai.usage.output_tokens": 61,
+        "gen_ai.usage.cache_read.input_tokens": 840,
+        "gen_ai.response.finish_reasons": ("stop",),
+        "gen_ai.response.time_to_first_chunk": 0.38,
+    }
+    assert dict(call.attributes) == {
+        "gen_ai.operation.name": "execute_tool",
+        "gen_ai.tool.name": "calc",
+        "gen_ai.tool.type": "function",
+        "gen_ai.tool.call.id": "7",
+        "agentpar.round": 2,
+        "agentpar.task.attempt": 1,
+        "agentpar.task.needs": (6, 3),
+    }
+    assert (chat.kind, call.kind) == (SpanKind.CLIENT, SpanKind.INTERNAL)
+    assert spans["plan"].attributes["gen_ai.operation.name"] == "plan"
+
+
+def everything(spans: Iterable[ReadableSpan]) -> str:
+    return "".join(span.to_json() for span in spans)
+
+
+def test_content_leaves_only_when_it_is_asked_for() -> None:
+    """Arguments, results, texts and error messages; the question is one of them."""
+    words = ("Chile", "19629590", "http://atlas.example", "HTTP 404", "Thought", "serach")
+    assert not [word for word in words if word in everything(watched(events()).spans)]
+    spans = watched(events(), content=True).spans
+    assert [word for word in words if word not in everything(spans)] == []
+    (call,) = (s for s in spans if s.attributes.get("gen_ai.tool.call.id") == "7" and s.links)
+    assert json.loads(call.attributes["gen_ai.tool.call.result"]) == 14723129
+    assert json.loads(call.attributes["gen_ai.tool.call.arguments"])["a"] == 34352719
+    (root,) = (s for s in spans if s.parent is None)
+    assert json.loads(root.attributes["gen_ai.input.messages"]) == [
+        {
+            "role": "user",
+            "parts": [{"type": "text", "content": "Which has more people, Chile or Peru?"}],
+        }
+    ]
+
+
+def test_whatever_a_page_says_can_be_sent() -> None:
+    """Lone surrogates, control characters: the exporter's protobuf takes them all."""
+    from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+
+    spans = watched(hostile_events(), content=True).spans
+    assert encode_spans(spans).SerializeToString()
+    assert HOSTILE[:20] in everything(spans)
+
+
+@given(st.data())
+def test_every_span_that_was_opened_is_closed_once(data: st.DataObject) -> None:
+    """Also where the run is cut off anywhere, or facts are missing."""
+    every = [event for event in events() if data.draw(st.booleans())]
+    tree = SpanTree(RunInfo("r"), content=data.draw(st.booleans()))
+    changes = [change for event in every for change in tree.add(event)] + tree.end()
+    opened = [c.key for c in changes if isinstance(c, Opened)]
+    closed = [c.key for c in changes if isinstance(c, Closed)]
+    assert sorted(opened) == sorted(closed)
+    assert len(set(opened)) == len(opened)
+    known: set[Any] = set()
+    for change in changes:
+        match change:
+            case Opened():
+                assert {*change.links, *([change.parent] if change.parent else [])} <= known
+                known.add(change.key)
+            case Noted():
+                assert ROOT in known
+    if changes:
+        assert isinstance(changes[-1], Closed)
+        assert changes[-1].key == ROOT
+
+
+def test_a_cancelled_run_closes_what_was_at_work() -> None:
+    """Its spans end with the run and say that they were cancelled."""
+    cut = [event for event in events() if event.at < 1.3]
+    tracing = watched([*cut, RunFinished("cancelled", "by the caller", 1.3)])
+    ended = {s.name: s for s in tracing.spans}
+    assert ended["invoke_agent atlas"].status.status_code is StatusCode.ERROR
+    assert ended["execute_tool web_fetch"].attributes["error.type"] == "cancelled"
+    assert ended["plan"].attributes["error.type"] == "cancelled"
+
+
+def test_a_run_carried_on_knows_what_was_planned() -> None:
+    """Another part of a run is a tree of its own under the same run id; its tools have names."""
+    every = events()
+    cut = next(n for n, event in enumerate(every) if isinstance(event, TaskDone))
+    tracing = watched(every[cut:], info=RunInfo("r1", "atlas", history=tuple(every[:cut])))
+    assert "execute_tool ?" not in {span.name for span in tracing.spans}
+    (root,) = (span for span in tracing.spans if span.parent is None)
+    assert root.attributes["agentpar.run.id"] == "r1"
+
+
+def test_a_value_known_without_a_call_is_told_and_is_no_span() -> None:
+    """What took no time is an event of the run's span, so that the trace leaves out nothing."""
+    run = [
+        event for event in events() if not (isinstance(event, TaskStarted) and event.task_id == 7)
+    ]
+    tracing = watched(run)
+    assert "execute_tool calc" not in {span.name for span in tracing.spans}
+    (root,) = (span for span in tracing.spans if span.parent is None)
+    (reused,) = (event for event in root.events if event.name == "task.reused")
+    assert reused.attributes == {"gen_ai.tool.name": "calc", "gen_ai.tool.call.id": "7"}
+
+
+def test_a_run_that_pauses_is_no_error() -> None:
+    """LangGraph's interrupt: the part's root span ends, and says that the run is paused."""
+    (root,) = (s for s in watched(events()[:1]).spans if s.parent is None)
+    assert root.attributes["agentpar.run.status"] == "paused"
+    assert root.status.status_code is StatusCode.UNSET
+
+
+# ── Whole agents ─────────────────────────────────────────────────────────────────
+
+
+@tool
+async def double(n: int) -> int:
+    """Twice the number."""
+    return 2 * n
+
+
+@tool
+async def broken(n: int) -> int:
+    """Never works."""
+    raise ValueError(f"no {n}")
+
+
+def script(*numbers: int, name: str = "double") -> list[str]:
+    calls = [f"{id}. {name}(n={number})\n" for id, number in enumerate(numbers, 1)]
+    return ["".join(calls) + "join()", "Answer: done"]
+
+
+async def test_two_runs_at_once_do_not_mix() -> None:
+    """Each has its own trace, with its own calls in it."""
+    import asyncio
+
+    tracing = Tracing()
+    watch = OpenTelemetry(provider=tracing.provider, content=True)
+
+    async def one(name: str, *numbers: int) -> None:
+        runtime = ScriptedRuntime(script(*numbers), delay=0.001)
+        async with Agent([double], runtime=runtime, name=name, watch=[watch]) as agent:
+            await agent.ask("?")
+
+    await asyncio.gather(one("a", 1, 2, 3), one("b", 10, 20))
+    results: dict[str, list[str]] = {}
+    roots = {s.context.trace_id: s.attributes["gen_ai.agent.name"]
+             for s in tracing.spans if s.parent is None}  # fmt: skip
+    for span in tracing.spans:
+        if (result := span.attributes.get("gen_ai.tool.call.result")) is not None:
+            results.setdefault(roots[span.context.trace_id], []).append(result)
+    assert {name: sorted(found) for name, found in results.items()} == {
+        "a": ["2", "4", "6"],
+        "b": ["20", "40"],
+    }
+
+
+async def test_a_run_is_the_child_of_the_span_it_begins_in() -> None:
+    """So that an agent in a web service is part of the request's trace."""
+    tracing = Tracing()
+    tracer = tracing.provider.get_tracer("service")
+    watch = OpenTelemetry(provider=tracing.provider)
+    async with Agent([double], runtime=ScriptedRuntime(script(1)), watch=[watch]) as agent:
+        with tracer.start_as_current_span("request") as request:
+            await agent.ask("?")
+    (root,) = (span for span in tracing.spans if span.name == "invoke_agent agent")
+    assert root.parent is not None
+    assert root.parent.span_id == request.get_span_context().span_id
+
+
+async def test_a_failed_tool_and_a_failed_model_are_errors_in_the_trace() -> None:
+    """By kind; the run that has no answer is one too."""
+    tracing = Tracing()
+    texts = [script(1, name="broken")[0], RuntimeError("gone")]
+    watch = OpenTelemetry(provider=tracing.provider)
+    async with Agent([broken], runtime=ScriptedRuntime(texts), watch=[watch]) as agent:
+        with pytest.raises(RunFailed):
+            await agent.ask("?")
+    errors = {s.name: s.attributes["error.type"] for s in tracing.spans if not s.status.is_ok}
+    assert errors == {"execute_tool broken": "tool", "join": "join", "invoke_agent agent": "failed"}
+
+
+async def test_leaving_a_run_early_ends_its_spans() -> None:
+    """Cancellation is a way to end, not a way to lose the trace."""
+    import asyncio
+
+    begun = asyncio.Event()
+
+    @tool
+    async def wait() -> int:
+        """Waits for ever."""
+        begun.set()
+        await asyncio.Event().wait()
+        return 1
+
+    tracing = Tracing()
+    runtime = ScriptedRuntime(["1. wait()\njoin()"])
+    watch = OpenTelemetry(provider=tracing.provider)
+    async with Agent([wait], runtime=runtime, watch=[watch]) as agent, agent.run("?"):
+        await begun.wait()
+    ended = {span.name: span.attributes.get("error.type") for span in tracing.spans}
+    assert ended["execute_tool wait"] == "cancelled"
+    assert ended["invoke_agent agent"] == "cancelled"
+
+
+# ── A watcher's own faults ───────────────────────────────────────────────────────
+
+
+@contextmanager
+def raising(run: RunInfo) -> Iterator[Callable[[Event], None]]:
+    def observe(event: Event) -> None:
+        raise ZeroDivisionError("in the watcher")
+
+    yield observe
+
+
+def unopened(run: RunInfo) -> Any:
+    raise OSError("no way to open")
+
+
+@contextmanager
+def unclosed(run: RunInfo) -> Iterator[Callable[[Event], None]]:
+    yield lambda event: None
+    raise OSError("no way to close")
+
+
+@pytest.mark.parametrize("watch", [raising, unopened, unclosed])
+async def test_a_watcher_that_raises_is_told_of_once_and_the_run_goes_on(
+    watch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The record ends a run that it cannot keep; a watcher does not. Others see everything."""
+    seen: list[Event] = []
+
+    @contextmanager
+    def other(run: RunInfo) -> Iterator[Callable[[Event], None]]:
+        yield seen.append
+
+    with caplog.at_level(logging.WARNING):
+        runtime = ScriptedRuntime(script(1, 2))
+        async with Agent([double], runtime=runtime, watch=[watch, other]) as agent:
+            answer = await agent.ask("?", run_id="r7")
+    assert answer.conclusion == "done"
+    assert isinstance(seen[-1], RunFinished)
+    (record,) = caplog.records
+    assert record.name == "agentpar.watch"
+    assert f"the watcher {watch.__name__} sees no more of run r7" in record.getMessage()
+
+
+def test_a_watcher_that_is_none_is_the_callers_mistake() -> None:
+    """Said where the agent is made, with what was given."""
+    with pytest.raises(UsageError, match="watch takes watchers such as OpenTelemetry"):
+        Agent(runtime=ScriptedRuntime([]), watch=["otel"])  # type: ignore[list-item]
+
+
+# ── Over the wire ────────────────────────────────────────────────────────────────
+
+
+class Receiver(ThreadingHTTPServer):
+    """Takes what an OTLP/HTTP exporter sends."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.got: list[ExportTraceServiceRequest] = []
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.got.append(ExportTraceServiceRequest.FromString(body))
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    with Receiver() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def received(receiver: Receiver) -> Mapping[str, Any]:
+    return {
+        span.name: span
+        for request in receiver.got
+        for resource in request.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    }
+
+
+async def test_spans_arrive_over_otlp(receiver: Receiver) -> None:
+    """Through the SDK's own exporter to a real HTTP server, parents and all."""
+    provider = TracerProvider()
+    endpoint = f"http://127.0.0.1:{receiver.server_port}/v1/traces"
+    provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(endpoint)))
+    watch = OpenTelemetry(provider=provider)
+    async with Agent([double], runtime=ScriptedRuntime(script(4)), watch=[watch]) as agent:
+        await agent.ask("?")
+    provider.shutdown()
+    spans = received(receiver)
+    assert set(spans) == {
+        "invoke_agent agent", "plan", "chat scripted", "execute_tool double", "join",
+    }  # fmt: skip
+    assert spans["execute_tool double"].parent_span_id == spans["invoke_agent agent"].span_id
+
+
+def test_an_agent_file_traces_where_the_environment_says(receiver: Receiver, tmp_path: Any) -> None:
+    """``watch: {otel: true}`` in a process that has set up nothing: all is sent by its end."""
+    import os
+    import subprocess
+    import sys
+
+    file = tmp_path / "agent.yaml"
+    file.write_text("name: filed\ntools: [calc]\nwatch: {otel: true}\n")
+    program = (
+        "from agentpar import Agent, ScriptedRuntime\n"
+        "texts = ['1. calc(expression=\"1 + 1\")\\njoin()', 'Answer: 2']\n"
+        f"Agent.from_yaml({str(file)!r}, runtime=ScriptedRuntime(texts)).ask_sync('?')\n"
+    )
+    environment = {
+        **os.environ,
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{receiver.server_port}",
+        "NO_PROXY": "127.0.0.1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"invoke_agent filed", "execute_tool calc"} <= set(received(receiver))
