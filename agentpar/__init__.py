@@ -1,8 +1,4 @@
-"""Agents that work in parallel on your own GPU.
-
-These are the names a user needs; each loads with its file when it is first used, so that
-``import agentpar`` costs next to nothing.
-"""
+"""Agents that work in parallel on your own GPU: the names a user needs, each loaded when used."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -10,25 +6,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # isort: off
     from agentpar.agent import Agent, Run
     from agentpar.answer import Answer
-    from agentpar.errors import AgentparError, BackendError, ConfigError, FetchError
-    from agentpar.errors import MissingPackage, ModelServerError, PlanError, RunFailed
+    from agentpar.errors import AgentparError, BackendError, ConfigError, FetchError, JournalError
+    from agentpar.errors import LeaseLost, MissingPackage, ModelServerError, PlanError, RunFailed
     from agentpar.errors import UsageError, WeightsError
+    from agentpar.permissions import Rule
     from agentpar.plan import Failed, Ok, Skipped
     from agentpar.planner.prompts import Example
     from agentpar.runtime.scripted import ScriptedRuntime
     from agentpar.tools.base import Tool
+    from agentpar.tools.call import current_call
     from agentpar.tools.function import tool
     from agentpar.tools.mcp import McpServer
 
 __all__ = [
     "Agent", "AgentparError", "Answer", "BackendError", "ConfigError", "Example", "Failed",
-    "FetchError", "McpServer", "MissingPackage", "ModelServerError", "Ok", "PlanError", "Run",
-    "RunFailed", "ScriptedRuntime", "Skipped", "Tool", "UsageError", "WeightsError", "tool",
+    "FetchError", "JournalError", "LeaseLost", "McpServer", "MissingPackage", "ModelServerError",
+    "Ok", "PlanError", "Rule", "Run", "RunFailed", "ScriptedRuntime", "Skipped", "Tool",
+    "UsageError", "WeightsError", "current_call", "tool",
 ]  # fmt: skip
 _HOMES = {
-    "agent": "Agent Run", "answer": "Answer", "plan": "Failed Ok Skipped",
-    "planner.prompts": "Example", "runtime.scripted": "ScriptedRuntime",
-    "tools.base": "Tool", "tools.function": "tool", "tools.mcp": "McpServer",
+    "agent": "Agent Run", "answer": "Answer", "permissions": "Rule", "plan": "Failed Ok Skipped",
+    "planner.prompts": "Example", "runtime.scripted": "ScriptedRuntime", "tools.base": "Tool",
+    "tools.call": "current_call", "tools.function": "tool", "tools.mcp": "McpServer",
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

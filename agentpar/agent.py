@@ -27,16 +27,19 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from agentpar.answer import Answer
 from agentpar.errors import RunFailed, UsageError
 from agentpar.events import Event
-from agentpar.executor.driver import Approve, running
+from agentpar.executor.approval import Approve
+from agentpar.executor.driver import running
+from agentpar.executor.journal import Journal, RunJournal, open_journal
 from agentpar.executor.machine import Command
-from agentpar.executor.results import MemoryResults
+from agentpar.executor.results import JournalResults, MemoryResults
 from agentpar.ids import new_run_id
 from agentpar.memory.evidence import check
+from agentpar.permissions import Rule
 from agentpar.planner.joiner import Joiner
 from agentpar.planner.planner import Planner
 from agentpar.planner.prompts import Example
 from agentpar.policy import Limits, Policy, PolicyFields, PolicyRule, Price, with_rules
-from agentpar.ports import Runtime
+from agentpar.ports import Results, Runtime
 from agentpar.runtime import open_runtime
 from agentpar.session import Session, Settings
 from agentpar.tools.base import Tool, ToolSource
@@ -123,11 +126,18 @@ class Agent:
     where ``host_rate`` begin in a second. ``policies`` change how tools are called, by a pattern
     of their names: ``{"web_*": {"retries": 3, "cache": 3600}}``; the fields are those of `Policy`.
 
-    ``timeout`` (seconds) holds for tools without one of their own. ``approve`` is asked
-    before a tool whose effect is "write" runs (``approve(task, args)``, sync or async: True, or
-    False, or why not); without it such calls fail. ``runs`` is a
+    ``timeout`` (seconds) holds for tools without one of their own. ``permissions`` are rules,
+    the first that covers a call decides; where none does, a call of a tool that writes or
+    sends needs approval. ``approve`` is then asked (``approve(task, args)``, or with a third
+    parameter ``label`` that says where the data come from; sync or async: True, or False, or
+    why not); without it such calls fail. ``runs`` is a
     folder that gets one folder with ``events.jsonl`` per run; the id of a run that is in it
     cannot be used again.
+
+    ``journal`` (``"sqlite:///j.db"``, ``"postgresql://…"`` or `open_journal`'s) keeps every
+    run as it goes: `ask` with the ``run_id`` of a run that ended gives the recorded answer
+    and asks nobody, one that broke off is carried on; no call that has a result is made
+    again.
 
     Use as ``async with Agent(…) as agent`` or call `aclose` to release connections.
     """
@@ -162,8 +172,10 @@ class Agent:
         policies: Mapping[str, PolicyFields] | None = None,
         timeout: float | None = 60.0,
         max_result_bytes: int = 2_000_000,
+        permissions: Sequence[Rule] = (),
         approve: Approve | None = None,
         runs: str | Path | None = None,
+        journal: str | Journal | None = None,
     ) -> None:
         if (model is None) == (runtime is None):
             raise UsageError(
@@ -172,6 +184,11 @@ class Agent:
             )
         if approve is not None and not callable(approve):
             raise UsageError(f"approve must be a function (task, args) -> bool, got {approve!r}")
+        for rule in permissions:
+            if not isinstance(rule, Rule):
+                raise UsageError(
+                    f"permissions must be rules such as Rule('send_*', 'ask'), got {rule!r}"
+                )
         if timeout is not None and timeout <= 0:
             raise UsageError(f"timeout must be more than 0 seconds, or None, got {timeout!r}")
         for label, number, least in (
@@ -213,13 +230,21 @@ class Agent:
             price=price or Price(),
         )
         self._settings = Settings(
-            limits, timeout, max_result_bytes, approve, results=MemoryResults()
+            limits,
+            timeout,
+            max_result_bytes,
+            approve,
+            tuple(permissions),
         )
         self._policies = tuple(
             PolicyRule((pattern,), changes) for pattern, changes in (policies or {}).items()
         )
-        self._latencies: Mapping[str, Sequence[float]] = {}
+        self._latencies: dict[str, list[float]] = {}
         self._runs = None if runs is None else Path(runs)
+        self._journal = open_journal(journal) if isinstance(journal, str) else journal
+        self._results: Results = (
+            MemoryResults() if self._journal is None else JournalResults(self._journal)
+        )
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()  # protects the one-time opening from concurrent asks
         self._one_loop = threading.Lock()  # held by the thread whose loop has the connections
@@ -249,10 +274,33 @@ class Agent:
     ) -> Answer:
         """Answer ``question``; within ``deadline`` seconds, if given, from what is known then.
 
-        Raises `RunFailed` where the run ends without an answer.
+        With a journal, ``run_id`` names a run of any time: see `Agent`. Raises `RunFailed` where
+        the run ends without an answer, and `UsageError` where ``run_id`` is another question's,
+        or is at work elsewhere.
         """
         run = self._new_run(question, run_id, deadline)
         await self._drive(run)
+        return run.answer
+
+    async def resume(self, run_id: str, *, deadline: float | None = None) -> Answer:
+        """Carry on the run that broke off, or give the answer that it has already.
+
+        Needs the agent's ``journal``; raises as `ask` does, and `UsageError` where there is
+        no such run.
+        """
+        journal = await self._kept()
+        question = (await journal.find(run_id)).question
+        return await self.ask(question, run_id=run_id, deadline=deadline)
+
+    async def resume_orphan(self) -> Answer | None:
+        """Take over the oldest run of an agent of this name whose process is gone, and carry
+        it on. None where there is none."""
+        found = await (await self._kept()).claim_orphan(self.name)
+        if found is None:
+            return None
+        known, journal = found
+        run = Run(known.id, known.question, self._settings.limits)
+        await self._drive(run, journal)
         return run.answer
 
     def ask_sync(
@@ -284,10 +332,10 @@ class Agent:
     def as_graph(self, checkpointer: Any = None) -> CompiledStateGraph:
         """This agent as a compiled LangGraph graph: state in ``question``, out ``answer``.
 
-        The graph pauses (``interrupt``) before each call of a tool whose effect is
-        "write"; resume it with ``Command(resume=True)``, or with a verdict
-        for each call: ``Command(resume={"2": True, "3": "not today"})``, by task id as text.
-        Needs the ``langgraph`` extra.
+        The graph pauses (``interrupt``) before the calls that need approval; resume it with
+        ``Command(resume=True)``, or with a verdict for each call, by task id as text or by
+        what the approval is bound to: ``Command(resume={"2": True, "3": "not today"})``.
+        Needs the ``langgraph`` extra, and a checkpointer to be resumed from.
         """
         from agentpar.langgraph import build_graph
 
@@ -340,6 +388,9 @@ class Agent:
             if self._tools is not None:
                 return
             async with AsyncExitStack() as stack:  # what opens is closed if the next does not
+                if self._journal is not None:
+                    await self._journal.start()
+                    stack.push_async_callback(self._journal.stop)
                 runtime = self._runtime
                 if runtime is None:
                     assert self._model is not None
@@ -387,16 +438,26 @@ class Agent:
         with self._one_loop:
             return asyncio.run(closing())
 
+    async def _kept(self) -> Journal:
+        """The journal, started."""
+        if self._journal is None:
+            raise UsageError("the agent keeps no journal to resume from: Agent(…, journal=…)")
+        await self._open()
+        return self._journal
+
     async def _session(
         self,
         run_id: str,
+        question: str,
         *,
         limits: Limits | None = None,
-        history: Iterable[Event] = (),
+        history: Sequence[Event] = (),
         hold: Callable[[Command], bool] | None = None,
         observers: Sequence[Callable[[Event], None]] = (),
+        journal: RunJournal | None = None,
     ) -> Session:
-        """The wiring of one run; see `Session` for the keywords."""
+        """The wiring of one run; see `Session` for the keywords. The run is held in the
+        agent's journal, unless the caller holds it."""
         await self._open()
         assert self._tools is not None
         assert self._runtime is not None
@@ -424,9 +485,12 @@ class Agent:
             limits=limits or self._settings.limits,
             note=self._note(),
             latencies=self._latencies,
+            results=self._results,
         )
         if self._runs is not None:
             settings = replace(settings, record=self._runs / run_id / "events.jsonl")
+        if journal is None and self._journal is not None:
+            journal = await self._journal.begin(run_id, question, agent=self.name, history=history)
         return Session(
             run_id,
             planner,
@@ -436,22 +500,36 @@ class Agent:
             history=history,
             hold=hold,
             observers=observers,
+            journal=journal,
         )
+
+    async def _learn(self, latencies: Mapping[str, list[float]]) -> None:
+        """Keep how long calls take, for the runs that come."""
+        for tool, samples in latencies.items():
+            if samples != self._latencies.get(tool):
+                self._latencies[tool] = samples
+                if self._journal is not None:
+                    await self._journal.keep_latencies(tool, samples)
 
     def _note(self) -> str:
         """What the sources of the tools say of themselves: that their web is simulated, say."""
         sources = (thing for thing in self._given if isinstance(thing, ToolSource))
         return "; ".join(filter(None, (getattr(source, "banner", "") for source in sources)))
 
-    async def _drive(self, run: Run) -> None:
-        """One whole run; what came of it, an error included, is then in ``run``."""
+    async def _drive(self, run: Run, journal: RunJournal | None = None) -> None:
+        """One whole run, or the rest of it; what came of it, an error included, is in ``run``."""
         try:
-            session = await self._session(run.id, limits=run.limits, observers=[run._heard])
+            session = await self._session(
+                run.id, run.question, limits=run.limits, observers=[run._heard], journal=journal
+            )
+            for event in session.events:
+                run._heard(event)
+            begin = [] if session.events else [session.started(run.question)]
             try:
-                await session.run(session.started(run.question))
+                await session.run(*begin)
             finally:
-                self._latencies = session.machine.latency.samples()
                 run._ended(session.answer())
+            await self._learn(session.machine.latency.samples())
         except Exception as error:
             run._ended(error=error)
         finally:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from agentpar.events import Answered, Citation, Event, ModelUsed, PlanFault, RunFinished, Usage
-from agentpar.executor.machine import Machine
+from agentpar.executor.machine import Machine, catch_up
 from agentpar.plan import Ok, Outcome, Task
+from agentpar.policy import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ def answer_of(run_id: str, machine: Machine, events: Iterable[Event]) -> Answer:
     status: Literal["answered", "failed", "cancelled"] = "cancelled"
     usage = Usage()
     at = 0.0
+    stopped_by = machine.stopped_by
     spent = machine.budget
     for event in events:
         at = event.at
@@ -103,6 +106,7 @@ def answer_of(run_id: str, machine: Machine, events: Iterable[Event]) -> Answer:
                 usage += event.usage
             case RunFinished():
                 status, error = event.status, event.error
+                stopped_by = event.stopped_by
     return Answer(
         run_id=run_id,
         question=machine.question,
@@ -112,9 +116,17 @@ def answer_of(run_id: str, machine: Machine, events: Iterable[Event]) -> Answer:
         tasks=dict(sorted(machine.tasks.items())),
         outcomes=dict(sorted(machine.outcomes.items())),
         faults=tuple(machine.faults),
-        usage=replace(usage, steps=spent.steps, cost_usd=spent.cost, stopped_by=machine.stopped_by),
+        usage=replace(usage, steps=spent.steps, cost_usd=spent.cost, stopped_by=stopped_by),
         rounds=machine.round,
         seconds=at,
         status=status,
         error=error,
     )
+
+
+def recorded_answer(run_id: str, events: Iterable[Event]) -> Answer:
+    """The answer of a run that is only known by its events."""
+    events = list(events)
+    machine = Machine(Limits(sys.maxsize, sys.maxsize, sys.maxsize))  # it decides nothing here
+    catch_up(machine, events)
+    return answer_of(run_id, machine, events)

@@ -292,6 +292,8 @@ class TerminalDisplay:
     def _summary(self) -> str:
         story, usage = self._story, self._story.usage()
         parts = [seconds(story.wall())]
+        if story.stopped_by:
+            parts.append(f"stopped by {story.stopped_by}")
         if story.tool_wall() > 0:
             calls, wall = seconds(story.tool_seconds()), seconds(story.tool_wall())
             faster = f"{story.speedup():.2f}× faster than one after another"
@@ -367,8 +369,9 @@ def _event_line(event: Event, story: Story) -> str:
             what = f"round {number}: plan complete"
         case PlanFailed(number, error):
             what = f"round {number}: planning failed: {one_line(error, 500)}"
-        case ApprovalAsked(id):
-            what = f"asking {id}: needs approval"
+        case ApprovalAsked(id, _, label, because):
+            where = f" ({one_line(str(label), 300)})" if label.untrusted else ""
+            what = f"asking {id}: {one_line(because, 300) or 'needs approval'}{where}"
         case ApprovalGiven(id, allowed, reason):
             what = f"{'allowed' if allowed else 'denied'} {id} {one_line(reason, 300)}".rstrip()
         case TaskStarted(id):
@@ -389,6 +392,7 @@ def _event_line(event: Event, story: Story) -> str:
             what = f"round {number}: joining failed: {one_line(error, 500)}"
         case RunFinished(status):
             what = f"run {status}"
+            what += f", stopped by {event.stopped_by}" if event.stopped_by else ""
         case _:
             return ""
     return f"{event.at - story.began:8.2f} s  {what}"

@@ -11,7 +11,9 @@ AgentparError
     ├── ModelServerError  the model server: unreachable, refused, broke off
     │   └── GrammarRefused  it cannot decode under the grammar of a request
     ├── WeightsError      model weights: not found, wrong hash, not convertible
-    └── FetchError        a page or a search: refused address, too large, not text
+    ├── FetchError        a page or a search: refused address, too large, not text
+    └── JournalError      the journal: damaged, read-only, full, gone
+        └── LeaseLost     another process has taken this run over
 
 A caller's mistake raises at once. The model's mistakes and a tool's failures do not
 travel as exceptions: they become data (`PlanFault`, `Failed`) that the joiner reads.
@@ -89,3 +91,11 @@ class FetchError(BackendError):
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
+
+
+class JournalError(BackendError):
+    """The journal could not be read or written; what it holds is untouched."""
+
+
+class LeaseLost(JournalError):
+    """Another process has taken the run over: this one may write nothing more."""

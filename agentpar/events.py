@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from agentpar.labels import TRUSTED, Label
 from agentpar.plan import Failed, Outcome, Task
 
 
@@ -141,18 +142,27 @@ class PlanFailed:
 
 @dataclass(frozen=True, slots=True)
 class ApprovalAsked:
-    """The call is ready but its tool is risky: it waits for `ApprovalGiven`."""
+    """The call is ready and needs approval: it waits for an `ApprovalGiven` with this ``bound``.
+
+    ``label`` says where its data come from, ``because`` why it is asked for.
+    """
 
     task_id: int
     args: Mapping[str, Any] = field(default_factory=dict)
+    label: Label = TRUSTED
+    because: str = ""
+    bound: str = ""
     at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class ApprovalGiven:
+    """The answer to the question that ``bound`` names; one to any other is no answer."""
+
     task_id: int
     allowed: bool
     reason: str = ""
+    bound: str = ""
     at: float = 0.0
 
 
@@ -263,11 +273,13 @@ class ModelUsed:
 
 @dataclass(frozen=True, slots=True)
 class RunFinished:
-    """The last event of a run."""
+    """The last event of a run. ``stopped_by`` names the limit that kept it from doing all that
+    it had planned, if one did."""
 
     status: Literal["answered", "failed", "cancelled"]
     error: str = ""
     at: float = 0.0
+    stopped_by: str = ""
 
 
 Event = (

@@ -2,16 +2,18 @@
 
 LangGraph's supersteps wait for the slowest sibling, so our scheduler runs whole inside one
 node, ``work``. It leaves that node where a checkpoint is worth having: before another round
-of planning, and before a risky call, which ``approve`` turns into an ``interrupt``. The
-state is the run's own record, so coming back means telling a fresh machine what has
-happened already; no finished call runs again.
+of planning, and before a call that needs approval, which ``approve`` turns into an
+``interrupt``. The state is the run's own record, so coming back means telling a fresh machine
+what has happened already; no finished call runs again, and an approval is bound to the very
+call that was shown. A run has its id before ``work`` begins, so an agent's journal, which may
+be ahead of the last checkpoint, is found again by it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Annotated, Any, Protocol, TypedDict
@@ -22,6 +24,9 @@ from agentpar.executor.machine import Ask, Command, Plan
 from agentpar.executor.record import decode, encode
 from agentpar.ids import new_run_id
 from agentpar.session import Session
+
+_CHECKPOINTER = "__pregel_checkpointer"
+"""Where LangGraph tells a node what saves its state: None where nothing does."""
 
 
 def _continued(record: list[dict[str, Any]], more: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -35,7 +40,8 @@ class GraphState(TypedDict, total=False):
     Another question on the same thread is another run: the state then holds that one.
 
     ``events`` is the record so far, one JSON object an event; ``pending`` lists the calls
-    that wait for approval: task_id, tool, args.
+    that wait for approval: task_id, tool, args, label (where the data come from), because, and
+    what an approval is bound to.
     """
 
     question: str
@@ -52,8 +58,9 @@ class OpenSession(Protocol):
     def __call__(
         self,
         run_id: str,
+        question: str,
         *,
-        history: Iterable[Event] = (),
+        history: Sequence[Event] = (),
         hold: Callable[[Command], bool] | None = None,
     ) -> Awaitable[Session]: ...
 
@@ -78,6 +85,7 @@ def build_graph(
     """
     try:
         from langchain_core.runnables import RunnableLambda
+        from langgraph.config import get_config
         from langgraph.graph import END, START, StateGraph
         from langgraph.types import interrupt
     except ImportError:
@@ -96,9 +104,16 @@ def build_graph(
         return run(partial(_work, open_session, state))
 
     def approve(state: GraphState) -> GraphState:
-        verdicts = interrupt({"approve": state["pending"]})
+        pending = state["pending"]
+        if get_config()["configurable"].get(_CHECKPOINTER, ...) is None:
+            raise UsageError(
+                f"task {pending[0]['task_id']} waits for approval ({pending[0]['because']}), and "
+                "this graph has no checkpointer to be resumed from: "
+                "agent.as_graph(checkpointer=…), or a permissions rule that allows the call"
+            )
+        answered = interrupt({"approve": pending}, response_schema=_answer_to(pending))
         at = state["events"][-1]["at"]
-        given = [_approval(call, verdicts, at) for call in state["pending"]]
+        given = _approvals(pending, answered, at)
         return {"events": [encode(event) for event in given], "pending": []}
 
     def after_work(state: GraphState) -> str:
@@ -107,9 +122,11 @@ def build_graph(
         return END if state.get("answer") else "work"
 
     graph = StateGraph(GraphState)
+    graph.add_node("begin", _begin)
     graph.add_node("work", RunnableLambda(work_sync, afunc=work, name="work"))
     graph.add_node("approve", approve)
-    graph.add_edge(START, "work")
+    graph.add_edge(START, "begin")
+    graph.add_edge("begin", "work")
     graph.add_conditional_edges("work", after_work, ["approve", "work", END])
     graph.add_edge("approve", "work")
     return graph.compile(checkpointer=checkpointer, name=name)
@@ -135,28 +152,44 @@ def _beside(alone: Alone, work: Work) -> GraphState:
             raise
 
 
-async def _work(open_session: OpenSession, state: GraphState) -> GraphState:
-    """Run until the answer, or until a command that deserves a checkpoint."""
+def _events(state: GraphState) -> list[Event]:
+    return [decode(event) for event in state.get("events", [])]
+
+
+def _begin(state: GraphState) -> GraphState:
+    """Name the run: the one in the state where that asks the same and has not ended."""
     question = state.get("question", "")
     if not question.strip():
         raise UsageError("the graph's state needs a 'question': graph.invoke({'question': …})")
-    past = [decode(event) for event in state.get("events", [])]
-    match past:
+    match _events(state):
         case [RunStarted(run_id, asked), *_, last] if asked == question and not isinstance(
             last, RunFinished
         ):
-            session = await open_session(run_id, history=past, hold=_Boundary())
-            await session.run()
-        case _:
-            past = []
-            session = await open_session(new_run_id(), hold=_Boundary())
-            await session.run(session.started(question))
+            return {"run_id": run_id}
+    return {"run_id": new_run_id()}
+
+
+async def _work(open_session: OpenSession, state: GraphState) -> GraphState:
+    """Run until the answer, or until a command that deserves a checkpoint."""
+    question, run_id = state["question"], state["run_id"]
+    past = _events(state)
+    if past and isinstance(past[0], RunStarted) and past[0].run_id != run_id:
+        past = []  # of the last run on this thread
+    session = await open_session(run_id, question, history=past, hold=_Boundary())
+    await session.run(*([] if session.events else [session.started(question)]))
     asks = [command for command in session.held if isinstance(command, Ask)]
     update: GraphState = {
         "run_id": session.run_id,
         "events": [encode(event) for event in session.events[len(past) :]],
         "pending": [
-            {"task_id": ask.task.id, "tool": ask.task.tool, "args": _storable(ask.args)}
+            {
+                "task_id": ask.task.id,
+                "tool": ask.task.tool,
+                "args": _storable(ask.args),
+                "label": ask.label.as_data(),
+                "because": ask.because,
+                "bound": ask.bound,
+            }
             for ask in sorted(asks, key=lambda ask: ask.task.id)
         ],
         "text": "",
@@ -177,7 +210,7 @@ def _storable(args: Mapping[str, Any]) -> Any:
 
 
 class _Boundary:
-    """Holds risky calls, and every plan but the first one that this part of the run sees."""
+    """Holds calls that need approval, and every plan but the first of this part of the run."""
 
     def __init__(self) -> None:
         self._acted = False
@@ -194,13 +227,52 @@ class _Boundary:
                 return False
 
 
-def _approval(call: Mapping[str, Any], verdicts: Any, at: float) -> ApprovalGiven:
-    """The caller's verdict on one call: ``True`` or ``False`` for all, or by task id."""
-    id = call["task_id"]
-    verdict = verdicts
-    if isinstance(verdicts, Mapping):  # LangGraph takes no other keys than text
-        verdict = verdicts.get(str(id), False)
-    if verdict is True:
-        return ApprovalGiven(id, allowed=True, at=at)
-    reason = verdict if isinstance(verdict, str) else "refused by the user"
-    return ApprovalGiven(id, allowed=False, reason=reason, at=at)
+Pending = Sequence[Mapping[str, Any]]
+
+
+def _answer_to(pending: Pending) -> Any:
+    """The type of a resume value, for LangGraph: it refuses any other before it saves it, so
+    that the question can be answered again."""
+    from pydantic import PlainValidator, WithJsonSchema
+
+    def check(answered: Any) -> Any:
+        _approvals(pending, answered, 0.0)
+        return answered
+
+    verdict = {"type": ["boolean", "string"]}
+    schema = {"anyOf": [verdict, {"type": "object", "additionalProperties": verdict}]}
+    return Annotated[Any, PlainValidator(check), WithJsonSchema(schema)]
+
+
+def _approvals(pending: Pending, answered: Any, at: float) -> list[ApprovalGiven]:
+    """What the caller said of the calls: one verdict for all, or one each, by task id as text
+    or by what the approval is bound to. A call that is not named is asked for again.
+
+    Raises `UsageError` where that is no verdict, or names a call that does not wait.
+    """
+    if not isinstance(answered, Mapping):
+        return [_approval(call, answered, at) for call in pending]
+    calls = {name: call for call in pending for name in (str(call["task_id"]), call["bound"])}
+    if unknown := [name for name in answered if name not in calls]:
+        names = ", ".join(f"{str(call['task_id'])!r} ({call['tool']})" for call in pending)
+        raise UsageError(
+            f"resume: {unknown[0]!r} is no call that waits for approval; those that do, by task "
+            f"id: {names} (or by their 'bound')"
+        )
+    return [_approval(calls[name], verdict, at) for name, verdict in answered.items()]
+
+
+def _approval(call: Mapping[str, Any], verdict: Any, at: float) -> ApprovalGiven:
+    id, bound = call["task_id"], call["bound"]
+    match verdict:
+        case True:
+            return ApprovalGiven(id, True, bound=bound, at=at)
+        case False:
+            return ApprovalGiven(id, False, "refused by the user", bound, at)
+        case str():
+            return ApprovalGiven(id, False, verdict, bound, at)
+        case _:
+            raise UsageError(
+                f"resume: the verdict on task {id} ({call['tool']}) must be True, False, or a text "
+                f"that says why not; got {verdict!r}"
+            )

@@ -5,9 +5,10 @@ These are values. Nothing here knows a model, a tool, a clock or a network.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeGuard
 
 from agentpar.errors import PlanError
 
@@ -15,21 +16,63 @@ if TYPE_CHECKING:  # networkx loads when a plan is analysed, not when agentpar i
     import networkx as nx
 
 
+class Star(Enum):
+    """The type of `EACH`. No text: a field may be named ``"*"``."""
+
+    EACH = "*"
+
+
+EACH: Final = Star.EACH
+"""The step of a path that leads to every element of a list: ``[*]`` in ``$1[*].url``."""
+
+Step = str | int | Star
+
+
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """The value of an earlier task, or of a part of it: ``$3``, ``$3.items[0].id``."""
+    """The value of an earlier task, or of a part of it: ``$3``, ``$3.items[0].id``.
+
+    With the step `EACH` it is one element's part at a time: see `each`.
+    """
 
     task: int
-    path: tuple[str | int, ...] = ()
+    path: tuple[Step, ...] = ()
 
     def __str__(self) -> str:
-        steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in self.path)
-        return f"${self.task}{''.join(steps)}"
+        return f"${self.task}{''.join(map(_written, self.path))}"
+
+
+def _written(step: Step) -> str:
+    if step is EACH:
+        return "[*]"
+    return f"[{step}]" if isinstance(step, int) else f".{step}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """The first good ones of several values: what completes first without failing.
+
+    ``k`` None is one value, ``any($1, $2)``. Otherwise it is a list of ``k`` of them,
+    ``some(2, $1, $2, $3)``, which stand in writing order: completion decides which ones
+    are in it, never how they are arranged.
+    """
+
+    refs: tuple[Ref, ...]
+    k: int | None = None
+
+    def __str__(self) -> str:
+        refs = ", ".join(map(str, self.refs))
+        return f"any({refs})" if self.k is None else f"some({self.k}, {refs})"
+
+    @property
+    def wanted(self) -> int:
+        """How many values it takes."""
+        return 1 if self.k is None else self.k
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One tool call of a plan. ``args`` holds typed literals and `Ref` values, by name."""
+    """One tool call of a plan. ``args`` holds typed literals, `Ref` and `Pick`, by name."""
 
     id: int
     tool: str
@@ -93,9 +136,14 @@ def has_value(outcome: Outcome | None) -> TypeGuard[Ok | Failed]:
 
 
 def references(value: Any) -> Iterator[Ref]:
-    """Every `Ref` inside ``value``, in writing order, looking into lists, tuples and dicts."""
+    """Every `Ref` inside ``value``, those of a `Pick` included, in writing order.
+
+    It looks into lists, tuples and dicts.
+    """
     if isinstance(value, Ref):
         yield value
+    elif isinstance(value, Pick):
+        yield from value.refs
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from references(item)
@@ -104,9 +152,71 @@ def references(value: Any) -> Iterator[Ref]:
             yield from references(item)
 
 
+def picks(value: Any) -> Iterator[Pick]:
+    """Every `Pick` inside ``value``, in writing order."""
+    return (item for item in _operands(value) if isinstance(item, Pick))
+
+
+def _operands(value: Any) -> Iterator[Ref | Pick]:
+    """What `references` finds, with every `Pick` as one."""
+    if isinstance(value, Ref | Pick):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _operands(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _operands(item)
+
+
 def needs(args: Mapping[str, Any]) -> tuple[int, ...]:
     """The ids of the tasks that ``args`` refers to, each once, in writing order."""
     return tuple(dict.fromkeys(ref.task for ref in references(args)))
+
+
+# -- when arguments can be filled --------------------------------------------------------
+
+
+def ready(args: Mapping[str, Any], outcomes: Mapping[int, Outcome]) -> bool:
+    """Whether it is settled that ``args`` can be filled, or that they never can.
+
+    That is: every plain reference's task has ended, and every `Pick` has its values or
+    nothing left to wait for. What `blocker` says then holds for ever.
+    """
+    for operand in _operands(args):
+        if isinstance(operand, Ref):
+            if operand.task not in outcomes:
+                return False
+        elif len(_good(operand, outcomes)) < operand.wanted and not all(
+            ref.task in outcomes for ref in operand.refs
+        ):
+            return False
+    return True
+
+
+def blocker(args: Mapping[str, Any], outcomes: Mapping[int, Outcome]) -> int | None:
+    """The task without a value that keeps ``args`` from being filled, or None.
+
+    The first in writing order. A `Pick` is kept back only by having too few values.
+    """
+    for operand in _operands(args):
+        if isinstance(operand, Ref):
+            if not has_value(outcomes.get(operand.task)):
+                return operand.task
+        else:
+            missing = [ref.task for ref in operand.refs if not _is_good(outcomes.get(ref.task))]
+            if len(missing) > len(operand.refs) - operand.wanted:
+                return missing[0]
+    return None
+
+
+def _good(pick: Pick, outcomes: Mapping[int, Outcome]) -> list[Ref]:
+    return [ref for ref in pick.refs if _is_good(outcomes.get(ref.task))]
+
+
+def _is_good(outcome: Outcome | None) -> bool:
+    """Whether a pick may take it: an error that is kept as a value is no good one."""
+    return isinstance(outcome, Ok)
 
 
 _LITERALS = frozenset((str, int, float, bool, type(None)))
@@ -115,8 +225,9 @@ _LITERALS = frozenset((str, int, float, bool, type(None)))
 def fill(args: Mapping[str, Any], outcomes: Mapping[int, Outcome]) -> dict[str, Any]:
     """``args`` with every reference replaced by the value it points to.
 
-    Values go in as they are: a result is never read again for references, so a page
-    that contains ``$1`` changes nothing.
+    ``outcomes`` stand in the order in which tasks ended; a `Pick` goes by it. Values go in
+    as they are: a result is never read again for references, so a page that contains
+    ``$1`` changes nothing.
 
     Raises `PlanError` where a path does not exist in the value.
     """
@@ -131,6 +242,9 @@ def _fill(value: Any, outcomes: Mapping[int, Outcome]) -> Any:
         if not value.path and type(outcome := outcomes.get(value.task)) is Ok:
             return outcome.value
         return resolve(value, outcomes)
+    if kind is Pick:
+        values = [resolve(ref, outcomes) for ref in chosen(value, outcomes)]
+        return values[0] if value.k is None else values
     if kind is list or kind is tuple:
         return [_fill(item, outcomes) for item in value]
     if isinstance(value, Mapping):
@@ -138,14 +252,47 @@ def _fill(value: Any, outcomes: Mapping[int, Outcome]) -> Any:
     return value
 
 
+def chosen(pick: Pick, outcomes: Mapping[int, Outcome]) -> list[Ref]:
+    """The references that ``pick`` takes, in writing order: those whose tasks ended first.
+
+    Of one task's, those written first. `PlanError` where too few tasks have a value.
+    """
+    good = _good(pick, outcomes)
+    if len(good) < pick.wanted:
+        raise PlanError(f"{pick}: {len(good)} of the {pick.wanted} values that it takes are there")
+    if len(good) > pick.wanted:
+        tasks = {ref.task for ref in good}
+        place = {id: at for at, id in enumerate(outcomes) if id in tasks}
+        first = sorted(range(len(good)), key=lambda at: place[good[at].task])[: pick.wanted]
+        good = [good[at] for at in sorted(first)]
+    return good
+
+
 def resolve(ref: Ref, outcomes: Mapping[int, Outcome]) -> Any:
-    """The value that ``ref`` points to; `PlanError` says which step of the path is missing."""
+    """The value that ``ref`` points to; `PlanError` says which step of the path is missing.
+
+    With the step `EACH` it is the list of what it points to in every element.
+    """
     outcome = outcomes.get(ref.task)
     if not has_value(outcome):
         raise PlanError(f"{ref}: task {ref.task} has no value")
     value = outcome.value if isinstance(outcome, Ok) else {"error": outcome.error}
-    for depth, step in enumerate(ref.path):
+    return _follow(ref, value, 0)
+
+
+def _follow(ref: Ref, value: Any, start: int) -> Any:
+    """What the steps of ``ref`` from ``start`` on lead to in ``value``."""
+    for depth in range(start, len(ref.path)):
+        step = ref.path[depth]
         before = Ref(ref.task, ref.path[:depth])
+        if isinstance(step, Star):
+            if not isinstance(value, list | tuple):
+                raise PlanError(f"{ref}: {before} {_shape(value)}: [*] needs a list")
+            path = ref.path[:depth], ref.path[depth + 1 :]
+            return [
+                _follow(Ref(ref.task, (*path[0], at, *path[1])), item, depth + 1)
+                for at, item in enumerate(value)
+            ]
         if isinstance(value, str):  # Python would give a letter, which no plan means
             raise PlanError(f"{ref}: {before} {_shape(value)}")
         try:
@@ -163,6 +310,83 @@ def _shape(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"is a list of {len(value)}" if value else "is an empty list"
     return f"is {type(value).__name__}, which has no parts"
+
+
+# -- once for each element of a list -----------------------------------------------------
+#
+# A task with a starred reference runs once for each element: `each` tells over which list,
+# `elements` what is in it, `element_args` what one call is given, `collect` how it all ended.
+
+
+def each(args: Mapping[str, Any]) -> Ref | None:
+    """The list over whose elements ``args`` go: ``$1.hits`` for ``f($1.hits[*].url)``.
+
+    None where no reference has a star. Raises `PlanError` where references go over two
+    lists, a reference has two stars, or one with a star stands inside a `Pick`.
+    """
+    starred = [ref for ref in references(args) if EACH in ref.path]
+    if not starred:
+        return None
+    for pick in picks(args):
+        if any(EACH in ref.path for ref in pick.refs):
+            raise PlanError(f"{pick}: [*] cannot stand inside any() or some()")
+    lists = {}
+    for ref in starred:
+        if ref.path.count(EACH) > 1:
+            raise PlanError(f"{ref}: a reference has one [*] at most")
+        lists[Ref(ref.task, ref.path[: ref.path.index(EACH)])] = ref
+    if len(lists) > 1:
+        first, second = list(lists.values())[:2]
+        raise PlanError(f"{first} and {second} go over two lists; a call goes over one")
+    return next(iter(lists))
+
+
+def elements(over: Ref, outcomes: Mapping[int, Outcome]) -> Sequence[Any]:
+    """The elements of the list ``over`` (from `each`); `PlanError` where it is no list."""
+    value = resolve(over, outcomes)
+    if not isinstance(value, list | tuple):
+        raise PlanError(f"{over}[*]: {over} {_shape(value)}: [*] needs a list")
+    return value
+
+
+def element_args(
+    args: Mapping[str, Any], index: int, element: Any, outcomes: Mapping[int, Outcome]
+) -> dict[str, Any]:
+    """``args`` filled for element ``index`` of the list they go over, whose value is ``element``.
+
+    The element is given, since it may be there before the list is complete. All other
+    references are filled from ``outcomes``, as `fill` does. Raises `PlanError` likewise.
+    """
+    return {name: _fill_element(value, index, element, outcomes) for name, value in args.items()}
+
+
+def _fill_element(value: Any, index: int, element: Any, outcomes: Mapping[int, Outcome]) -> Any:
+    if isinstance(value, Ref) and EACH in value.path:
+        at = value.path.index(EACH)
+        one = Ref(value.task, (*value.path[:at], index, *value.path[at + 1 :]))
+        return _follow(one, element, at + 1)
+    if isinstance(value, Mapping):
+        return {k: _fill_element(v, index, element, outcomes) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_fill_element(item, index, element, outcomes) for item in value]
+    return _fill(value, outcomes)
+
+
+def collect(outcomes: Sequence[Outcome]) -> Outcome:
+    """How a task that ran once for each element has ended, from how its calls have, in order.
+
+    The list of their values; or the failure of the first one, in the list's order, that
+    has none, so that it does not depend on which ended first.
+    """
+    for index, outcome in enumerate(outcomes):
+        if isinstance(outcome, Failed):
+            return Failed(f"element {index}: {outcome.error}", outcome.kind)
+        if isinstance(outcome, Skipped):
+            return outcome
+    return Ok([outcome.value for outcome in outcomes if isinstance(outcome, Ok)])
+
+
+# -- the plan as a graph -----------------------------------------------------------------
 
 
 def to_graph(tasks: Iterable[Task]) -> nx.DiGraph[int]:

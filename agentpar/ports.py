@@ -62,15 +62,13 @@ class Runtime(Protocol):
 
 
 class Results(Protocol):
-    """Results of earlier calls that may serve again, by tool, version and arguments."""
+    """Results of earlier calls that may serve again; ``key`` is their `call_key`."""
 
-    async def get(self, tool: str, version: str, args: Mapping[str, Any]) -> Ok | None:
+    async def get(self, key: str) -> Ok | None:
         """The result of an equal call, unless it is too old or there was none."""
         ...
 
-    async def put(
-        self, tool: str, version: str, args: Mapping[str, Any], outcome: Ok, seconds: float
-    ) -> None:
+    async def put(self, key: str, outcome: Ok, seconds: float) -> None:
         """Keep a result for ``seconds``."""
         ...
 

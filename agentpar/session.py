@@ -5,18 +5,22 @@ A session knows which room does what; it never knows where the rooms came from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from agentpar.answer import Answer, answer_of
-from agentpar.events import Event, JoinText, RunStarted
-from agentpar.executor.driver import Approve, Driver, Emit, RunClock
+from agentpar.events import Event, JoinText, PlanFault, RunFinished, RunStarted, TaskPlanned
+from agentpar.executor.approval import Approve
+from agentpar.executor.driver import Driver, Emit, RunClock
+from agentpar.executor.journal import RunJournal
+from agentpar.executor.ledger import Ledger
 from agentpar.executor.machine import Command, Conclude, Join, Machine, Plan, catch_up
 from agentpar.executor.record import RecordWriter
 from agentpar.memory.evidence import sources
 from agentpar.partial import partial_answer
+from agentpar.permissions import Permissions, Rule
 from agentpar.planner.joiner import Joiner, JoinRequest
 from agentpar.planner.planner import Planner, PlanRequest
 from agentpar.policy import Limits
@@ -34,6 +38,7 @@ class Settings:
     timeout: float | None
     max_result_bytes: int
     approve: Approve | None
+    permissions: tuple[Rule, ...] = ()
     record: Path | None = None
     note: str = ""
     latencies: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -45,7 +50,7 @@ class Session:
 
     ``history`` is what happened in an earlier part of the run, `due` what it left to do;
     ``hold`` keeps commands back (see `Driver`). `events` has every event of the run,
-    earlier parts included.
+    earlier parts included. With a ``journal``, the journal's history is the run's.
     """
 
     def __init__(
@@ -59,13 +64,14 @@ class Session:
         history: Iterable[Event] = (),
         hold: Callable[[Command], bool] | None = None,
         observers: Sequence[Callable[[Event], None]] = (),
+        journal: RunJournal | None = None,
     ) -> None:
         self.run_id = run_id
-        self.events: list[Event] = list(history)
-        risky = frozenset(name for name, tool in tools.items() if tool.effect == "write")
+        self._past = tuple(history if journal is None else journal.history)
+        self.events: list[Event] = list(self._past)
         self.machine = Machine(
             settings.limits,
-            risky,
+            Permissions.of(tools, settings.permissions),
             policies={name: tool.policy for name, tool in tools.items()},
             latencies=settings.latencies,
             seed=run_id,
@@ -74,9 +80,12 @@ class Session:
         self._planner = planner
         self._joiner = joiner
         self._settings = settings
+        self._journal = journal
+        ledger = Ledger(run_id, self.machine, journal)
         writer = None
         if settings.record is not None:
-            writer = RecordWriter(settings.record, self.machine, history=tuple(self.events))
+            known = journal is not None and journal.known
+            writer = RecordWriter(settings.record, self.machine, history=self._past, known=known)
         self._writer = writer
         self.driver = Driver(
             self.machine,
@@ -88,11 +97,20 @@ class Session:
             clock=RunClock(self.events[-1].at if self.events else 0.0),
             approve=settings.approve,
             hold=hold,
+            calls=ledger,
             timeout=settings.timeout,
             max_result_bytes=settings.max_result_bytes,
-            observers=[self.events.append, *([writer.event] if writer else []), *observers],
+            # The journal first: nobody sees what it could not take.
+            observers=[
+                ledger.observe,
+                self.events.append,
+                *([writer.event] if writer else []),
+                *observers,
+            ],
             command_observers=[writer.command] if writer else [],
         )
+        if journal is not None:
+            journal.on_error = self.driver.fail
 
     @property
     def held(self) -> list[Command]:
@@ -103,11 +121,36 @@ class Session:
         """The event that begins this run."""
         return RunStarted(self.run_id, question, self._settings.note)
 
-    async def run(self, *events: Event) -> None:
-        """Do what is due, act on ``events``, until all is quiet.
+    @property
+    def over(self) -> bool:
+        """Whether the run has ended in an earlier part: there is nothing left to do."""
+        return bool(self._past) and isinstance(self._past[-1], RunFinished)
 
-        Raises only what cannot be data of the run: a record that cannot be written.
+    async def run(self, *events: Event) -> None:
+        """Do what is due, act on ``events``, until all is quiet; on disk, with a journal.
+
+        Raises only what cannot be data of the run: a record or a journal that cannot be
+        written.
         """
+        journal = self._journal
+        if journal is None:
+            await self._run(*events)
+            return
+        if not journal.held:  # it has ended, and was only read
+            return
+        try:
+            if not self.over:
+                await self._run(*events)
+        except BaseException:
+            await journal.leave()
+            raise
+        finished = self.machine.finished
+        if finished is not None:
+            await journal.close(finished.status)
+        else:
+            await journal.close("waiting" if self.held else "interrupted")
+
+    async def _run(self, *events: Event) -> None:
         with ExitStack() as stack:
             if self._writer is not None:
                 stack.enter_context(self._writer)
@@ -118,13 +161,23 @@ class Session:
 
     async def _plan(self, command: Plan, emit: Emit) -> None:
         machine = self.machine
+        first_id = command.first_id
+        standing = tuple(_planned(self._past, command.round))
+        own = {
+            event.task.id if isinstance(event, TaskPlanned) else event.task_id for event in standing
+        }
+        if standing:  # the plan broke off: it is asked for again, in the same words
+            first_id = 1 + max(
+                (id for id in [*machine.tasks, *machine.outcomes] if id not in own), default=0
+            )
         request = PlanRequest(
             machine.question,
             command.round,
-            command.first_id,
+            first_id,
             command.why,
-            dict(machine.tasks),
-            dict(machine.outcomes),
+            {id: task for id, task in machine.tasks.items() if id not in own},
+            {id: outcome for id, outcome in machine.outcomes.items() if id not in own},
+            standing,
         )
         await self._planner.plan(request, emit, self.driver.clock)
 
@@ -160,3 +213,13 @@ class Session:
                 self.driver.clock.now(),
             )
         )
+
+
+def _planned(events: Iterable[Event], round: int) -> Iterator[TaskPlanned | PlanFault]:
+    """What the lines of a round's plan came to, as far as it got."""
+    for event in events:
+        match event:
+            case TaskPlanned() if event.round == round:
+                yield event
+            case PlanFault() if event.round == round and event.line:
+                yield event

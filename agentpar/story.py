@@ -107,6 +107,7 @@ class Story:
         self.note = ""
         self.status: Status = "running"
         self.error = ""
+        self.stopped_by = ""
         self.began = 0.0
         self.now = 0.0
         self.tasks: dict[int, TaskStory] = {}
@@ -130,7 +131,10 @@ class Story:
             case RunStarted(run_id, question, note, at):
                 self.run_id, self.question, self.note, self.began = run_id, question, note, at
             case PlanStarted(number, at):
-                self._round(number).plan_started = at
+                round_ = self._round(number)
+                if round_.plan_started is None:
+                    round_.plan_started = at
+                round_.plan_text.clear()  # the run was carried on, and the plan written again
             case PlanText(number, text, at):
                 round_ = self._round(number)
                 round_.plan_text.append(text)
@@ -146,7 +150,7 @@ class Story:
             case PlanFailed(number, error, at):
                 round_ = self._round(number)
                 round_.plan_ended, round_.plan_error = at, error
-            case ApprovalAsked(id, args, _):
+            case ApprovalAsked(id, args):
                 task_ = self._task(id)
                 task_.filled, task_.asking = args, True
             case ApprovalGiven(id):
@@ -165,7 +169,10 @@ class Story:
             case TaskCancelled() | Woke():
                 pass  # what comes of it is told by other events
             case JoinStarted(number, at):
-                self._round(number).join_started = at
+                round_ = self._round(number)
+                if round_.join_started is None:
+                    round_.join_started = at
+                round_.join_text.clear()
             case JoinText(number, text, at):
                 round_ = self._round(number)
                 round_.join_text.append(text)
@@ -184,6 +191,7 @@ class Story:
                 self.models.append(event)
             case RunFinished(status, error, _):
                 self.status, self.error = status, error
+                self.stopped_by = event.stopped_by
             case _:
                 assert_never(event)
 

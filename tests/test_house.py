@@ -22,7 +22,20 @@ ROOT = Path(agentpar.__file__).parent
 # module or package of that name and all that is in it.
 FLOORS = (
     ("errors", "plan"),
-    ("events", "policy", "ports", "net", "tools", "cache", "ids", "plaintext"),
+    (
+        "events",
+        "policy",
+        "ports",
+        "net",
+        "tools",
+        "cache",
+        "ids",
+        "plaintext",
+        "fingerprint",
+        "labels",
+        "permissions",
+        "optimize",
+    ),
     ("planner", "executor", "memory", "runtime", "miniweb"),
     ("agent", "answer", "partial", "session"),
     ("config", "display", "timeline", "drawing", "story", "langgraph"),
@@ -36,7 +49,18 @@ FLOOR_OF = {name: number for number, names in enumerate(FLOORS, 1) for name in n
 # users look for there. The files load when the methods are called.
 CONVENIENCES = {("agent", "config"), ("agent", "langgraph")}
 
-HEAVY = ("torch", "vllm", "langgraph", "typer", "rich", "tantivy", "mcp", "pydantic", "httpx")
+HEAVY = (
+    "torch",
+    "vllm",
+    "langgraph",
+    "typer",
+    "rich",
+    "tantivy",
+    "mcp",
+    "pydantic",
+    "httpx",
+    "psycopg",
+)
 
 
 def _modules() -> Iterator[tuple[str, Path]]:

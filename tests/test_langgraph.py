@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from agentpar import Agent, ScriptedRuntime, tool
+from agentpar import Agent, Rule, ScriptedRuntime, UsageError, tool
 from agentpar.events import RunFinished
 
 if importlib.util.find_spec("langgraph") is None:
@@ -56,6 +56,12 @@ def saver(tmp_path: Path) -> Iterator[Any]:
 
     with SqliteSaver.from_conn_string(str(tmp_path / "graph.sqlite")) as saver:
         yield saver
+
+
+def waiting(state: Any) -> list[dict[str, Any]]:
+    """The calls that wait for approval."""
+    calls: list[dict[str, Any]] = json.loads(json.dumps(state["__interrupt__"][0].value["approve"]))
+    return calls
 
 
 def thread(name: str = "one") -> Any:
@@ -102,16 +108,27 @@ def test_question_is_required(calls: list[str]) -> None:
 
 
 def test_risky_calls_wait_for_approval(saver: Any, calls: list[str]) -> None:
-    """The graph pauses before a risky call, once for all that wait, with their arguments."""
+    """The graph pauses before a risky call, once for all that wait: with their arguments, where
+    their data come from, why they are asked for, and what a yes is bound to."""
     graph = agent_of([RISKY, "Answer: sent [2]"], calls).as_graph(saver)
     state = graph.invoke({"question": "Send it"}, thread())
     assert calls == ["Chile"]
-    assert state["__interrupt__"][0].value == {
-        "approve": [
-            {"task_id": 2, "tool": "send", "args": {"text": 19}},
-            {"task_id": 3, "tool": "send", "args": {"text": "hello"}},
-        ]
+    fed, own = waiting(state)
+    bounds = {fed.pop("bound"), own.pop("bound")}
+    assert len(bounds) == 2
+    because = "send changes things"
+    assert fed == {
+        "task_id": 2,
+        "tool": "send",
+        "args": {"text": 19},
+        "label": {"data": [{"task_id": 1, "call": "population(Chile)"}], "plan": []},
+        "because": because,
     }
+    nothing = {"data": [], "plan": []}
+    assert own == {
+        "task_id": 3, "tool": "send", "args": {"text": "hello"}, "label": nothing,
+        "because": because,
+    }  # fmt: skip
 
 
 def test_resumed_run_repeats_no_call(saver: Any, calls: list[str]) -> None:
@@ -137,6 +154,113 @@ def test_verdict_by_task(saver: Any, calls: list[str]) -> None:
     assert state["answer"]["tasks"]["3"]["ok"] is False
     denied = [e for e in state["events"] if e["event"] == "TaskDone" and e["task_id"] == 3]
     assert denied[0]["outcome"]["error"] == "not approved: not today"
+
+
+def test_verdict_by_what_it_is_bound_to(saver: Any, calls: list[str]) -> None:
+    """``resume={bound: …}`` speaks of the very call that was shown."""
+    from langgraph.types import Command
+
+    graph = agent_of([RISKY, "Answer: sent once"], calls).as_graph(saver)
+    fed, own = waiting(graph.invoke({"question": "Send it"}, thread()))
+    graph.invoke(Command(resume={fed["bound"]: False, own["bound"]: True}), thread())
+    assert calls == ["Chile", "send hello"]
+
+
+def test_a_call_without_a_verdict_is_asked_for_again(saver: Any, calls: list[str]) -> None:
+    """Neither a yes nor a no; the other call runs meanwhile."""
+    from langgraph.types import Command
+
+    graph = agent_of([RISKY, "Answer: sent both"], calls).as_graph(saver)
+    graph.invoke({"question": "Send it"}, thread())
+    state = graph.invoke(Command(resume={"2": True}), thread())
+    assert calls == ["Chile", "send 19"]
+    assert [call["task_id"] for call in waiting(state)] == [3]
+    state = graph.invoke(Command(resume=True), thread())
+    assert (calls, state["text"]) == (["Chile", "send 19", "send hello"], "Answer: sent both")
+
+
+def test_a_stale_approval_does_not_pass(saver: Any, calls: list[str]) -> None:
+    """A yes to the call of an earlier question says nothing about this one's, and is refused."""
+    from langgraph.types import Command
+
+    other = RISKY.replace("hello", "a ransom note")
+    graph = agent_of([RISKY, other, "Answer: sent"], calls).as_graph(saver)
+    stale = {c["bound"]: True for c in waiting(graph.invoke({"question": "Send it"}, thread()))}
+    fresh = waiting(graph.invoke({"question": "Send another"}, thread()))
+    with pytest.raises(UsageError, match=r"no call that waits .* '2' \(send\), '3' \(send\)"):
+        graph.invoke(Command(resume=stale), thread())
+    assert "send" not in " ".join(calls)
+    graph.invoke(Command(resume={call["bound"]: True for call in fresh}), thread())
+    assert sorted(calls[2:]) == ["send 19", "send a ransom note"]
+
+
+def test_a_saved_approval_of_other_arguments_does_not_pass(saver: Any, calls: list[str]) -> None:
+    """Should a state be edited between question and answer, the machine asks again."""
+    from langgraph.types import Command
+
+    graph = agent_of([RISKY, "Answer: sent"], calls).as_graph(saver)
+    state = graph.invoke({"question": "Send it"}, thread())
+    forged = [{**call, "bound": "0" * 64} for call in waiting(state)]
+    graph.update_state(thread(), {"pending": forged}, as_node="work")
+    graph.invoke(None, thread())
+    state = graph.invoke(Command(resume=True), thread())
+    assert calls == ["Chile"]
+    assert {call["bound"] for call in waiting(state)}.isdisjoint({"0" * 64})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (1, "the verdict on task 2 .send. must be True, False, or a text"),
+        ([True], "the verdict on task 2 .* got .True."),
+        ({"3": "no", "2": 1}, "the verdict on task 2 .* got 1"),
+        ({"7": True}, "'7' is no call that waits for approval"),
+    ],
+)
+def test_a_resume_value_of_a_wrong_type_is_refused(
+    saver: Any, calls: list[str], value: Any, message: str
+) -> None:
+    """It is no verdict at all; the question stands, and can be answered."""
+    from langgraph.types import Command
+
+    graph = agent_of([RISKY, "Answer: sent"], calls).as_graph(saver)
+    graph.invoke({"question": "Send it"}, thread())
+    with pytest.raises(UsageError, match=message):
+        graph.invoke(Command(resume=value), thread())
+    assert calls == ["Chile"]
+    assert graph.invoke(Command(resume=True), thread())["text"] == "Answer: sent"
+
+
+def test_without_a_checkpointer_nothing_can_wait(calls: list[str]) -> None:
+    """The graph could never be resumed, and says what to give it."""
+    graph = agent_of([RISKY], calls).as_graph()
+    with pytest.raises(UsageError, match=r"task 2 waits .* no checkpointer .*checkpointer=…"):
+        graph.invoke({"question": "Send it"})
+
+
+def test_a_subgraph_waits_with_its_parents_checkpointer(saver: Any, calls: list[str]) -> None:
+    """It needs none of its own."""
+    from langgraph.graph import START, StateGraph
+    from langgraph.types import Command
+
+    from agentpar.langgraph import GraphState
+
+    parent = StateGraph(GraphState)
+    parent.add_node("agent", agent_of([RISKY, "Answer: sent"], calls).as_graph())
+    parent.add_edge(START, "agent")
+    graph = parent.compile(checkpointer=saver)
+    graph.invoke({"question": "Send it"}, thread())
+    assert graph.invoke(Command(resume=True), thread())["text"] == "Answer: sent"
+
+
+def test_rules_hold_in_the_graph(saver: Any, calls: list[str]) -> None:
+    """An allow lets the call with trusted data through; the one fed by a tool waits."""
+    rules = [Rule("send", "allow")]
+    graph = agent_of([RISKY, "x"], calls, permissions=rules).as_graph(saver)
+    [call] = waiting(graph.invoke({"question": "Send it"}, thread()))
+    assert call["task_id"] == 2
+    assert "for trusted data only" in call["because"]
+    assert sorted(calls) == ["Chile", "send hello"]
 
 
 def test_refusal_reaches_the_joiner(saver: Any, calls: list[str]) -> None:
@@ -319,7 +443,7 @@ def test_batch_takes_turns(calls: list[str]) -> None:
 
 INTERRUPTED = """
 import asyncio, sys
-from agentpar import Agent, ScriptedRuntime, tool
+from agentpar import Agent, Rule, ScriptedRuntime, UsageError, tool
 
 @tool
 async def hang() -> str:
@@ -365,6 +489,123 @@ def test_ctrl_c_cancels_a_sync_invoke(tmp_path: Path, where: str) -> None:
     *_, last = read_record(record).events
     assert isinstance(last, RunFinished)
     assert last.status == "cancelled"
+
+
+# Beside a journal
+
+
+def test_checkpoints_and_journal_agree(tmp_path: Path, saver: Any, calls: list[str]) -> None:
+    """The same events under the same id, before and after a pause, in another process too."""
+    from langgraph.types import Command
+
+    url = f"sqlite:///{tmp_path / 'j.db'}"
+    graph = agent_of([RISKY], calls, journal=url).as_graph(saver)
+    paused = graph.invoke({"question": "Send it"}, thread())
+    assert journaled(url, paused["run_id"]) == ("waiting", paused["events"])
+    again = agent_of(["Answer: sent [2]"], calls, journal=url).as_graph(saver)
+    state = again.invoke(Command(resume=True), thread())
+    assert journaled(url, state["run_id"]) == ("answered", state["events"])
+    assert state["run_id"] == paused["run_id"]
+
+
+def journaled(url: str, run_id: str) -> tuple[str, list[dict[str, Any]]]:
+    """How the run stands in the journal, and its events as the graph's state would have them."""
+    from agentpar.executor.journal import open_journal
+    from agentpar.executor.record import encode
+
+    async def read() -> tuple[str, list[dict[str, Any]]]:
+        async with open_journal(url) as journal:
+            known = await journal.find(run_id)
+            run = await journal.begin(run_id, known.question)
+            if run.held:
+                await run.close(known.status)
+            return known.status, [encode(event) for event in run.history]
+
+    return asyncio.run(read())
+
+
+CRASH = """
+import os, signal, sys
+from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.types import Command
+import agentpar.langgraph
+from tests.test_langgraph import PLAN, ANSWER, RISKY, agent_of, thread
+
+class Loud(list):
+    def append(self, call):
+        print(call, flush=True)
+
+# The run ends, and the process before LangGraph has saved that.
+work = agentpar.langgraph._work
+async def deadly(*args):
+    state = await work(*args)
+    if sys.argv[3] == "ask" or state["answer"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return state
+agentpar.langgraph._work = deadly
+
+with SqliteSaver.from_conn_string(sys.argv[1]) as saver:
+    texts = [PLAN, ANSWER] if sys.argv[3] == "ask" else [RISKY, "Answer: sent [2]"]
+    graph = agent_of(texts, Loud(), journal=sys.argv[2]).as_graph(saver)
+    graph.invoke({"question": "Send it"}, thread())
+    graph.invoke(Command(resume=True), thread())
+"""
+
+
+@pytest.mark.parametrize(
+    ("which", "made"),
+    [("ask", ["Chile", "Peru"]), ("approve", ["Chile", "send 19", "send hello"])],
+)
+def test_what_langgraph_has_not_saved_the_journal_has(
+    tmp_path: Path, saver: Any, calls: list[str], which: str, made: list[str]
+) -> None:
+    """Killed after the work, before its checkpoint: coming back asks no model and makes no
+    call again, as the journal is ahead."""
+    url = f"sqlite:///{tmp_path / 'j.db'}"
+    done = subprocess.run(
+        [sys.executable, "-c", CRASH, str(tmp_path / "graph.sqlite"), url, which],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert sorted(done.stdout.splitlines()) == made
+    state = agent_of([], calls, journal=url).as_graph(saver).invoke(None, thread())
+    assert state["answer"]["status"] == "answered"
+    assert calls == []
+    assert journaled(url, state["run_id"]) == ("answered", state["events"])
+
+
+def test_another_verdict_on_an_older_checkpoint_repeats_no_call(
+    tmp_path: Path, saver: Any, calls: list[str]
+) -> None:
+    """Back to the question of approval, and now one call is refused: the run takes the other
+    branch, and what was sent already is not sent again."""
+    from langgraph.types import Command
+
+    from agentpar.events import ApprovalGiven
+    from agentpar.executor.record import encode
+
+    url = f"sqlite:///{tmp_path / 'j.db'}"
+    texts = [RISKY, "Answer: sent [2]", "Answer: one was sent"]
+    graph = agent_of(texts, calls, journal=url).as_graph(saver)
+    graph.invoke({"question": "Send it"}, thread())
+    paused = graph.get_state(thread())
+    asked, bound = (
+        paused.config,
+        {call["task_id"]: call["bound"] for call in paused.values["pending"]},
+    )
+    graph.invoke(Command(resume=True), thread())
+    assert sorted(calls) == ["Chile", "send 19", "send hello"]
+    verdicts = [ApprovalGiven(2, True, "", bound[2]), ApprovalGiven(3, False, "no", bound[3])]
+    update = {"events": [encode(verdict) for verdict in verdicts], "pending": []}
+    state = graph.invoke(None, graph.update_state(asked, update, as_node="approve"))
+    assert state["text"] == "Answer: one was sent"
+    assert state["answer"]["tasks"]["2"]["ok"]
+    assert not state["answer"]["tasks"]["3"]["ok"]
+    assert sorted(calls) == ["Chile", "send 19", "send hello"]
+    assert journaled(url, state["run_id"]) == ("answered", state["events"])
 
 
 def test_langgraph_json_names_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:

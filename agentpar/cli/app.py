@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agentpar.cli import project, run, runs, servers
+from agentpar.cli import project, resume, run, runs, servers
 from agentpar.errors import AgentparError, UsageError
 
 app = typer.Typer(
@@ -90,6 +90,7 @@ def _told(error: Exception) -> tuple[str, int]:
 for _command in (
     run.run,
     run.demo,
+    resume.resume,
     project.validate,
     project.schema,
     project.init,

@@ -1,4 +1,4 @@
-"""Asks at the terminal before a risky call runs.
+"""Asks at the terminal before a call that needs approval runs.
 
 One key answers, so the live view that redraws around the question is not disturbed by an
 echoed line. Nothing here blocks the event loop, and Ctrl-C works while it asks.
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from agentpar.labels import Label
 from agentpar.plaintext import one_line
 from agentpar.plan import Task
 from agentpar.planner.parser import format_call
@@ -35,19 +36,26 @@ class AskAtTerminal:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._turn = asyncio.Lock()  # two risky calls at once must not share one key press
+        self._turn = asyncio.Lock()  # two calls at once must not share one key press
 
-    async def __call__(self, task: Task, args: Mapping[str, Any]) -> bool | str:
+    async def __call__(self, task: Task, args: Mapping[str, Any], label: Label) -> bool | str:
         if not sys.stdin.isatty():
             return (
-                f"{task.tool} changes things and nobody could be asked: standard input is no "
+                f"{task.tool} needs approval and nobody could be asked: standard input is no "
                 "terminal (--yes approves such calls in advance)"
             )
         from rich.text import Text
 
         async with self._turn:
             call = one_line(format_call(task.tool, args), 1_000)
-            question = Text.assemble(("Allow ", "bold yellow"), call, "? y allows, any key denies")
+            where = f"\n  {one_line(str(label), 500)}" if label.untrusted else ""
+            question = Text.assemble(
+                ("Allow ", "bold yellow"),
+                call,
+                "?",
+                (where, "yellow"),
+                "\ny allows, any key denies",
+            )
             # What was typed before the question was no answer to it: it is thrown away here.
             with _single_keys(sys.stdin.fileno()):
                 self._console.print(question)

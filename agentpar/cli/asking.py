@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -42,19 +43,45 @@ class Wish:
     allow_modules: tuple[str, ...] = ()
     yes: bool = False
     deadline: float | None = None
+    journal: str | None = None
+    journaled: bool = True
+    run_id: str | None = None
+
+    @property
+    def own_journal(self) -> str:
+        """The journal of a run for which nobody names one: in the folder of the runs."""
+        return journal_in(self.runs)
+
+    def spec(self) -> dict[str, Any]:
+        """What it takes to carry the run on, as data."""
+        return {
+            "file": str(self.file.absolute()),
+            "runs": str(self.runs.absolute()),
+            "model_url": self.model_url,
+            "model": self.model,
+            "allow_modules": list(self.allow_modules),
+            "yes": self.yes,
+            "deadline": self.deadline,
+        }
+
+
+def journal_in(runs: Path) -> str:
+    return f"sqlite:///{runs / 'journal.db'}"
 
 
 def ask(wish: Wish) -> None:
     """Do what ``wish`` says. Raises `typer.Exit` with 0 for an answer and 1 for none."""
-    raise typer.Exit(asyncio.run(_ask(wish)))
+    raise typer.Exit(asyncio.run(answered(wish)))
 
 
-async def _ask(wish: Wish) -> int:
+async def answered(wish: Wish) -> int:
+    """Do what ``wish`` says: 0 for an answer, 1 for none."""
     from rich.console import Console
 
     from agentpar.agent import Agent
     from agentpar.cli.approve import AskAtTerminal, allow_all
     from agentpar.config import load
+    from agentpar.executor.journal import open_journal
     from agentpar.ids import new_run_id
 
     arguments = load(wish.file, allow_modules=wish.allow_modules).arguments()
@@ -66,11 +93,16 @@ async def _ask(wish: Wish) -> int:
         "runs": wish.runs,
         "approve": allow_all if wish.yes else AskAtTerminal(console),
     }
+    if wish.journaled:
+        url = wish.journal or arguments.get("journal") or wish.own_journal
+        arguments["journal"] = open_journal(url, spec=wish.spec())
+    else:
+        arguments.pop("journal", None)
     async with Agent(**arguments) as agent:
         await _open_tools(agent, wish, arguments["tools"])
-        run_id = new_run_id()
+        run_id = wish.run_id or new_run_id()
         answer = await _watch(agent, wish, run_id, console)
-    return _show(answer, wish, wish.runs / run_id)
+    return show(answer, wish, wish.runs / run_id)
 
 
 async def _model(wish: Wish, named: str | None) -> dict[str, Any]:
@@ -121,6 +153,10 @@ async def _watch(agent: Agent, wish: Wish, run_id: str, console: Console) -> Ans
                 async for event in run:
                     if display is not None:
                         display.handle(event)
+    except asyncio.CancelledError:
+        if wish.journaled:
+            typer.echo(f"carry it on: {_resume(wish, run_id)}", err=True)
+        raise
     finally:
         write_views(folder)
     try:
@@ -129,8 +165,18 @@ async def _watch(agent: Agent, wish: Wish, run_id: str, console: Console) -> Ans
         return cast("Answer", error.answer)
 
 
-def _show(answer: Answer, wish: Wish, folder: Path) -> int:
-    """Print what the view has not shown; the exit code."""
+def _resume(wish: Wish, run_id: str) -> str:
+    """The command that carries the run on."""
+    words = ["agentpar", "resume", run_id]
+    if wish.journal is not None:
+        words += ["--journal", wish.journal]
+    elif wish.runs != Path("runs"):
+        words += ["--runs", str(wish.runs)]
+    return shlex.join(words)
+
+
+def show(answer: Answer, wish: Wish, folder: Path, *, printed: bool = False) -> int:
+    """Print what the view has not shown, nor who has ``printed`` the answer; the exit code."""
     if wish.output == "json":
         data = {**answer.as_dict(), "folder": str(folder)}
         typer.echo(json.dumps(data, ensure_ascii=False, indent=2))
@@ -139,7 +185,7 @@ def _show(answer: Answer, wish: Wish, folder: Path) -> int:
         reason = "" if seen else f": {answer.error}"
         typer.echo(f"agentpar: the run failed{reason} (record: {folder})", err=True)
         return 1
-    if wish.output == "quiet":
+    if wish.output == "quiet" and not printed:
         _print_quietly(folder)
     return 0
 

@@ -49,20 +49,33 @@ def run_plan(name: str, runs: Path) -> tuple[list[Task], Mapping[int, Outcome]]:
     return tasks, {e.task_id: e.outcome for e in events if isinstance(e, TaskDone)}
 
 
+def read_text(path: Path) -> str:
+    """The text of a plan's file."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"there is no plan at {str(path)!r}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is no text: byte {error.start} is not UTF-8") from None
+
+
+def run_sinks(name: str, runs: Path) -> frozenset[str]:
+    """The tools of a recorded run that write or send."""
+    from agentpar.executor.record import read_record
+
+    flows = read_record(find_run(name, runs)).terms.permissions.flows
+    return frozenset(tool for tool, flow in flows.items() if flow.sink)
+
+
 def read_plan(path: Path) -> tuple[list[Task], Mapping[int, Outcome]]:
     """The tasks of a plan in a text file. What cannot be read is told on stderr.
 
     No tool is known here, so positional arguments are shown by their place.
     """
     from agentpar.plan import Task, needs
-    from agentpar.planner.parser import BadLine, Call, PlanParser
+    from agentpar.planner.parser import BadLine, Call, Cancel, PlanParser, Replace
 
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UsageError(f"there is no plan at {str(path)!r}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is no text: byte {error.start} is not UTF-8") from None
+    text = read_text(path)
     parser = PlanParser()
     tasks: list[Task] = []
     for item in [*parser.feed(text), *parser.close()]:
@@ -70,6 +83,8 @@ def read_plan(path: Path) -> tuple[list[Task], Mapping[int, Outcome]]:
             case Call(id, tool, args, kwargs, thought):
                 named = {f"_{place}": value for place, value in enumerate(args, 1)} | kwargs
                 tasks.append(Task(id, tool, named, needs(named), thought))
+            case Cancel(line=line) | Replace(Call(line=line)):
+                typer.echo(f"{path}: changes another plan, which is not here: {line!r}", err=True)
             case BadLine(line, message):
                 typer.echo(f"{path}: {message}: {line!r}", err=True)
     if not tasks:

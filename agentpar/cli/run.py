@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,12 @@ Deadline = Annotated[
     str | None,
     typer.Option(metavar="TIME", help="Answer within it from what is known then, such as 20s."),
 ]
+JournalUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="sqlite:///FILE or postgresql://…; by default journal.db in --runs."
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Approve calls that change things.")]
 
 
@@ -44,15 +51,23 @@ def run(
     allow_module: AllowModule = None,
     yes: Yes = False,
     deadline: Deadline = None,
+    journal: JournalUrl = None,
+    no_journal: Annotated[
+        bool, typer.Option("--no-journal", help="Keep no journal: a crash loses the run.")
+    ] = False,
 ) -> None:
     """Ask an agent.
 
     Shows its plan and its tools at work, then the answer with its checked citations. The
-    run's folder gets events.jsonl, timeline.html and plan.mmd.
+    run's folder gets events.jsonl, timeline.html and plan.mmd; a journal keeps the run, so
+    that 'agentpar resume' can carry it on.
     """
+    if journal is not None and no_journal:
+        raise UsageError("--journal and --no-journal exclude each other")
     modules = tuple(allow_module or ())
-    output, within = _output(json, quiet), _seconds(deadline)
-    ask(Wish(agent, question, model_url, model, output, runs, modules, yes, within))
+    wish = Wish(agent, question, model_url, model, output_of(json, quiet), runs, modules, yes)
+    within = _seconds(deadline)
+    ask(replace(wish, deadline=within, journal=journal, journaled=not no_journal))
 
 
 def demo(
@@ -72,7 +87,9 @@ def demo(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "demo.yaml"
         file.write_text(DEMO, encoding="utf-8")
-        ask(Wish(file, question, model_url, model, _output(json, quiet), runs))
+        # No journal: the file to carry it on from is gone by then.
+        wish = Wish(file, question, model_url, model, output_of(json, quiet), runs)
+        ask(replace(wish, journaled=False))
 
 
 def _seconds(deadline: str | None) -> float | None:
@@ -89,7 +106,7 @@ def _seconds(deadline: str | None) -> float | None:
     return seconds
 
 
-def _output(json: bool, quiet: bool) -> Output:
+def output_of(json: bool, quiet: bool) -> Output:
     if json and quiet:
         raise UsageError("--json and --quiet exclude each other")
     return "json" if json else "quiet" if quiet else "view"

@@ -12,7 +12,9 @@ from typing import Annotated
 import typer
 
 from agentpar.cache import write_whole
-from agentpar.cli.records import find_run, read_plan, run_plan
+from agentpar.cli.optimizing import optimized
+from agentpar.cli.records import find_run, read_plan, run_plan, run_sinks
+from agentpar.cli.run import AllowModule
 from agentpar.errors import UsageError
 
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
@@ -37,21 +39,62 @@ def graph(
     plan: Annotated[
         str, typer.Argument(metavar="RUN|PLAN.txt", help="A run (as for trace), or a plan.")
     ],
+    proof: Annotated[
+        bool, typer.Option("--proof", help="Tell which sinks untrusted data can reach, and how.")
+    ] = False,
+    agent: Annotated[
+        Path | None,
+        typer.Option(metavar="AGENT.yaml", help="Whose tools and permissions the proof is about."),
+    ] = None,
+    allow_module: AllowModule = None,
     format: Annotated[
         Format | None, typer.Option("--format", "-f", help="By default what FILE ends in.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there.")
     ] = None,
+    optimize: Annotated[
+        bool, typer.Option("--optimize", help="Without the calls that equal an earlier one.")
+    ] = False,
+    goal: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", help="With --optimize: only what call N needs. Repeatable."),
+    ] = None,
+    write: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TOOL", help="With --optimize: a tool whose calls all stay."),
+    ] = None,
+    batch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TOOL=N", help="With --optimize: N calls of it may go together."),
+    ] = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
-    """Draw a plan as Mermaid, SVG or PNG."""
+    """Draw a plan as Mermaid, SVG or PNG, or prove what data can do in it.
+
+    What --optimize takes away is told on stderr.
+
+    With --proof: exits with 1 where untrusted data reach a sink and nobody would be asked.
+    """
+    if proof:
+        if format is not None or output is not None:
+            raise UsageError("--proof prints text: leave out --format and -o")
+        from agentpar.cli.proving import tell
+
+        raise typer.Exit(tell(plan, runs, agent, tuple(allow_module or ())))
+    if agent is not None:
+        raise UsageError("--agent goes with --proof")
     from agentpar import drawing
 
     wanted = format or _format_of(output)
     if wanted is Format.png and output is None:
         raise UsageError("a PNG goes into a file: add '-o plan.png'")
     tasks, outcomes = read_plan(Path(plan)) if plan.endswith(".txt") else run_plan(plan, runs)
+    if optimize:
+        risky = frozenset() if plan.endswith(".txt") else run_sinks(plan, runs)
+        tasks = optimized(tasks, goal, risky.union(write or ()), batch or [])
+    elif goal or write or batch:
+        raise UsageError("--goal, --write and --batch go with --optimize")
     match wanted:
         case Format.mermaid:
             picture = drawing.mermaid(tasks, outcomes).encode()

@@ -102,6 +102,16 @@ _OR_FILE = _Or(
 _OR_NAME = _Or({"type": "string", "description": "A tool by its name alone, such as calc."})
 
 
+_OR_PATTERN = _Or({"type": "string", "minLength": 1, "description": "One pattern alone."})
+
+Pattern = Annotated[str, Field(min_length=1)]
+
+
+def _alone(value: object) -> object:
+    """A text alone as a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
 def _no_empty(value: object) -> object:
     """An empty text is no value: it is what ``${V:-}`` leaves where ``V`` is not set."""
     return None if value == "" else value
@@ -343,6 +353,23 @@ class PolicyFile(Section):
     """Price of one attempt in USD."""
 
 
+class PermissionRule(Section):
+    """What happens to calls of some tools; the first rule that covers a call decides.
+
+    Where none does, a tool that writes or sends asks, and any other is allowed.
+    """
+
+    also = {"tool": "tools"}
+
+    tools: Annotated[list[Pattern], BeforeValidator(_alone), Field(min_length=1), _OR_PATTERN]
+    """Names of tools, with ``*`` for any text: ``send_*``; or a list of such."""
+    action: Literal["allow", "ask", "deny"]
+    """Let the call run, ask for approval, or let it fail."""
+    data: Literal["any", "trusted", "untrusted"] | None = None
+    """Which calls: untrusted ones are fed by a tool's result, or planned after reading one. Left
+    out: any, but an allow for a tool that writes or sends is for trusted data only."""
+
+
 class LimitFields(Section):
     """Bounds on one run."""
 
@@ -372,7 +399,7 @@ class AgentFile(Section):
         "llm": "model",
         "default": "defaults",
     }
-    later = frozenset({"workers", "teams", "memory", "permissions", "output_schema"})
+    later = frozenset({"workers", "teams", "memory", "output_schema"})
 
     version: Literal[1] = 1
     """Version of this format."""
@@ -392,6 +419,10 @@ class AgentFile(Section):
     """What holds for every tool without a setting of its own."""
     limits: LimitFields = LimitFields()
     """Bounds on one run."""
+    permissions: list[PermissionRule] = []
+    """Which calls may run, which need approval, which never run."""
+    journal: Annotated[SecretStr | None, BeforeValidator(_no_empty)] = None
+    """Where runs are kept as they go: ``sqlite:///FILE`` beside this one, ``postgresql://…``."""
 
 
 def section_in(annotation: Any) -> type[Section] | None:

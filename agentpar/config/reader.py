@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +17,9 @@ from agentpar.config.fields import AgentFile, LimitFields, ToolEntry, revealed
 from agentpar.config.shape import Remark, Shape, dotted
 from agentpar.config.source import Loc, Mark, Node, read_text, read_yaml
 from agentpar.config.tools import Make, makers
-from agentpar.errors import ConfigError
+from agentpar.errors import ConfigError, UsageError
+from agentpar.executor.journal import open_journal
+from agentpar.permissions import Rule
 from agentpar.planner.planner import plan_problems
 from agentpar.planner.prompts import Example
 from agentpar.policy import PolicyFields, Price
@@ -64,12 +67,15 @@ class AgentSpec:
             "concurrency": file.defaults.concurrency,
             "timeout": file.defaults.timeout,
             "policies": _policies(file) or None,
+            "permissions": rules(file),
             **{name: getattr(file.limits, name) for name in _LIMITS},
         }
         if file.planner.examples is not None:
             arguments["examples"] = tuple(
                 Example(example.question, example.plan) for example in file.planner.examples
             )
+        if file.journal is not None:
+            arguments["journal"] = _from(self.path, revealed(file.journal))
         if file.model is not None:
             model = file.model
             arguments["model"] = model.base_url or model.id
@@ -98,6 +104,11 @@ def _policies(file: AgentFile) -> dict[str, PolicyFields]:
             # A pattern that comes again goes behind those between, as the file has it.
             found[pattern] = {**found.pop(pattern, {}), **said}
     return cast("dict[str, PolicyFields]", found)
+
+
+def rules(file: AgentFile) -> tuple[Rule, ...]:
+    """The rules under ``permissions:``, in their order."""
+    return tuple(Rule(rule.tools, rule.action, rule.data) for rule in file.permissions)
 
 
 def load(
@@ -133,8 +144,11 @@ def load(
     if fields is not None:
         if not any(loc[0] == "model" for loc, _ in unfilled):
             _check_model(fields, root, shape)
+        if fields.journal is not None and ("journal",) not in {loc for loc, _ in unfilled}:
+            _check_journal(revealed(fields.journal), root, shape)
         if not shape.problems:
             _check_examples(fields, root, known, shape)
+            _check_permissions(fields, root, known, shape)
     if fields is None or shape.problems:
         raise ConfigError("\n".join(map(str, sorted(shape.problems))))
     return AgentSpec(path, fields, tuple(map(str, sorted(shape.notes))), tuple(made))
@@ -185,6 +199,22 @@ def _check_model(fields: AgentFile, root: Node, shape: Shape) -> None:
         shape.problems.append(Remark(at, text))
 
 
+def _check_journal(url: str, root: Node, shape: Shape) -> None:
+    try:
+        open_journal(url)
+    except UsageError as error:
+        at = root.find(("journal",)).mark
+        shape.problems.append(Remark(at, f"journal: {error}"))
+
+
+def _from(path: Path, url: str) -> str:
+    """``url`` with the name of its file, where it has one, seen from the folder of ``path``."""
+    start = "sqlite:///"
+    if not url.startswith(start):
+        return url
+    return start + str(path.resolve().parent / url.removeprefix(start))
+
+
 def _check_examples(fields: AgentFile, root: Node, known: Mapping[str, Tool], shape: Shape) -> None:
     """Every example plan must run with the tools, or it teaches the model mistakes."""
     examples = fields.planner.examples
@@ -199,6 +229,26 @@ def _check_examples(fields: AgentFile, root: Node, known: Mapping[str, Tool], sh
         loc = ("planner", "examples", index, "plan")
         for problem in plan_problems(example.plan, known):
             shape.problems.append(Remark(root.find(loc).mark, f"{dotted(loc)}: {problem}"))
+
+
+def _check_permissions(
+    fields: AgentFile, root: Node, known: Mapping[str, Tool], shape: Shape
+) -> None:
+    """A rule that speaks of no tool is a slip of the pen, or meant for an MCP server's tools."""
+    unknown = any(entry.kind == "mcp" for entry in fields.tools)
+    for index, rule in enumerate(fields.permissions):
+        loc: Loc = ("permissions", index, "tools")
+        for pattern in rule.tools:
+            if fnmatch.filter(known, pattern):
+                continue
+            text = f"{dotted(loc)}: no tool is named like {pattern!r}; there is {_listed(known)}"
+            if unknown:
+                text += ", and what an MCP server has, which is known when it runs"
+            shape.notes.append(Remark(root.find(loc).mark, text))
+
+
+def _listed(known: Iterable[str]) -> str:
+    return ", ".join(sorted(known)) or "none"
 
 
 # Files that the file names

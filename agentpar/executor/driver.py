@@ -9,7 +9,6 @@ every choice is the machine's.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import (
     AsyncIterator,
@@ -22,7 +21,7 @@ from collections.abc import (
 )
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from agentpar.errors import BackendError
 from agentpar.events import (
@@ -37,6 +36,7 @@ from agentpar.events import (
     TaskStarted,
     Woke,
 )
+from agentpar.executor.approval import Approve, consult
 from agentpar.executor.failures import described, failure_of
 from agentpar.executor.machine import (
     Ask,
@@ -51,15 +51,14 @@ from agentpar.executor.machine import (
     Settle,
     Wake,
 )
-from agentpar.plan import Failed, Ok, Outcome, Task
+from agentpar.plan import Failed, Ok, Outcome
 from agentpar.ports import Clock, Results
 from agentpar.tools.base import Tool
+from agentpar.tools.call import call_key
 from agentpar.tools.data import to_data
 
 T = TypeVar("T")
 Emit = Callable[[Event], None]
-Approve = Callable[[Task, Mapping[str, Any]], Awaitable[bool | str] | bool | str]
-"""Says whether a risky call may run: True, or False, or the reason why not; sync or async."""
 
 Key = tuple[str, int, int]
 """What a coroutine of the run does, as `Cancel` names it: ("call", task, attempt), …"""
@@ -68,14 +67,28 @@ GRACE = 5.0
 """Seconds for a coroutine that was cancelled to end; one that goes on is left behind."""
 
 
+class Calls(Protocol):
+    """Is asked about every call before it is made."""
+
+    def known(self, call: Execute, tool: Tool) -> Outcome | None:
+        """What stands in place of the call; None where it is to be made."""
+        ...
+
+    async def intend(self, call: Execute, tool: Tool) -> None:
+        """The call is about to be made, in this coroutine. Raises where it must not be."""
+        ...
+
+
 class RunClock:
-    """Seconds since this clock was made, less what earlier parts of the same run took."""
+    """Seconds of the running event loop since this clock was made, more by ``start``: what
+    earlier parts of the same run took."""
 
     def __init__(self, start: float = 0.0) -> None:
-        self._zero = time.perf_counter() - start
+        self._time = asyncio.get_running_loop().time
+        self._zero = self._time() - start
 
     def now(self) -> float:
-        return time.perf_counter() - self._zero
+        return self._time() - self._zero
 
 
 class Driver:
@@ -85,8 +98,9 @@ class Driver:
     `Conclude` command asks and emit what happened. ``observers`` are called with every event,
     in order, inside the event loop: they must be quick. A command for which ``hold`` is true is
     not performed but kept in `held`; when nothing else is left to do, `run` returns with it.
-    ``results`` keeps what tools with a ``cache`` return. ``timeout`` is seconds for each attempt
-    of tools without one of their own, ``grace`` for what was cancelled to end.
+    ``calls`` is asked about each call. ``results`` keeps what tools with a ``cache`` return.
+    ``timeout`` is seconds for each attempt of tools without one of their own, ``grace`` for what
+    was cancelled to end.
     """
 
     def __init__(
@@ -101,6 +115,7 @@ class Driver:
         approve: Approve | None = None,
         hold: Callable[[Command], bool] | None = None,
         results: Results | None = None,
+        calls: Calls | None = None,
         timeout: float | None = None,
         grace: float = GRACE,
         max_result_bytes: int = 2_000_000,
@@ -117,6 +132,7 @@ class Driver:
         self._approve = approve
         self._hold = hold
         self._results = results
+        self._calls = calls
         self._timeout = timeout
         self._grace = grace
         self._max_result_bytes = max_result_bytes
@@ -176,6 +192,11 @@ class Driver:
         if not self._draining:
             self._drain()
 
+    def fail(self, error: Exception) -> None:
+        """End the run: `run` raises ``error``. To be called inside the event loop; without
+        effect before the run begins and after it has ended."""
+        self._break(error)
+
     def _drain(self) -> None:
         self._draining = True
         inbox, handle, observers = self._inbox, self.machine.handle, self._observers
@@ -195,7 +216,7 @@ class Driver:
 
     def _end(self, status: Literal["answered", "failed", "cancelled"], error: str) -> None:
         """Tell every observer the last event, those behind one that raises too."""
-        event = RunFinished(status, error, self.clock.now())
+        event = RunFinished(status, error, self.clock.now(), self.machine.stopped_by)
         with ExitStack() as last_first:
             for observe in reversed(self._observers):
                 last_first.callback(observe, event)
@@ -362,38 +383,39 @@ class Driver:
         return emit
 
     async def _ask(self, command: Ask) -> None:
-        task, now = command.task, self.clock.now
-        self.emit(ApprovalAsked(task.id, command.args, now()))
+        id, bound, now = command.task.id, command.bound, self.clock.now
+        label, because = command.label, command.because
+        self.emit(ApprovalAsked(id, command.args, label, because, bound, now()))
         if self._approve is None:
-            verdict: bool | str = (
-                f"tool {task.tool!r} has effect 'write' and the agent has no approver "
-                "(pass approve=…)"
-            )
+            verdict: bool | str = f"{because}, and the agent has no approver (pass approve=…)"
         else:
             try:
-                asked = self._approve(task, command.args)
+                asked = consult(self._approve, command)
                 verdict = asked if isinstance(asked, bool | str) else await _unless_cancelled(asked)
             except Exception as error:
                 verdict = f"the approver failed: {described(error)}"
-        if ("ask", task.id, 0) in self._unwanted:
+        if ("ask", id, 0) in self._unwanted:
             return
-        if verdict is True:
-            self.emit(ApprovalGiven(task.id, allowed=True, at=now()))
-        else:
-            self.emit(ApprovalGiven(task.id, False, str(verdict or "refused"), now()))
+        reason = "" if verdict is True else str(verdict or "refused")
+        self.emit(ApprovalGiven(id, verdict is True, reason, bound, now()))
 
     async def _execute(self, command: Execute, key: Key) -> None:
         task, attempt, now = command.task, command.attempt, self.clock.now
-        self.emit(TaskStarted(task.id, command.args, now(), attempt))
         tool = self._tools.get(task.tool)
         outcome: Outcome
         wait, via = None, ""
         if tool is None:  # planned in an earlier part of the run, by an agent that had it
             outcome = Failed(f"the agent has no tool {task.tool!r} any more", "plan")
-        elif tool.policy.cache is None or self._results is None:
-            outcome, wait = await self._call(tool, command.args, key)
+        elif self._calls is not None and (known := self._calls.known(command, tool)) is not None:
+            outcome, via = known, "journal"
         else:
-            outcome, wait, via = await self._cached(tool, command.args, key, self._results)
+            self.emit(TaskStarted(task.id, command.args, now(), attempt))
+            if self._calls is not None:
+                await self._calls.intend(command, tool)
+            if tool.policy.cache is None or self._results is None:
+                outcome, wait = await self._call(tool, command.args, key)
+            else:
+                outcome, wait, via = await self._cached(tool, command.args, key, self._results)
         if key in self._unwanted:
             return
         if isinstance(outcome, Failed) and (command.retry or outcome.kind == "throttled"):
@@ -406,12 +428,13 @@ class Driver:
     ) -> tuple[Outcome, float | None, str]:
         """The kept result of an equal call, or the call's own, which is then kept."""
         assert tool.policy.cache is not None
-        kept = await results.get(tool.name, tool.version, args)
+        name = call_key(tool, args)
+        kept = await results.get(name)
         if kept is not None:
             return kept, None, "cache"
         outcome, wait = await self._call(tool, args, key)
         if isinstance(outcome, Ok):
-            await results.put(tool.name, tool.version, args, outcome, tool.policy.cache)
+            await results.put(name, outcome, tool.policy.cache)
         return outcome, wait, ""
 
     async def _call(

@@ -25,6 +25,7 @@ from agentpar.events import (
     PlanEnded,
     PlanFailed,
     PlanFault,
+    PlanStarted,
     ReplanAsked,
     RunStarted,
     TaskCancelled,
@@ -36,6 +37,8 @@ from agentpar.executor.admission import NEVER, Admission, Lane
 from agentpar.executor.budget import Budget
 from agentpar.executor.latency import Latency
 from agentpar.executor.ranks import upward_ranks
+from agentpar.labels import TRUSTED, Label, brought_in, label_of
+from agentpar.permissions import Permissions, bound_to
 from agentpar.plan import Failed, Ok, Outcome, Skipped, Task, fill, has_value
 from agentpar.policy import PLAIN, Limits, Policy
 
@@ -83,10 +86,16 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Get approval before this call of a risky tool."""
+    """Get approval before this call; an answer counts only if it says what it is ``bound`` to.
+
+    ``label`` says where its data come from, ``because`` why it needs approval.
+    """
 
     task: Task
     args: Mapping[str, Any] = field(default_factory=dict)
+    label: Label = TRUSTED
+    because: str = ""
+    bound: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,31 +164,33 @@ class _Call:
 class Machine:
     """One run's state. `handle` is its only door; the attributes are for reading.
 
-    ``risky`` tools are asked about before each call. ``policies`` says how each tool is called;
-    of two identical calls of a tool that it names, and that may be made twice, the second gets
-    the result of the first. ``latencies`` are seconds that calls took in earlier runs, by tool.
+    ``permissions`` say which calls run, ask or never run, ``policies`` how each tool is called; of
+    two identical calls of a tool that they name, and that may be made twice, the second gets the
+    result of the first. ``latencies`` are seconds that calls took in earlier runs, by tool.
     ``seed`` makes the pauses between attempts differ from run to run.
     """
 
     def __init__(
         self,
         limits: Limits | None = None,
-        risky: frozenset[str] = frozenset(),
+        permissions: Permissions | None = None,
         *,
         policies: Mapping[str, Policy] | None = None,
         latencies: Mapping[str, Sequence[float]] | None = None,
         seed: str = "",
     ) -> None:
         self.limits = limits or Limits()
-        self.risky = risky
+        self.permissions = permissions or Permissions()
         self.policies = dict(policies or {})
         self.known_latencies = {name: tuple(found) for name, found in (latencies or {}).items()}
         self.seed = seed
+        self.run_id = ""
         self.question = ""
         self.round = 0
         self.tasks: dict[int, Task] = {}
         self.outcomes: dict[int, Outcome] = {}
         self.faults: list[PlanFault] = []
+        self.read: dict[int, tuple[int, ...]] = {}  # task -> results its planner had read, if any
         self.finished: Finish | None = None
         self.stopped_by = ""
         self.budget = Budget(self.limits)
@@ -189,6 +200,7 @@ class Machine:
         self._joining = False
         self._concluding = False
         self._plan_error = ""
+        self._planner_read: tuple[int, ...] = ()
         self._unmet: dict[int, int] = {}  # task not ended -> how many of its needs have not ended
         self._dependants: dict[int, list[int]] = {}
         self._asked: dict[int, Ask] = {}
@@ -198,7 +210,7 @@ class Machine:
         self._shared = frozenset(
             name
             for name, policy in self.policies.items()
-            if name not in risky and policy.idempotent is not False
+            if policy.idempotent is not False and not self.permissions.flow(name).sink
         )
         # By tool and arguments: the first task with this call.
         self._first: dict[str, dict[str, int]] = {name: {} for name in self._shared}
@@ -220,6 +232,7 @@ class Machine:
             Woke: self._woke,
             RunStarted: self._run_started,
             PlanFault: self._plan_fault,
+            PlanStarted: self._plan_started,
             PlanEnded: self._plan_ended,
             PlanFailed: self._plan_failed,
             ModelUsed: self._model_used,
@@ -259,6 +272,7 @@ class Machine:
     # Planning
 
     def _run_started(self, event: RunStarted) -> list[Command]:
+        self.run_id = event.run_id
         self.question = event.question
         commands: list[Command] = []
         if self.limits.deadline is not None:
@@ -280,7 +294,17 @@ class Machine:
         self.round += 1
         self._planning = True
         self._plan_error = ""
+        self._planner_reads()
         return [Plan(self.round, self.next_id, why)]
+
+    def _plan_started(self, event: PlanStarted) -> list[Command]:
+        """The planner is shown what is known by now: on the way through a run that broke off
+        inside a plan, more than when that plan was first asked for."""
+        self._planner_reads()
+        return []
+
+    def _planner_reads(self) -> None:
+        self._planner_read = brought_in(self.tasks, self.outcomes, self.permissions.pure)
 
     def _task_planned(self, event: TaskPlanned) -> list[Command]:
         task = event.task
@@ -288,6 +312,8 @@ class Machine:
         if id in self.tasks or id in self.outcomes:
             raise PlanError(f"task {id} is planned twice")
         self.tasks[id] = task
+        if self._planner_read:
+            self.read[id] = self._planner_read
         if id > self._last_id:
             self._last_id = id
         self._unmet[id] = 0
@@ -360,15 +386,37 @@ class Machine:
                 return [Settle(task.id, Failed(str(error), "reference"))]
         if self.stopped_by:
             return [Settle(task.id, self._unspent())]
-        if task.tool in self.risky:
-            ask = self._asked[task.id] = Ask(task, args)
-            return [ask]
-        return self._call(task, args)
+        if self.permissions.always_allows(task.tool):
+            return self._call(task, args)
+        return self._permit(task, args)
+
+    def _permit(self, task: Task, args: Mapping[str, Any]) -> list[Command]:
+        """What the rules say of this call: it runs, it is asked for, or it has failed."""
+        label = label_of(
+            task,
+            self.tasks,
+            pure=self.permissions.pure,
+            read=self.read,
+            outcomes=self.outcomes,
+        )
+        verdict = self.permissions.verdict(task.tool, label)
+        match verdict.action:
+            case "allow":
+                return self._call(task, args)
+            case "deny":
+                return [Settle(task.id, Failed(f"denied by {verdict.because}", "denied"))]
+            case "ask":
+                bound = bound_to(self.run_id, task, args, label)
+                ask = self._asked[task.id] = Ask(task, args, label, verdict.because, bound)
+                return [ask]
 
     def _approval_given(self, event: ApprovalGiven) -> list[Command]:
-        ask = self._asked.pop(event.task_id, None)
+        ask = self._asked.get(event.task_id)
         if ask is None:
             return []
+        if event.bound != ask.bound:
+            return [ask]  # an answer to another question
+        del self._asked[event.task_id]
         if event.allowed:
             return self._call(ask.task, ask.args)
         return [Settle(event.task_id, Failed(f"not approved: {event.reason}", "denied"))]
@@ -473,7 +521,7 @@ class Machine:
 
     def _is_idempotent(self, tool: str) -> bool:
         said = self.policies.get(tool, PLAIN).idempotent
-        return tool not in self.risky if said is None else said
+        return not self.permissions.flow(tool).sink if said is None else said
 
     def _task_done(self, event: TaskDone) -> list[Command]:
         id = event.task_id

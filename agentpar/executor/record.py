@@ -1,6 +1,6 @@
 """The record of a run: every event and every command as a JSON line, and the proof by replay.
 
-A record starts with a header line (format, limits, risky tools), so that it can be
+A record starts with a header line (format, limits, permissions), so that it can be
 replayed by itself. Reading one back feeds the events to a fresh machine and compares
 what it wants with what was recorded: equal facts must give equal commands.
 """
@@ -8,7 +8,6 @@ what it wants with what was recorded: equal facts must give equal commands.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,14 +19,22 @@ from typing import Any, Literal, TextIO, get_args
 from agentpar.errors import PlanError, UsageError
 from agentpar.events import Citation, Event, Usage
 from agentpar.executor.machine import Ask, Command, Execute, Machine, Settle
-from agentpar.plan import Failed, Ok, Ref, Skipped, Task
+from agentpar.fingerprint import fingerprint
+from agentpar.labels import Label, Origin
+from agentpar.permissions import Permissions
+from agentpar.plan import EACH, Failed, Ok, Pick, Ref, Skipped, Star, Task
 from agentpar.policy import PLAIN, Limits, Policy, Price
 
 FORMAT = 2
 
 _EVENTS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
 _OUTCOMES: dict[str, type] = {"ok": Ok, "failed": Failed, "skipped": Skipped}
-_OURS = frozenset(("$ref", "$int", "$literal"))
+_FIELDS: dict[type, tuple[str, ...]] = {
+    kind: tuple(field.name for field in dataclasses.fields(kind))
+    for kind in (*_EVENTS.values(), *_OUTCOMES.values(), Usage, Citation)
+}
+"""Worked out once: it is asked for with every event."""
+_OURS = frozenset(("$ref", "$pick", "$int", "$literal"))
 _OUTCOME_NAMES = {kind: name for name, kind in _OUTCOMES.items()}
 
 
@@ -45,8 +52,10 @@ def _encode(value: Any) -> Any:
             return {"$int": hex(value)}  # not every reader of JSON has numbers that large
         case None | bool() | int() | float() | str():
             return value
-        case Ref(task, path):
-            return {"$ref": [task, *path]}
+        case Ref():
+            return {"$ref": _encode_ref(value)}
+        case Pick(refs, k):
+            return {"$pick": [k, *map(_encode_ref, refs)]}
         case Task():
             return {
                 "id": value.id,
@@ -58,6 +67,8 @@ def _encode(value: Any) -> Any:
         case Ok() | Failed() | Skipped():
             data = {name: _encode(getattr(value, name)) for name in _names(type(value))}
             return {"outcome": _OUTCOME_NAMES[type(value)], **data}
+        case Label():
+            return value.as_data()
         case Usage() | Citation():
             return {name: getattr(value, name) for name in _names(type(value))}
         case Mapping():
@@ -68,6 +79,16 @@ def _encode(value: Any) -> Any:
             return [_encode(item) for item in value]
         case _:
             raise TypeError(f"{type(value).__name__} cannot be recorded: {value!r:.80}")
+
+
+def _encode_ref(ref: Ref) -> list[Any]:
+    """Its task and its path, in which null stands for `EACH`: a field may have any name."""
+    return [ref.task, *(None if isinstance(step, Star) else step for step in ref.path)]
+
+
+def _decode_ref(data: Sequence[Any]) -> Ref:
+    task, *path = data
+    return Ref(task, tuple(EACH if step is None else step for step in path))
 
 
 def decode(data: Mapping[str, Any]) -> Event:
@@ -91,6 +112,8 @@ def _decode_field(name: str, value: Any) -> Any:
         case "outcome":
             kind = _OUTCOMES[value["outcome"]]
             return kind(**{key: _decode(item) for key, item in value.items() if key != "outcome"})
+        case "label":
+            return Label(**{n: tuple(Origin(**item) for item in value[n]) for n in value})
         case "usage":
             return Usage(**value)
         case "citations":
@@ -104,8 +127,10 @@ def _decode_field(name: str, value: Any) -> Any:
 def _decode(value: Any) -> Any:
     if isinstance(value, dict):
         if "$ref" in value:
-            task, *path = value["$ref"]
-            return Ref(task, tuple(path))
+            return _decode_ref(value["$ref"])
+        if "$pick" in value:
+            k, *refs = value["$pick"]
+            return Pick(tuple(map(_decode_ref, refs)), k)
         if "$int" in value:
             return int(value["$int"], 16)
         if "$literal" in value:
@@ -117,7 +142,7 @@ def _decode(value: Any) -> Any:
 
 
 def _names(kind: type) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(kind))
+    return _FIELDS[kind]
 
 
 def encode_command(command: Command) -> dict[str, Any]:
@@ -125,13 +150,15 @@ def encode_command(command: Command) -> dict[str, Any]:
     `TaskStarted` event beside it has them in full."""
     name = type(command).__name__
     match command:
-        case Execute(task, args) | Ask(task, args):
-            text = json.dumps(_encode(args), sort_keys=True, ensure_ascii=False)
-            inputs = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-            data = {"command": name, "task_id": task.id, "tool": task.tool, "inputs": inputs}
-            if isinstance(command, Execute) and (command.attempt > 1 or command.retry):
-                data |= {"attempt": command.attempt, "retry": command.retry}
+        case Execute(task, args, attempt, retry):
+            data = {"command": name, "task_id": task.id, "tool": task.tool}
+            data["inputs"] = fingerprint(args)
+            if attempt > 1 or retry:
+                data |= {"attempt": attempt, "retry": retry}
             return data
+        case Ask(task, _, _, because, bound):
+            data = {"command": name, "task_id": task.id, "tool": task.tool}
+            return {**data, "because": because, "bound": bound}
         case Settle(task_id, outcome, via):
             data = {"command": name, "task_id": task_id, "outcome": _encode(outcome)}
             return {**data, "via": via} if via else data
@@ -144,7 +171,7 @@ class Terms:
     """All that a machine decides by, besides the facts; see `Machine`."""
 
     limits: Limits
-    risky: frozenset[str] = frozenset()
+    permissions: Permissions = field(default_factory=Permissions)
     policies: Mapping[str, Policy] = field(default_factory=dict)
     latencies: Mapping[str, Sequence[float]] = field(default_factory=dict)
     seed: str = ""
@@ -153,13 +180,13 @@ class Terms:
     def of(cls, machine: Machine) -> Terms:
         """Those that ``machine`` began with."""
         known = machine.known_latencies
-        return cls(machine.limits, machine.risky, machine.policies, known, machine.seed)
+        return cls(machine.limits, machine.permissions, machine.policies, known, machine.seed)
 
     def machine(self) -> Machine:
         """A new machine that decides by these terms."""
         return Machine(
             self.limits,
-            self.risky,
+            self.permissions,
             policies=self.policies,
             latencies=self.latencies,
             seed=self.seed,
@@ -169,7 +196,7 @@ class Terms:
         """JSON-like data; `from_dict` gives back equal terms."""
         return {
             "limits": dataclasses.asdict(self.limits),
-            "risky": sorted(self.risky),
+            "permissions": self.permissions.as_data(),
             "policies": {name: _changed(policy) for name, policy in self.policies.items()},
             "latencies": {name: list(found) for name, found in self.latencies.items()},
             "seed": self.seed,
@@ -180,7 +207,7 @@ class Terms:
         limits = {**data["limits"], "price": Price(**data["limits"]["price"])}
         return cls(
             Limits(**limits),
-            frozenset(data["risky"]),
+            Permissions.from_data(data["permissions"]),
             {name: Policy(**changed) for name, changed in data["policies"].items()},
             {name: tuple(found) for name, found in data["latencies"].items()},
             data["seed"],
@@ -197,16 +224,19 @@ class RecordWriter:
     """Appends a run to a JSONL file as it happens; every line is written whole.
 
     ``history`` is an earlier part of the run, which is written again: the file always holds
-    all of it. Without one the file must be new: no run writes over another.
+    all of it. Unless ``known``, without one the file must be new: no run writes over another.
 
     Use as a context manager. Entering it raises `UsageError` where the file is there already
     or cannot be made, a later write `OSError`.
     """
 
-    def __init__(self, path: Path, machine: Machine, *, history: Sequence[Event] = ()) -> None:
+    def __init__(
+        self, path: Path, machine: Machine, *, history: Sequence[Event] = (), known: bool = False
+    ) -> None:
         self.path = path
         self._machine = machine
         self._history = tuple(history)
+        self._known = known or bool(self._history)
         self._file: TextIO | None = None
 
     def __enter__(self) -> RecordWriter:
@@ -237,7 +267,7 @@ class RecordWriter:
         self._write(encode_command(command))
 
     def _opened(self) -> TextIO:
-        mode: Literal["w", "x"] = "w" if self._history else "x"
+        mode: Literal["w", "x"] = "w" if self._known else "x"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             return self.path.open(mode, encoding="utf-8", errors="surrogatepass", buffering=1)

@@ -1,31 +1,29 @@
-"""Results kept in memory for tools with a ``cache``: they serve later runs of one process.
+"""Results kept for tools with a ``cache``: they serve later runs.
 
-It must never know what a tool does; an equal call is one of the same tool and version with
-equal arguments.
+It must never know what a tool does, or which calls are equal: their key says so.
 """
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
+from agentpar.executor.journal import Journal
 from agentpar.plan import Ok
 
 MOST = 10_000
-"""Results kept at once; the one that served longest ago goes first."""
+"""Results kept in memory at once; the one that served longest ago goes first."""
 
 
 class MemoryResults:
-    """The simplest `agentpar.ports.Results`: a dict with an end to its trust."""
+    """The simplest `agentpar.ports.Results`: they last as long as the process."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._kept: OrderedDict[str, tuple[float, Ok]] = OrderedDict()  # until when, what
 
-    async def get(self, tool: str, version: str, args: Mapping[str, Any]) -> Ok | None:
-        key = _key(tool, version, args)
+    async def get(self, key: str) -> Ok | None:
         until, outcome = self._kept.get(key, (0.0, None))
         if outcome is None:
             return None
@@ -35,15 +33,22 @@ class MemoryResults:
         self._kept.move_to_end(key)
         return outcome
 
-    async def put(
-        self, tool: str, version: str, args: Mapping[str, Any], outcome: Ok, seconds: float
-    ) -> None:
-        key = _key(tool, version, args)
+    async def put(self, key: str, outcome: Ok, seconds: float) -> None:
         self._kept[key] = (self._now() + seconds, outcome)
         self._kept.move_to_end(key)
         while len(self._kept) > MOST:
             self._kept.popitem(last=False)
 
 
-def _key(tool: str, version: str, args: Mapping[str, Any]) -> str:
-    return repr((tool, version, sorted(args.items())))
+class JournalResults:
+    """Results in the journal: any process that uses it has them."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    async def get(self, key: str) -> Ok | None:
+        kept = await self._journal.cached(key)
+        return None if kept is None else Ok(kept["value"])
+
+    async def put(self, key: str, outcome: Ok, seconds: float) -> None:
+        await self._journal.cache(key, {"value": outcome.value}, seconds)

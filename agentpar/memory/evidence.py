@@ -19,7 +19,7 @@ from typing import Any
 
 from agentpar.events import Citation, Source
 from agentpar.plaintext import cut
-from agentpar.plan import Ok, Outcome, Task, fill
+from agentpar.plan import Failed, Ok, Outcome, Skipped, Task, fill
 from agentpar.tools.page import is_page, pages_of
 
 WORDS_NEEDED = 0.6
@@ -120,13 +120,16 @@ _COMMON = frozenset(
 )
 
 
-def check(text: str, known: Mapping[int, Source]) -> Checked:
+def check(
+    text: str, known: Mapping[int, Source], outcomes: Mapping[int, Outcome] | None = None
+) -> Checked:
     """Check every sentence of an answer against the sources it cites.
 
     Returns one `Citation` per mark, in reading order, and the sentences that are not
     supported. A sentence without a mark is held against everything the run has read and
     every sentence supported so far: a conclusion needs no mark of its own, a number from
-    nowhere is found out. That something was not found is not a claim to check.
+    nowhere is found out. That something was not found is not a claim to check. A mark that is
+    no source's number but that of a task without a result says what became of it (``outcomes``).
     """
     citations: list[Citation] = []
     unsupported: list[str] = []
@@ -141,7 +144,7 @@ def check(text: str, known: Mapping[int, Source]) -> Checked:
         if marks:
             problem = _missing(bare, _Facts.union(read[n].facts for n in marks if n in read))
             found = [
-                Citation(n, bare, "", supported=False, problem=f"this run has no result [{n}]")
+                Citation(n, bare, "", supported=False, problem=_absent(n, outcomes or {}))
                 if n not in read
                 else _citation(bare, said, read[n], problem)
                 for n in marks
@@ -155,6 +158,19 @@ def check(text: str, known: Mapping[int, Source]) -> Checked:
         else:
             unsupported.append(sentence)
     return Checked(tuple(citations), tuple(unsupported))
+
+
+def _absent(n: int, outcomes: Mapping[int, Outcome]) -> str:
+    """Why nothing stands under the number ``n``."""
+    match outcomes.get(n):
+        case Failed(error, "denied"):
+            return f"call {n} was denied, so there is no result [{n}] ({cut(error, 200)})"
+        case Failed(error):
+            return f"call {n} failed, so there is no result [{n}] ({cut(error, 200)})"
+        case Skipped(because):
+            return f"call {n} was skipped as call {because} has no result"
+        case _:
+            return f"this run has no result [{n}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +278,7 @@ def _marks(sentence: str) -> list[int]:
 def unmarked(sentence: str) -> str:
     """``sentence`` without its marks and its number in a list, as `Citation.sentence` has it."""
     words = MARK.sub("", _ITEM.sub("", sentence, count=1))
-    return re.sub(r"(?<!\s)\s+(?=[.!?,;])", "", words).strip()
+    return re.sub(r"(?<!\s)\s+(?=[.!?,;](?!\d))", "", words).strip()
 
 
 def _missing(sentence: str, known: _Facts) -> str:

@@ -7,8 +7,8 @@ that is not planned yet and a number out of turn cannot be written, and nothing 
 schema's order, strings in double quotes on one line.
 
 What the grammar cannot say (a pattern, bounds on fractions, a minLength over 4, two equal keys
-in a dict whose keys no schema names, keywords it does not know) it leaves open, and the parser
-or `binding` finds it afterwards.
+in a dict whose keys no schema names, keywords it does not know, what type a reference's value
+has, over which list a call goes) it leaves open, and the parser or `binding` finds it afterwards.
 
 Lines differ only in the references they may hold, so what holds none is one rule for all
 lines: rules are kept by what they say, and equal ones are the same rule.
@@ -46,13 +46,15 @@ def plan_grammar(
     known: Collection[int] = (),
     max_lines: int = 16,
     thoughts: bool = False,
+    extended: bool = False,
 ) -> str:
     """The EBNF of every plan of ``max_lines`` calls or fewer over ``tools``.
 
     Tasks are numbered from ``first_id``. ``known`` holds the ids of earlier rounds that have
     a value, so that references may go there; where it is empty there is at least one task,
     else a plan may be ``join()`` alone. With ``thoughts`` a ``Thought:`` line may stand
-    before each task. Raises `UsageError` for a name that no plan can write.
+    before each task. With ``extended`` a reference may have one ``[*]``, and ``any(…)`` and
+    ``some(…)`` may be written. Raises `UsageError` for a name that no plan can write.
 
     The size grows with ``max_lines`` × the arguments of all tools.
     """
@@ -63,7 +65,7 @@ def plan_grammar(
     thought = _thought(rules) if thoughts else ""
     for id in reversed(range(first_id, end)):
         references = _references(rules, [*known, *range(first_id, id)])
-        writer = _Writer(rules, references)
+        writer = _Writer(rules, references, extended)
         calls = rules.add("call", " | ".join(writer.call(tool) for tool in tools.values()))
         task = f'{_text(f"{id}. ")} {calls} "\\n" {line}'
         may_end = id > first_id or known
@@ -133,12 +135,26 @@ def _references(rules: _Rules, ids: Collection[int]) -> str:
     return rules.add("ref", f'"$" ({numbers}) {rules.add("path", _PATH)}')
 
 
+def _starred(rules: _Rules, references: str) -> str:
+    """The rule for one of ``references`` that goes over a list."""
+    return rules.add("each", f'{references} "[*]" {rules.add("path", _PATH)}')
+
+
+def _picks(rules: _Rules, references: str, *, lists: bool) -> str:
+    """The rule for ``any(…)``, or for ``some(k, …)`` where ``lists``."""
+    if not lists:
+        return rules.add("any", f'"any(" {references} (", " {references}){{1,7}} ")"')
+    forms = (f'"some({k}, " {references} (", " {references}){{{k - 1},7}} ")"' for k in (2, 3))
+    return rules.add("some", " | ".join(forms))
+
+
 class _Writer:
     """Writes calls and values that may refer to what the rule ``references`` allows."""
 
-    def __init__(self, rules: _Rules, references: str) -> None:
+    def __init__(self, rules: _Rules, references: str, extended: bool) -> None:
         self._rules = rules
         self._references = references
+        self._extended = extended and bool(references)
 
     def call(self, tool: Tool) -> str:
         """The rule for a call of ``tool``: arguments by name, in the schema's order."""
@@ -150,7 +166,13 @@ class _Writer:
         literal = self._literal(schema, root, depth)
         if not self._references:
             return literal
-        return self._rules.add("value", f"{literal} | {self._references}")
+        if not self._extended:
+            return self._rules.add("value", f"{literal} | {self._references}")
+        options = [literal, self._references, _starred(self._rules, self._references)]
+        options.append(_picks(self._rules, self._references, lists=False))
+        if isinstance(schema, bool) or resolve(schema, root).get("type", "array") == "array":
+            options.append(_picks(self._rules, self._references, lists=True))
+        return self._rules.add("value", " | ".join(options))
 
     def _literal(self, schema: Schema | bool, root: Schema, depth: int) -> str:
         if isinstance(schema, bool) or depth > _MAX_DEPTH:

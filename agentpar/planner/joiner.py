@@ -58,7 +58,8 @@ class JoinRequest:
 
 
 class Joiner:
-    """Asks ``runtime`` for the answer and has ``check`` hold it against what was read.
+    """Asks ``runtime`` for the answer and has ``check`` hold it against what was read: its text,
+    the sources, and how every task ended.
 
     An answer that is cut off at ``max_tokens`` says so in a last line of its own.
     """
@@ -66,7 +67,7 @@ class Joiner:
     def __init__(
         self,
         runtime: Runtime,
-        check: Callable[[str, Mapping[int, Source]], Checked],
+        check: Callable[[str, Mapping[int, Source], Mapping[int, Outcome]], Checked],
         *,
         instructions: str = "",
         max_tokens: int = 512,
@@ -126,7 +127,7 @@ class Joiner:
             raise ModelServerError(f"the model wrote an empty answer{at}")
         if shown == 0:
             emit(JoinText(request.round, answer, clock.now()))
-        checked = self._check(answer, request.sources)
+        checked = self._check(answer, request.sources, request.outcomes)
         if usage.cut:  # our word, not the model's: nothing to check
             note = f"\n[the answer was cut off after {within}]"
             emit(JoinText(request.round, note, clock.now()))

@@ -11,9 +11,16 @@ The language, line by line::
     - 4: compare(items=[$1, ${2}], how={"by": "size"})   # gaps in the numbers are fine
     join()                                       the plan ends; what follows is not read
 
+A later plan may also change an earlier one, in lines without a number::
+
+    cancel($3)                                   call 3 is not wanted any more
+    replace($3, fetch(url=$1[1].url))            call 3 is this one instead
+
 Arguments are numbers, ``true false null`` (or ``True False None``), strings in either quote,
 lists, dicts with string keys, and references to earlier values, which may stand wherever a
-value may. Inside quotes ``$`` is always text, a real newline is a newline, and backslash
+value may. ``$1[*].url`` is the url of each element of ``$1``: the call is made once for each.
+``any($1, $2)`` is the first of these values that comes, ``some(2, $1, $2, $3)`` a list of the
+first two. Inside quotes ``$`` is always text, a real newline is a newline, and backslash
 escapes are those of Python and JSON. Blank lines, ``` fences and ``#`` comments are skipped.
 
 Whatever else is written becomes a `BadLine`. One bad line never takes the next with it:
@@ -36,7 +43,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentpar.plaintext import cut
-from agentpar.plan import Ref
+from agentpar.plan import EACH, Pick, Ref, Star, Step
 
 MAX_LENGTH = 64 * 1024
 """Characters a line, or a call over several lines, may have."""
@@ -58,6 +65,22 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Cancel:
+    """``cancel($3)``: the call of that number is not wanted any more."""
+
+    id: int
+    line: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """``replace($3, fetch(url="x"))``: ``call``, which has the number 3, takes the place of
+    the one that had it."""
+
+    call: Call
+
+
+@dataclass(frozen=True, slots=True)
 class Join:
     """The plan is complete."""
 
@@ -71,13 +94,14 @@ class BadLine:
     id: int | None = None
 
 
-Item = Call | Join | BadLine
+Item = Call | Cancel | Replace | Join | BadLine
 
 # -- the scanner -------------------------------------------------------------------------
 
 _NAME = r"[^\W\d][\w.\-]*"
 _NUMBER = r"[ \t]*(?:[-*•][ \t]+)?(?P<id>[0-9]{1,9})[ \t]*[.):][ \t]*"
 _OPENING = re.compile(rf"(?:{_NUMBER}(?P<tool>{_NAME})|[ \t]*(?P<join>join))\(")
+_CHANGING = re.compile(r"[ \t]*(?:[-*•][ \t]+)?(?P<tool>cancel|replace)\(")
 _NUMBERED = re.compile(_NUMBER)
 # These are held against stripped lines.
 _THOUGHT = re.compile(
@@ -214,14 +238,15 @@ class PlanParser:
 
     def _open(self) -> None:
         """A bracket in a line: the call's, if a number and a name stand before it."""
-        found = _OPENING.fullmatch(self._text, self._start, self._pos)
-        if found is None:
+        length = self._pos - self._start
+        if found := _OPENING.fullmatch(self._text, self._start, self._pos):
+            id, tool = found["id"], found["tool"] or "join"
+            self._opening = _Opening(int(id) if id else None, tool, length)
+        elif found := _CHANGING.fullmatch(self._text, self._start, self._pos):
+            self._opening = _Opening(None, found["tool"], length)
+        else:
             self._state = _TEXT
             return
-        id, tool = found["id"], found["tool"] or ""
-        if tool == "join":
-            tool = ""
-        self._opening = _Opening(int(id) if id else None, tool, self._pos - self._start)
         self._state = _CALL
         self._depth = 1
 
@@ -242,22 +267,41 @@ class PlanParser:
     def _end_call(self) -> None:
         """The bracket that ends the call in hand: emit it now, not at the end of its line."""
         assert self._opening is not None
-        id, tool, length = self._opening.id, self._opening.tool, self._opening.length
+        opening, self._opening = self._opening, None
         line = self._text[self._start : self._pos]
-        if not tool or id is None:
+        if opening.tool == "join":
             self._ended = True
             self._items.append(Join())
             return
         try:
-            args, kwargs = _read_arguments(line, length)
+            item = self._read_call(line, opening)
         except _Unreadable as error:
             self._fault = str(error)
-            self._opening = None
             self._state = _TEXT
             return
-        self._items.append(Call(id, tool, args, kwargs, "\n".join(self._thoughts), line.strip()))
+        self._items.append(item)
         self._thoughts.clear()
         self._begin_line(after_call=True)
+
+    def _read_call(self, line: str, opening: _Opening) -> Item:
+        """What the whole ``line`` says."""
+        thought = "\n".join(self._thoughts)
+        if opening.id is not None:
+            args, kwargs, _ = _read_arguments(line, opening.length)
+            return Call(opening.id, opening.tool, args, kwargs, thought, line.strip())
+        if opening.tool == "cancel":
+            return Cancel(_read_target(line, opening, ")")[0], line.strip())
+        id, pos = _read_target(line, opening, ",")
+        inner = _CALLED.match(line, pos)
+        if inner is None:
+            raise _Unreadable(
+                f"replace() takes a call, as in {_REPLACE}, not {_excerpt(line, pos)}"
+            )
+        args, kwargs, pos = _read_arguments(line, inner.end())
+        done, _ = _after_value(line, pos, ")")
+        if not done:
+            raise _Unreadable(f"replace() takes one call, as in {_REPLACE}")
+        return Replace(Call(id, inner["tool"], args, kwargs, thought, line.strip()))
 
     def _end_line(self, line: str) -> None:
         """A line that is no call, or what follows a call, is complete."""
@@ -299,7 +343,8 @@ class PlanParser:
 
 @dataclass(frozen=True, slots=True)
 class _Opening:
-    """How a call began. A ``tool`` of "" is the join; ``length`` is up to its bracket."""
+    """How a call began: ``length`` is up to its bracket. Join, cancel and replace have no ``id``,
+    though join may."""
 
     id: int | None
     tool: str
@@ -316,8 +361,8 @@ class _Unreadable(Exception):
 # Every pattern takes the blanks after it along, so that none needs to look for blanks before.
 _KEY = re.compile(rf"(?P<name>{_NAME})\s*=(?!=)\s*")
 _STRING = r"""(?:"[^"\\]*(?:\\.[^"\\]*)*"|'[^'\\]*(?:\\.[^'\\]*)*')"""
-_PATH = rf"(?:\.\w+|\[(?:-?[0-9]{{1,9}}|{_STRING})\])*"
-_STEP = re.compile(rf"\.(\w+)|\[(?:(-?[0-9]+)|({_STRING}))\]", re.DOTALL)
+_PATH = rf"(?:\.\w+|\[(?:-?[0-9]{{1,9}}|\*|{_STRING})\])*"
+_STEP = re.compile(rf"\.(\w+)|\[(?:(-?[0-9]+)|(\*)|({_STRING}))\]", re.DOTALL)
 _VALUE = re.compile(
     rf"""(?:
       (?P<string>{_STRING})
@@ -327,6 +372,7 @@ _VALUE = re.compile(
     | (?P<int>[+-]?(?:0|[1-9][0-9]*))(?![\w.])
     | (?P<word>[Tt]rue|[Ff]alse|null|None)(?!\w)
     | (?P<open>[\[{{])
+    | (?P<pick>any|some)\(
     )\s*""",
     re.DOTALL | re.VERBOSE,
 )
@@ -345,12 +391,31 @@ _ESCAPE = re.compile(
 )
 
 
-def _read_arguments(line: str, pos: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments that begin at ``pos`` in ``line`` and end with its closing bracket."""
+_CALLED = re.compile(rf"(?P<tool>{_NAME})\(")
+_CANCEL, _REPLACE = "cancel($3)", 'replace($3, search(query="text"))'
+
+
+def _read_target(line: str, opening: _Opening, end: str) -> tuple[int, int]:
+    """The call that a line changes, followed by ``end``; and where the text after it begins."""
+    pos = _skip_blanks(line, opening.length)
+    found = _VALUE.match(line, pos)
+    example = _CANCEL if opening.tool == "cancel" else _REPLACE
+    if found is not None and found.lastgroup == "reference":
+        ref = _read_reference(found["reference"])
+        if not ref.path and line[found.end()] == end:
+            return ref.task, _skip_blanks(line, found.end() + 1)
+    raise _Unreadable(f"{opening.tool}() names a whole call, as in {example}")
+
+
+def _read_arguments(line: str, pos: int) -> tuple[tuple[Any, ...], dict[str, Any], int]:
+    """The arguments that begin at ``pos`` in ``line``, and where the text after their closing
+    bracket begins."""
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     pos = _skip_blanks(line, pos)
     done = line[pos] == ")"
+    if done:
+        pos = _skip_blanks(line, pos + 1)
     while not done:
         key = _KEY.match(line, pos)
         value, pos = _read_value(line, key.end() if key else pos, 0)
@@ -364,7 +429,7 @@ def _read_arguments(line: str, pos: int) -> tuple[tuple[Any, ...], dict[str, Any
         else:
             kwargs[key["name"]] = value
         done, pos = _after_value(line, pos, ")")
-    return tuple(args), kwargs
+    return tuple(args), kwargs, pos
 
 
 def _read_value(line: str, pos: int, depth: int) -> tuple[Any, int]:
@@ -382,9 +447,7 @@ def _read_value(line: str, pos: int, depth: int) -> tuple[Any, int]:
         case "reference":
             value = _read_reference(text)
         case "int":
-            if len(text) > 4000:  # Python's own limit is 4300
-                raise _Unreadable(f"a number of {len(text)} digits is too long")
-            value = int(text)
+            value = _read_int(text)
         case "float":
             value = float(text)
             if not math.isfinite(value):
@@ -393,11 +456,19 @@ def _read_value(line: str, pos: int, depth: int) -> tuple[Any, int]:
             value = _WORDS[text]
         case _ if depth == MAX_DEPTH:
             raise _Unreadable(f"lists and dicts nest deeper than {MAX_DEPTH}")
+        case "pick":
+            return _read_pick(line, found.end(), text)
         case _ if text == "[":
             return _read_list(line, found.end(), depth + 1)
         case _:
             return _read_dict(line, found.end(), depth + 1)
     return value, found.end()
+
+
+def _read_int(text: str) -> int:
+    if len(text) > 4000:  # Python's own limit is 4300
+        raise _Unreadable(f"a number of {len(text)} digits is too long")
+    return int(text)
 
 
 def _read_list(line: str, pos: int, depth: int) -> tuple[list[Any], int]:
@@ -431,6 +502,28 @@ def _read_dict(line: str, pos: int, depth: int) -> tuple[dict[str, Any], int]:
     return items, pos
 
 
+def _read_pick(line: str, pos: int, name: str) -> tuple[Pick, int]:
+    """What stands in the brackets of ``any(…)`` or ``some(k, …)``."""
+    example = "any($1, $2)" if name == "any" else "some(2, $1, $2, $3)"
+    done = False
+
+    def read(group: str, wanted: str) -> str:
+        nonlocal done, pos
+        found = _VALUE.match(line, pos)
+        if found is None or found.lastgroup != group:
+            raise _Unreadable(f"{name}() {wanted}, as in {example}, not {_excerpt(line, pos)}")
+        done, pos = _after_value(line, found.end(), ")")
+        return found[group]
+
+    k = _read_int(read("int", "begins with how many to take")) if name == "some" else None
+    refs: list[Ref] = []
+    while not done:
+        refs.append(_read_reference(read("reference", "takes references")))
+    if k is not None and not 1 <= k <= len(refs):
+        raise _Unreadable(f"some({k}, …) cannot take {k} of {len(refs)} references")
+    return Pick(tuple(refs), k), pos
+
+
 def _after_value(line: str, pos: int, close: str) -> tuple[bool, int]:
     """Whether the values end at ``pos``, after a last comma or none; and where to read on."""
     found = _SEPARATOR[close].match(line, pos)
@@ -442,10 +535,12 @@ def _after_value(line: str, pos: int, close: str) -> tuple[bool, int]:
 def _read_reference(text: str) -> Ref:
     number = re.match(r"\$\{?([0-9]+)", text)
     assert number is not None
-    path: list[str | int] = []
-    for name, index, string in _STEP.findall(text, number.end()):
+    path: list[Step] = []
+    for name, index, star, string in _STEP.findall(text, number.end()):
         if string:
             path.append(_read_string(string))
+        elif star:
+            path.append(EACH)
         else:
             path.append(int(index or name) if index or name.isdecimal() else name)
     return Ref(int(number[1]), tuple(path))
@@ -504,6 +599,9 @@ def format_value(value: Any) -> str:
     match value:
         case Ref():
             return f"${value.task}{''.join(map(_format_step, value.path))}"
+        case Pick(refs, k):
+            inside = ", ".join(map(format_value, refs if k is None else (k, *refs)))
+            return f"{'any' if k is None else 'some'}({inside})"
         case list() | tuple():
             return f"[{', '.join(map(format_value, value))}]"
         case Mapping():
@@ -516,7 +614,9 @@ def format_value(value: Any) -> str:
     )
 
 
-def _format_step(step: str | int) -> str:
+def _format_step(step: Step) -> str:
+    if isinstance(step, Star):
+        return "[*]"
     if isinstance(step, int):
         return f"[{step}]"
     if _WORD.fullmatch(step):

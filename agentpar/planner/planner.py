@@ -5,6 +5,7 @@ It must never run a task or wait for one: what it reads becomes events, at once.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from agentpar.events import (
 from agentpar.plan import Ok, Outcome, Task
 from agentpar.planner.binding import bind
 from agentpar.planner.grammar import plan_grammar
-from agentpar.planner.parser import BadLine, Call, Item, Join, PlanParser
+from agentpar.planner.parser import BadLine, Call, Cancel, Item, Join, PlanParser, Replace
 from agentpar.planner.prompts import EXAMPLES, Example, plan_messages
 from agentpar.ports import Clock, ModelRequest, Runtime
 from agentpar.tools.base import Tool
@@ -31,10 +32,16 @@ from agentpar.tools.base import Tool
 STOP = ("\njoin()",)
 """Where a plan ends: models like to write on behind it."""
 
+_UNCHANGING = "a call that is planned cannot be cancelled or replaced yet"
+
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What to plan: the question, where to start counting, and what is known already."""
+    """What to plan: the question, where to start counting, and what is known already.
+
+    ``standing`` is what this very plan brought before it broke off: it is written again from
+    its beginning, and what stands is not told again.
+    """
 
     question: str
     round: int = 1
@@ -42,6 +49,7 @@ class PlanRequest:
     why: str = ""
     tasks: Mapping[int, Task] = field(default_factory=dict)
     outcomes: Mapping[int, Outcome] = field(default_factory=dict)
+    standing: tuple[TaskPlanned | PlanFault, ...] = ()
 
 
 class Planner:
@@ -50,7 +58,8 @@ class Planner:
     ``grammar`` None uses constrained decoding where the runtime has it and takes our
     grammar, True insists, False never does. ``max_lines`` bounds the calls of a constrained
     plan, ``max_tokens`` the text of any; one that is cut off there is told as a fault.
-    ``examples`` None takes the built-in ones that these tools can run.
+    ``examples`` None takes the built-in ones that these tools can run. ``extended`` tells the
+    model of ``$1[*]``, ``any(…)`` and ``some(…)``, which a plan may hold in any case.
     """
 
     def __init__(
@@ -60,6 +69,7 @@ class Planner:
         *,
         examples: Sequence[Example] | None = None,
         instructions: str = "",
+        extended: bool = False,
         grammar: bool | None = None,
         max_lines: int = 24,
         max_tokens: int = 768,
@@ -70,6 +80,7 @@ class Planner:
         self._tools = tools
         self._examples = usable_examples(tools) if examples is None else tuple(examples)
         self._instructions = instructions
+        self._extended = extended
         self._grammar = grammar
         self._max_lines = max_lines
         self._max_tokens = max_tokens
@@ -137,6 +148,7 @@ class Planner:
                     first_id=request.first_id,
                     known=known,
                     max_lines=self._max_lines,
+                    extended=self._extended,
                 )
         messages = plan_messages(
             request.question,
@@ -145,6 +157,7 @@ class Planner:
             examples=self._examples,
             instructions=self._instructions,
             why=request.why,
+            extended=self._extended,
             tasks=request.tasks,
             outcomes=request.outcomes,
         )
@@ -173,9 +186,11 @@ class _Reading:
         self._round = request.round
         self._tools = tools
         self._known = set(request.tasks) | set(request.outcomes)
+        self._tasks = dict(request.tasks)
         self._emit = emit
         self._clock = clock
         self._parser = PlanParser()
+        self._standing = deque(request.standing)
         self.ended = False
 
     def feed(self, text: str) -> None:
@@ -188,27 +203,44 @@ class _Reading:
 
     def _take(self, items: Sequence[Item]) -> None:
         for item in items:
+            if self.ended:
+                return
             match item:
                 case Call():
                     try:
-                        task = bind(item, self._tools, self._known)
+                        task = bind(item, self._tools, self._known, self._tasks)
                     except PlanError as error:
                         self._fault(str(error), item.line, item.id)
                     else:
                         self._known.add(task.id)
-                        self._emit(TaskPlanned(self._round, task, self._clock.now()))
+                        self._tasks[task.id] = task
+                        self._tell(TaskPlanned(self._round, task, self._clock.now()))
+                case Cancel(line=line) | Replace(Call(line=line)):
+                    self._fault(_UNCHANGING, line, None)
                 case BadLine():
                     self._fault(item.message, item.text, item.id)
                 case Join():
                     self.ended = True
-                    return
 
     def _fault(self, message: str, line: str, id: int | None) -> None:
         # A duplicate number must not settle the task that had it first.
         own = None if id in self._known else id
         if own is not None:
             self._known.add(own)
-        self._emit(PlanFault(self._round, message, line, own, self._clock.now()))
+        self._tell(PlanFault(self._round, message, line, own, self._clock.now()))
+
+    def _tell(self, event: TaskPlanned | PlanFault) -> None:
+        """Emit what is new. A plan that is not the one that stands ends here: a call that has
+        been made could come again under another number."""
+        if not self._standing:
+            self._emit(event)
+        elif replace(event, at=0.0) != replace(self._standing.popleft(), at=0.0):
+            self.ended = True
+            message = (
+                "the plan had broken off, and was written differently when it was asked for "
+                "again: what it had planned stands, the rest is left out"
+            )
+            self._emit(PlanFault(self._round, message, at=self._clock.now()))
 
 
 def usable_examples(tools: Mapping[str, Tool]) -> tuple[Example, ...]:
@@ -219,15 +251,17 @@ def usable_examples(tools: Mapping[str, Tool]) -> tuple[Example, ...]:
 def plan_problems(plan: str, tools: Mapping[str, Tool]) -> list[str]:
     """What keeps ``plan`` from running with ``tools``: one message per unusable line."""
     problems: list[str] = []
-    known: set[int] = set()
+    tasks: dict[int, Task] = {}
     parser = PlanParser()
     for item in [*parser.feed(plan), *parser.close()]:
         match item:
             case Call():
                 try:
-                    known.add(bind(item, tools, known).id)
+                    tasks[item.id] = bind(item, tools, tasks, tasks)
                 except PlanError as error:
                     problems.append(str(error))
+            case Cancel(line=line) | Replace(Call(line=line)):
+                problems.append(f"{_UNCHANGING}: {line!r}")
             case BadLine():
                 problems.append(f"{item.message}: {item.text!r}")
             case Join():

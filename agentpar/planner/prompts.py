@@ -108,10 +108,15 @@ You plan tool calls. Calls that do not need each other's results run in parallel
 Write one call per line, numbered from {first_id}, and end with join():
 {first_id}. tool(argument="value")
 $1 is the result of call 1; $1.name and $1[0] are parts of it. Use them only unquoted, as \
-arguments of later calls.
+arguments of later calls.{extended}
 
 Tools:
 {tools}"""
+
+_EXTENDED = """
+$1[*].url as an argument makes the call once for each element of $1, and its result is the list \
+of theirs. any($1, $2) is whichever of them comes first; some(2, $1, $2, $3) is a list of the \
+first two."""
 
 _JOINER = """\
 You answer a question from the results of tool calls.
@@ -169,12 +174,18 @@ def plan_messages(
     examples: Sequence[Example] = (),
     instructions: str = "",
     why: str = "",
+    extended: bool = False,
     tasks: Mapping[int, Task] | None = None,
     outcomes: Mapping[int, Outcome] | None = None,
 ) -> tuple[Message, ...]:
-    """The planner's prompt. In a later round, ``tasks`` and ``outcomes`` tell what is known."""
+    """The planner's prompt. In a later round, ``tasks`` and ``outcomes`` tell what is known.
+
+    With ``extended`` it explains ``[*]``, ``any(…)`` and ``some(…)``, too.
+    """
     system = _PLANNER.format(
-        first_id=first_id, tools="\n".join(describe_tool(tool) for tool in tools)
+        first_id=first_id,
+        extended=_EXTENDED if extended else "",
+        tools="\n".join(describe_tool(tool) for tool in tools),
     )
     if instructions:
         system += f"\n\n{instructions}"

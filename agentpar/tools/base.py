@@ -23,10 +23,16 @@ class Tool:
     ``additionalProperties: false``. ``validate`` takes the arguments by name and returns
     them converted, with defaults filled in; it raises `UsageError` naming the argument.
     ``call`` takes what ``validate`` returned, as keywords. ``returns`` tells the planner
-    in one line what the value looks like, so that it can write ``$1.url``.
-    A tool whose ``effect`` is "write" never runs without approval. ``policy`` says how it is
-    called; kept results are those of one ``version``. ``close`` releases what the tool holds
-    (connections); a closed tool opens again at its next call.
+    in one line what the value looks like, so that it can write ``$1.url``. ``output`` says it
+    as a JSON Schema, against which a plan's references are checked before anything runs; a
+    value that may be anything has None.
+    A tool whose ``effect`` is "write" never runs without approval, unless a rule allows it.
+    ``sends``: it hands its arguments to others (a mail, a post, a webhook) and is guarded like
+    a write. ``pure``: its result is a function of its arguments alone and brings nothing in
+    from outside, so it is as trustworthy as they are; any other tool's result is untrusted.
+    ``policy`` says how it is called. Results of one ``version`` do not stand for those of
+    another. ``close`` releases what the tool holds (connections); a closed tool opens again at
+    its next call.
     """
 
     name: str
@@ -35,11 +41,14 @@ class Tool:
     call: Callable[..., Awaitable[Any]]
     validate: Callable[[Mapping[str, Any]], dict[str, Any]]
     effect: Effect = "read"
+    sends: bool = False
+    pure: bool = False
     policy: Policy = PLAIN
     version: str = ""
     returns: str = ""
     function: Callable[..., Any] | None = None
     close: Callable[[], Awaitable[None]] | None = None
+    output: Mapping[str, Any] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the decorated function directly, as if it had never been made a tool."""

@@ -268,7 +268,7 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
 _FUNCTIONS = ("min", "max", "argmin", "argmax", "abs", "round", "sum", "sqrt")
 
 
-@tool(returns="the result: a number, true or false, or a text")
+@tool(pure=True, returns="the result: a number, true or false, or a text")
 async def calc(
     expression: str,
     a: int | float | str | None = None,

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import inspect
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Unpack, overload
 
 from agentpar.errors import UsageError
@@ -20,6 +20,7 @@ from agentpar.tools.base import Effect, Tool
 from agentpar.tools.docstring import read_docstring, spell
 from agentpar.tools.langchain import from_langchain
 from agentpar.tools.names import checked_name
+from agentpar.tools.outputs import output_schema
 from agentpar.tools.threads import in_thread
 
 
@@ -30,8 +31,11 @@ def tool(
     name: str | None = None,
     description: str | None = None,
     effect: Effect = "read",
+    sends: bool = False,
+    pure: bool = False,
     version: str = "",
     returns: str = "",
+    output: Mapping[str, Any] | None = None,
     **called: Unpack[PolicyFields],
 ) -> Tool: ...
 
@@ -43,8 +47,11 @@ def tool(
     name: str | None = None,
     description: str | None = None,
     effect: Effect = "read",
+    sends: bool = False,
+    pure: bool = False,
     version: str = "",
     returns: str = "",
+    output: Mapping[str, Any] | None = None,
     **called: Unpack[PolicyFields],
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 
@@ -55,8 +62,11 @@ def tool(
     name: str | None = None,
     description: str | None = None,
     effect: Effect = "read",
+    sends: bool = False,
+    pure: bool = False,
     version: str = "",
     returns: str = "",
+    output: Mapping[str, Any] | None = None,
     **called: Unpack[PolicyFields],
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a typed function, sync or async, a `Tool`; with or without arguments.
@@ -65,7 +75,9 @@ def tool(
     come from the docstring (Google, NumPy or Sphinx style, or the short inline style
     ``Population of a country. country: English name.``). A sync function runs in a thread
     and sees the caller's context variables. ``returns`` says in one line what the value looks
-    like; by default the return annotation says it. ``called`` says how the tool is called: the
+    like; by default the return annotation says it, as it does for ``output``, the JSON Schema
+    that references to the value are checked against (``{}`` lets every reference through). For
+    ``effect``, ``sends`` and ``pure`` see `Tool`. ``called`` says how the tool is called: the
     fields of `Policy` (``timeout``, ``retries``, ``cache``, …). A result is kept under its
     ``version``, which by default changes with the function's code.
 
@@ -83,13 +95,20 @@ def tool(
             name=name,
             description=description,
             effect=effect,
+            sends=sends,
+            pure=pure,
             version=version,
             returns=returns,
+            output=output,
             **called,
         )
     name = checked_name(str(name or getattr(fn, "__name__", type(fn).__name__)))
     if effect not in typing.get_args(Effect):
         raise UsageError(f"tool {name!r}: effect must be 'read' or 'write', got {effect!r}")
+    if pure and (sends or effect == "write"):
+        raise UsageError(
+            f"tool {name!r}: a pure tool only works out its result; it cannot write or send as well"
+        )
     try:
         policy = Policy(**called)
     except (UsageError, TypeError) as error:
@@ -97,7 +116,7 @@ def tool(
     signature = read_signature(name, fn)
     doc = read_docstring(inspect.getdoc(signature.plain) or "", signature.parameters)
     schema, validate = make_schema(signature, doc.parameters)
-    returned = spell(signature.hints.get("return", Any))
+    returned = signature.hints.get("return", Any)
     return Tool(
         name=name,
         description=doc.text if description is None else description,
@@ -107,10 +126,13 @@ def tool(
         else functools.partial(_call_in_thread, fn),
         validate=validate,
         effect=effect,
+        sends=sends,
+        pure=pure,
         policy=policy,
         version=version or _fingerprint(signature.plain),
-        returns=returns or ": ".join(filter(None, [returned, doc.returns])),
+        returns=returns or ": ".join(filter(None, [spell(returned), doc.returns])),
         function=fn,
+        output=output_schema(name, returned) if output is None else output,
     )
 
 

@@ -15,13 +15,14 @@ from agentpar.tools.names import plan_name
 from agentpar.tools.threads import in_thread
 
 
-def from_langchain(tool: Any, *, effect: Effect = "read") -> Tool:
+def from_langchain(tool: Any, *, effect: Effect = "read", sends: bool = False) -> Tool:
     """Make a LangChain ``BaseTool`` a `Tool`.
 
     The tool runs through its ``ainvoke``, or ``invoke`` in a thread where it is only sync, so
     callbacks and error handlers stay in force. Its arguments may be a pydantic model or a
     JSON Schema. Arguments that LangChain injects are hidden from the plan. LangChain does
-    not say whether a tool changes the world: give ``effect="write"`` for one that does.
+    not say whether a tool changes the world: give ``effect="write"`` for one that does, and
+    ``sends=True`` for one that hands its arguments to others.
 
     Raises `UsageError` where ``tool`` is no LangChain tool or has no named arguments.
     """
@@ -52,6 +53,7 @@ def from_langchain(tool: Any, *, effect: Effect = "read") -> Tool:
         call=call,
         validate=validate,
         effect=effect,
+        sends=sends,
     )
 
 

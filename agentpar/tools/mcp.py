@@ -18,6 +18,7 @@ from agentpar.errors import BackendError, MissingPackage, UsageError
 from agentpar.tools.arguments import check_schema, tidy
 from agentpar.tools.base import Effect, Tool
 from agentpar.tools.names import plan_name
+from agentpar.tools.outputs import written_out
 
 
 class McpServer:
@@ -31,7 +32,9 @@ class McpServer:
 
     A tool is "read" only where the server says ``readOnlyHint: true``; every other one is
     "write" and waits for approval. ``effect`` overrides that for all of them: it is the
-    caller's word against a missing hint.
+    caller's word against a missing hint. One that the server calls open to the world
+    (``openWorldHint: true``) and not read-only also ``sends``, which no override takes back: for
+    that, give the agent a rule. What a server returns is never taken for trusted.
 
     Opening and closing may happen in different tasks. A connection that drops is opened again
     once per call; then a "read" call is sent again, while a "write" call, which may have
@@ -143,7 +146,8 @@ class McpServer:
         return [self._tool(tool) for tool in listed]
 
     def _tool(self, listed: Any) -> Tool:
-        read_only = listed.annotations is not None and listed.annotations.read_only_hint is True
+        hints = listed.annotations
+        read_only = hints is not None and hints.read_only_hint is True
         effect: Effect = self._effect or ("read" if read_only else "write")
         name = plan_name(listed.name)
         schema = tidy(name, listed.input_schema)
@@ -155,7 +159,9 @@ class McpServer:
             call=partial(self._call, listed.name, effect, _wrapped(output)),
             validate=check_schema(name, schema),
             effect=effect,
+            sends=hints is not None and hints.open_world_hint is True and not read_only,
             returns=_returns(output),
+            output=_value_schema(name, output),
         )
 
     async def _call(self, name: str, effect: Effect, wrapped: bool, /, **args: Any) -> Any:
@@ -353,6 +359,13 @@ def _block(block: Any) -> str:
 def _wrapped(output: Mapping[str, Any]) -> bool:
     """Whether a value that is no object travels as ``{"result": value}``, as SDK servers do."""
     return list(output.get("properties", ())) == ["result"]
+
+
+def _value_schema(name: str, output: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The schema of the value that `McpServer` hands on."""
+    if _wrapped(output):
+        output = {**output["properties"]["result"], "$defs": output.get("$defs", {})}
+    return written_out(name, output) or None
 
 
 def _returns(output: Mapping[str, Any]) -> str:

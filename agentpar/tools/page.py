@@ -8,7 +8,9 @@ is fetched or shown.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NotRequired, TypedDict, TypeGuard
+from typing import Any, NotRequired, TypeGuard
+
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 
 class Page(TypedDict):
@@ -32,10 +34,13 @@ def is_page(value: object) -> TypeGuard[Mapping[str, Any]]:
 
 
 def pages_of(value: object) -> list[Mapping[str, Any]]:
-    """The page that ``value`` is and then its ``others``; empty where it is no page.
+    """The page that ``value`` is and then its ``others``; of a list of pages, those of each.
 
-    Citations and prompts number pages by their place in this list, so both must use it.
+    Empty where it is neither. Citations and prompts number pages by their place in this list,
+    so both must use it.
     """
+    if isinstance(value, list) and all(map(is_page, value)):  # a call for each element
+        return [page for item in value for page in pages_of(item)]
     if not is_page(value):
         return []
     others = value.get("others")

@@ -5,7 +5,8 @@ A subset, enough for the schemas that tools have: type, enum, const, anyOf, oneO
 additionalProperties, and the bounds on numbers, lengths and counts, and pattern. Any other
 keyword says nothing here; the tool's own ``validate`` has the last word when it is called.
 
-A reference passes everywhere: its value is not known yet.
+A reference passes everywhere: its value is not known yet. Who knows something of it puts an
+`Unknown` in its place.
 """
 
 from __future__ import annotations
@@ -14,9 +15,20 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agentpar.plan import Ref, references
+from agentpar.plan import Pick, Ref
 
 Schema = Mapping[str, Any]
+
+
+class Unknown:
+    """A value that is not there yet, and of which something may be known."""
+
+    def problem(self, schema: Schema | bool, root: Schema) -> str | None:
+        """Why the value cannot fit ``schema``, whatever it turns out to be; None if it can."""
+        return None
+
+
+_NOT_YET = (Ref, Pick, Unknown)
 
 
 def problem(schema: Schema | bool, value: Any, root: Schema) -> str | None:
@@ -25,7 +37,9 @@ def problem(schema: Schema | bool, value: Any, root: Schema) -> str | None:
     >>> problem({"type": "array", "items": {"type": "integer"}}, [1, "2"], {})
     "[1] must be an integer, not '2'"
     """
-    if isinstance(value, Ref) or schema is True:
+    if isinstance(value, _NOT_YET):
+        return value.problem(schema, root) if isinstance(value, Unknown) else None
+    if schema is True:
         return None
     if schema is False:
         return "is not allowed"
@@ -68,7 +82,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "array": (list, tuple),
     "object": (Mapping,),
 }
-_WITH_ARTICLE = {
+WITH_ARTICLE = {
     "string": "a string",
     "integer": "an integer",
     "number": "a number",
@@ -84,16 +98,25 @@ def _type(rule: Any, value: Any, schema: Schema, root: Schema) -> str | None:
     for name in names:
         if is_type(value, name):
             return None
-    return f"must be {' or '.join(_WITH_ARTICLE.get(name, name) for name in names)}, not {value!r}"
+    return f"must be {' or '.join(WITH_ARTICLE.get(name, name) for name in names)}, not {value!r}"
 
 
 def _enum(rule: Any, value: Any, schema: Schema, root: Schema) -> str | None:
     # JSON tells 1 from true, Python does not. A list that holds a reference may yet be equal.
     if any(option == value and type(option) is type(value) for option in rule):
         return None
-    if any(references(value)):
+    if _is_open(value):
         return None
     return f"must be one of {', '.join(map(repr, rule))}, not {value!r}"
+
+
+def _is_open(value: Any) -> bool:
+    """Whether something inside ``value`` is not known yet."""
+    if isinstance(value, Mapping):
+        return any(map(_is_open, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_is_open, value))
+    return isinstance(value, _NOT_YET)
 
 
 def _const(rule: Any, value: Any, schema: Schema, root: Schema) -> str | None:

@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
 from urllib.parse import urlencode, urlsplit
 
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+
 from agentpar.errors import FetchError, MissingPackage, UsageError
 from agentpar.net import Caps, Download, Fetcher, Guard, Resolver, origin, system_resolver
 from agentpar.tools.base import Tool
@@ -22,7 +24,17 @@ from agentpar.tools.passages import cut
 from agentpar.tools.threads import in_thread
 
 Provider = Literal["searxng", "brave", "tavily", "ddgs"]
-Hits = list[dict[str, str]]
+
+
+class Hit(TypedDict):
+    """A page that the engine found."""
+
+    title: str
+    url: str
+    snippet: str
+
+
+Hits = list[Hit]
 
 _BRAVE = "https://api.search.brave.com/res/v1/web/search"
 _TAVILY = "https://api.tavily.com/search"

@@ -71,7 +71,7 @@ def words(server: ModelServer | str, *more: str) -> tuple[str, ...]:
 
 
 def the_run(folder: Path) -> Path:
-    (run,) = (folder / "runs").iterdir()
+    (run,) = filter(Path.is_dir, (folder / "runs").iterdir())
     return run
 
 
@@ -202,15 +202,16 @@ MOMENTS = {
 def test_ctrl_c_leaves_nothing_half_done(
     cli: Cli, folder: Path, model_server: Serve, moment: str
 ) -> None:
-    """Exit 130 and one word; the record is whole to its last line, its views are there."""
+    """Exit 130, how to carry on, and one word; the record is whole, its views are there."""
     texts, line = MOMENTS[moment]
     server = model_server(*texts)
     done = cli.interrupt(line, *words(server))
     assert done.returncode == 130
-    assert done.stderr == "agentpar: cancelled\n"
     run = the_run(folder)
+    assert done.stderr == f"carry it on: agentpar resume {run.name}\nagentpar: cancelled\n"
     assert events(run)[-1] | {"at": 0} == {
         "event": "RunFinished", "status": "cancelled", "error": "cancelled by the caller", "at": 0,
+        "stopped_by": "",
     }  # fmt: skip
     assert sorted(file.name for file in run.iterdir()) == [
         "events.jsonl", "plan.mmd", "timeline.html",
@@ -247,7 +248,16 @@ def test_one_key_at_the_terminal_decides(
     cli: Cli, folder: Path, model_server: Serve, key: bytes, sent: bool
 ) -> None:
     """The call is shown; y allows it, any other key denies it."""
-    server = model_server(SEND, "Done.")
+    shown, said_yes = asked_at_a_terminal(cli, folder, model_server(SEND, "Done."), key)
+    assert b'send(text="hello")' in shown
+    assert b"data from" not in shown
+    assert said_yes is sent
+
+
+def asked_at_a_terminal(
+    cli: Cli, folder: Path, server: ModelServer, key: bytes
+) -> tuple[bytes, bool]:
+    """All that was shown, and whether the call ran, where ``key`` answers the question."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         cli.argv(words(server)),
@@ -262,7 +272,6 @@ def test_one_key_at_the_terminal_decides(
         shown = b""
         while b"y allows" not in shown:
             shown += os.read(ours, 4096)
-        assert b'send(text="hello")' in shown
         os.write(ours, key)
         while chunk := _read(ours):
             shown += chunk
@@ -271,7 +280,18 @@ def test_one_key_at_the_terminal_decides(
         process.kill()
         process.wait()
         os.close(ours)
-    assert (folder / "sent").exists() is sent
+    return shown, (folder / "sent").exists()
+
+
+def test_the_question_says_where_the_data_come_from(
+    cli: Cli, folder: Path, model_server: Serve
+) -> None:
+    """Whoever presses y sees which call brought in what is sent."""
+    plan = '1. population(country="Chile")\n2. send(text=$1)\njoin()\n'
+    shown, sent = asked_at_a_terminal(cli, folder, model_server(plan, "Done."), b"n")
+    assert b'send(text="Chile has 19 million people")' in shown
+    assert b"data from 1 population(Chile)" in shown
+    assert not sent
 
 
 def test_ctrl_c_at_the_question_gives_the_terminal_back(
@@ -328,7 +348,7 @@ def test_ctrl_c_while_the_miniweb_is_built_begins_no_run(
     assert done.returncode == 130
     assert done.stderr.endswith("\nagentpar: cancelled\n")
     assert "Traceback" not in done.stderr
-    assert not (folder / "runs").exists()
+    assert [path.name for path in (folder / "runs").iterdir()] == ["journal.db"]
     assert list((folder / "cache" / "miniweb").iterdir()) == []
 
 

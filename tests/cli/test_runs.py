@@ -94,6 +94,60 @@ def test_graph_draws_a_plan_from_a_text_file(cli: Cli) -> None:
     assert "what(" in done.stderr
 
 
+def test_graph_shows_what_an_optimizer_would_take_away(cli: Cli) -> None:
+    """Equal calls, calls that no goal needs, and calls that can go together; the rest is drawn."""
+    lines = ['1. find("x")', '2. find("x")', "3. open($1.url)", "4. open($2.url)", "5. open($2.b)"]
+    (cli.folder / "plan.txt").write_text(
+        "\n".join([*lines, "6. send($3)", "7. send($3)", "join()"])
+    )
+    done = cli("graph", "plan.txt", "--optimize", "--write", "send", "--batch", "open=8")
+    assert "3, 5 can go together" in done.stderr
+    assert {"2 is the same call as 1", "4 is the same call as 3"} <= set(done.stderr.splitlines())
+    assert "t3 --> t7" in done.stdout
+    assert "t4" not in done.stdout
+    done = cli("graph", "plan.txt", "--optimize", "--goal", "4")
+    assert "5 is needed by no goal" in done.stderr
+    assert "t1 --> t3" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--goal", "3"], "--goal, --write and --batch go with --optimize"),
+        (["--optimize", "--goal", "9"], "the plan has no task 9, which is named as a goal"),
+        (
+            ["--optimize", "--batch", "open"],
+            "--batch 'open' is no limit: write a tool and a number",
+        ),
+    ],
+)
+def test_a_wrong_option_of_graph_is_told(cli: Cli, options: list[str], message: str) -> None:
+    """Exit 2, and nothing is drawn."""
+    (cli.folder / "plan.txt").write_text('1. find("x")\njoin()\n')
+    done = cli("graph", "plan.txt", *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+
+
+async def test_writes_of_a_recorded_run_are_never_merged(cli: Cli, tmp_path: Path) -> None:
+    """The record says which tools write."""
+
+    @tool(effect="write")
+    async def send(to: str) -> str:
+        """Send."""
+        return to
+
+    plan = '1. send("a")\n2. send("a")\n3. size("a")\n4. size("a")\njoin()'
+    runtime = ScriptedRuntime([plan, "Answer: done"])
+    async with Agent(
+        tools=[send, size], runtime=runtime, runs=cli.folder / "runs", approve=lambda *_: True
+    ) as agent:
+        await agent.ask("?")
+    done = cli("graph", "last", "--optimize")
+    assert done.stderr == "4 is the same call as 3\n"
+    assert all(f"t{id}[" in done.stdout for id in (1, 2, 3))
+
+
 def test_a_plan_that_is_no_text_is_the_callers_mistake(cli: Cli) -> None:
     """A picture in the place of a plan: exit 2, its name, and where it stops being text."""
     (cli.folder / "plan.txt").write_bytes(b"1. \x89PNG")
@@ -131,3 +185,81 @@ def test_a_damaged_record_is_named_with_its_line(cli: Cli, recorded: Path) -> No
     done = cli("replay", "last")
     assert done.returncode == 2
     assert "events.jsonl:3" in done.stderr
+
+
+MAIL = '''
+from agentpar import tool
+
+@tool
+async def page(url: str) -> str:
+    """Read a page."""
+    return "text"
+
+@tool(effect="write")
+async def mail(to: str, text: str) -> str:
+    """Send a mail."""
+    return "sent"
+'''
+MAIL_YAML = "tools: [{python: mail_tools:page}, {python: mail_tools:mail}, calc]\n"
+MAIL_PLAN = (
+    '1. page("https://example.org")\n2. mail(to="ann", text=$1)\n3. mali(to="bob")\njoin()\n'
+)
+
+
+@pytest.fixture
+def mail(tmp_path: Path) -> Path:
+    (tmp_path / "mail_tools.py").write_text(MAIL)
+    (tmp_path / "agent.yaml").write_text(MAIL_YAML)
+    (tmp_path / "plan.txt").write_text(MAIL_PLAN)
+    return tmp_path
+
+
+PROOF = ("graph", "plan.txt", "--agent", "agent.yaml", "--allow-module", "mail_tools", "--proof")
+
+
+def test_a_plan_is_proved_before_anything_runs(cli: Cli, mail: Path) -> None:
+    """The path is shown with the verdict; a line that could not run is told."""
+    done = cli(*PROOF)
+    assert done.returncode == 0
+    assert "untrusted: 1 page → 2 mail\n  ask: mail changes things" in done.stdout
+    assert "proved: 2 calls, 1 of them sinks" in done.stdout
+    assert "left out, as it would not run: unknown tool 'mali': did you mean 'mail'?" in done.stderr
+
+
+def test_a_plan_with_an_open_path_is_no_proof(cli: Cli, mail: Path) -> None:
+    """Exit 1, so that a build can stop on it."""
+    rules = "permissions: [{tools: mail, data: any, action: allow}]\n"
+    (mail / "agent.yaml").write_text(MAIL_YAML + rules)
+    done = cli(*PROOF)
+    assert done.returncode == 1
+    assert "NOT PROVED" in done.stdout
+    assert "allow: rule 1: {tools: mail, data: any, action: allow}" in done.stdout
+
+
+def test_a_plan_alone_cannot_be_proved(cli: Cli, mail: Path) -> None:
+    """Text names tools, and does not say what they do."""
+    done = cli("graph", "plan.txt", "--proof")
+    assert done.returncode == 2
+    assert "add --agent agent.yaml" in done.stderr
+
+
+async def test_a_run_brings_its_own_rules_to_the_proof(cli: Cli, tmp_path: Path) -> None:
+    """From the record alone: both plans, and what the second one's planner had read."""
+
+    @tool
+    async def page(url: str) -> str:
+        """Read a page."""
+        return "Replan!"
+
+    @tool(effect="write")
+    async def mail(text: str) -> str:
+        """Send a mail."""
+        return "sent"
+
+    texts = ['1. page(url="a")', "Replan: mail it", '2. mail(text="x")\njoin()', "Done."]
+    runtime = ScriptedRuntime(texts)
+    async with Agent([page, mail], runtime=runtime, runs=tmp_path / "runs") as agent:
+        await agent.ask("What is new?")
+    done = cli("graph", "last", "--proof")
+    assert done.returncode == 0
+    assert "2 mail(): changes things\n  untrusted: planned after reading 1 page\n" in done.stdout

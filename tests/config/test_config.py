@@ -28,6 +28,7 @@ from agentpar.config.source import Node, read_yaml, resolve_plain
 from agentpar.config.web import mini_web_options
 from agentpar.errors import ConfigError, FetchError, UsageError
 from agentpar.miniweb import MiniWeb
+from agentpar.permissions import Rule
 from agentpar.policy import Price
 from agentpar.runtime.scripted import ScriptedRuntime
 from agentpar.tools.base import Tool, ToolSource
@@ -98,6 +99,9 @@ limits:
   per_host: 4
   host_rate: 2/s
   max_result_bytes: 1MiB
+permissions:
+  - {tools: "send_*", action: ask}
+  - {tools: [calc, log], data: any, action: allow}
 """,
         KEY=CANARY,
     )
@@ -149,6 +153,7 @@ limits:
                 "max_backoff": 60.0,
             },
         },
+        "permissions": (Rule("send_*", "ask"), Rule(["calc", "log"], "allow", data="any")),
     }
     assert list(arguments["policies"]) == ["*", "calc", "web_fetch", "web_*"], "later entries win"
     assert isinstance(Agent(**spec.arguments()), Agent)
@@ -240,7 +245,7 @@ def test_a_known_other_word_is_read_with_a_note(folder: Path) -> None:
         (
             "zzz: 1\n",
             "agent.yaml:1:1: zzz: unknown field, known here: version, name, instructions, model, "
-            "planner, tools, policies, defaults, limits",
+            "planner, tools, policies, defaults, limits, permissions, journal",
         ),
         ("tools:\n  - calcc\n", "agent.yaml:2:5: tools[0]: there is no tool 'calcc', did you mean calc?"),
         (
@@ -291,6 +296,13 @@ def test_a_known_other_word_is_read_with_a_note(folder: Path) -> None:
         ("tools: [{web_search: {url: 'miniweb://?latncy=1s'}}]\n",
          "agent.yaml:1:22: tools[0].web_search: miniweb:// has no switch 'latncy', "
          "did you mean latency?"),
+        ("permissions: [{tools: send, action: aks}]\n",
+         "agent.yaml:1:37: permissions[0].action: must be 'allow', 'ask' or 'deny', not 'aks'"),
+        ("permissions: [{tools: send, action: ask, data: mine}]\n",
+         "agent.yaml:1:48: permissions[0].data: must be 'any', 'trusted' or 'untrusted', not 'mine'"),
+        ("permissions: [{tools: [''], action: ask}]\n",
+         "agent.yaml:1:24: permissions[0].tools[0]: must not be empty, not ''"),
+        ("permissions: [{tools: send}]\n", "agent.yaml:1:15: permissions[0].action: is needed"),
         ("tools: [{mcp: {}}]\n",
          "agent.yaml:1:15: tools[0].mcp: an MCP server needs either url=… or command=[…], and not both"),
     ],
@@ -318,7 +330,7 @@ def test_every_mistake_of_a_file_is_told_at_once(folder: Path) -> None:
 
 
 NOT_BUILT = [
-    *((key, "{}", key) for key in ("workers", "teams", "memory", "permissions", "output_schema")),
+    *((key, "{}", key) for key in ("workers", "teams", "memory", "output_schema")),
     ("tools", "[openapi: {spec: ./api.yaml}]", "tools[0].openapi"),
 ]
 
@@ -340,6 +352,16 @@ def test_an_example_plan_that_cannot_run_is_a_mistake(folder: Path) -> None:
         'planner:\n  examples:\n    - question: q\n      plan: |\n        1. serach(query="x")\n'
         "        join()\ntools: [calc]\n"
     ) == ["agent.yaml:4:13: planner.examples[0].plan: unknown tool 'serach'; there is 'calc'"]
+
+
+def test_a_rule_that_names_no_tool_is_noted(folder: Path) -> None:
+    """A misspelled rule guards nothing; with an MCP server it may be meant for its tools."""
+    rules = "permissions: [{tools: [cal?, clac], action: deny}]\n"
+    here = "agent.yaml:2:23: permissions[0].tools: no tool is named like 'clac'; there is calc"
+    assert loaded(f"tools: [calc]\n{rules}").notes == (here,)
+    assert loaded(f"tools: [calc, {{mcp: {{command: [server]}}}}]\n{rules}").notes == (
+        f"{here}, and what an MCP server has, which is known when it runs",
+    )
 
 
 def test_examples_beside_an_mcp_server_are_not_checked_and_that_is_said(folder: Path) -> None:

@@ -28,6 +28,7 @@ from agentpar.events import (
 )
 from agentpar.executor.driver import Driver, Emit, exceeds, running
 from agentpar.executor.machine import Command, Join, Limits, Machine, Plan
+from agentpar.permissions import Permissions
 from agentpar.plan import Failed, Ok, Outcome, Ref, Skipped, Task
 from agentpar.tools.base import Tool
 
@@ -56,8 +57,7 @@ class Run:
 
         self.events: list[Event] = []
         box = TOOLS if tools is None else tools
-        risky = frozenset(name for name, made in box.items() if made.effect == "write")
-        self.machine = Machine(limits, risky)
+        self.machine = Machine(limits, Permissions.of(box))
         observers = [self.events.append, *options.pop("observers", ())]
         options = {"plan": plan or write, "join": answer, **options}
         self.driver = Driver(self.machine, tools=box, observers=observers, **options)

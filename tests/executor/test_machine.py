@@ -43,10 +43,11 @@ from agentpar.executor.machine import (
     Settle,
     catch_up,
 )
+from agentpar.permissions import Flow, Permissions
 from agentpar.plan import Failed, Ok, Outcome, Ref, Skipped, Task
 from agentpar.planner.prompts import observations
 
-RISKY = frozenset({"send"})
+RISKY = Permissions(flows={"send": Flow("write")})
 START = RunStarted("run", "Chile or Peru?")
 
 
@@ -69,15 +70,24 @@ class World:
                 return [TaskDone(task.id, Ok({"of": task.id}))]
             case Settle(id, outcome):
                 return [TaskDone(id, outcome)]
-            case Ask(task):
-                return [ApprovalGiven(task.id, task.id not in self.denied, "no")]
+            case Ask(task, bound=bound):
+                return [ApprovalGiven(task.id, task.id not in self.denied, "no", bound)]
             case Plan(round):
-                return [event for event in self.plans[round - 1] if event not in told]
+                left = list(told)  # a line may come twice
+                return [e for e in self.plans[round - 1] if not _taken(left, e)]
             case Join(round, final):
                 more = self.stubborn or (not final and round < len(self.plans))
                 return [ReplanAsked(round, "more") if more else Answered(round, "done")]
             case Finish():
                 return []
+
+
+def _taken(left: list[Event], event: Event) -> bool:
+    """Whether ``event`` is one of ``left``, which then has one less."""
+    if event not in left:
+        return False
+    left.remove(event)
+    return True
 
 
 @st.composite
@@ -303,16 +313,19 @@ def test_calls_that_wait_for_approval_leave_room() -> None:
     """An unanswered question to the user holds up nothing but its own call."""
     send, get = Task.of(1, "send"), Task.of(2, "get")
     machine, commands = machine_of(send, get, concurrency=1)
-    assert commands == [Ask(send), Execute(get)]
-    assert machine.handle(ApprovalGiven(1, allowed=True)) == []  # the limit holds here too
+    ask, second = commands
+    assert isinstance(ask, Ask)
+    assert second == Execute(get)
+    assert machine.handle(ApprovalGiven(1, True, bound=ask.bound)) == []  # the limit holds here too
     assert machine.handle(TaskDone(2, Ok(1))) == [Execute(send)]
 
 
 def test_second_verdict_changes_nothing() -> None:
     """Approval is given once."""
-    machine, _ = machine_of(Task.of(1, "send"))
-    assert len(machine.handle(ApprovalGiven(1, allowed=False))) == 1
-    assert machine.handle(ApprovalGiven(1, allowed=True)) == []
+    machine, [ask] = machine_of(Task.of(1, "send"))
+    assert isinstance(ask, Ask)
+    assert len(machine.handle(ApprovalGiven(1, False, bound=ask.bound))) == 1
+    assert machine.handle(ApprovalGiven(1, True, bound=ask.bound)) == []
 
 
 def test_tasks_over_the_limit_are_told_not_dropped() -> None:

@@ -29,6 +29,7 @@ from agentpar.executor.driver import Driver, Emit
 from agentpar.executor.machine import Conclude, Join, Machine, Plan, catch_up
 from agentpar.executor.results import MemoryResults
 from agentpar.executor.simulate import LoopClock, run
+from agentpar.permissions import Permissions
 from agentpar.plan import Failed, Ok, Ref, Skipped, Task
 from agentpar.policy import Limits, Policy, Price
 from agentpar.tools.base import Tool
@@ -86,10 +87,9 @@ def drive(
 ) -> tuple[Machine, list[Event]]:
     """One run over ``tasks``, planned at once."""
     tools = {t.name: t for t in (x.tool if isinstance(x, Flaky) else x for x in things)}
-    risky = frozenset(t.name for t in tools.values() if t.effect == "write")
     machine = Machine(
         limits,
-        risky,
+        Permissions.of(tools),
         policies={name: t.policy for name, t in tools.items()},
         latencies=latencies,
         seed="seed",

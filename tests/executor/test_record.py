@@ -27,22 +27,34 @@ from agentpar.events import (
 )
 from agentpar.executor.machine import Machine
 from agentpar.executor.record import RecordWriter, Terms, decode, encode, read_record, replay
-from agentpar.plan import Failed, Ok, Ref, Skipped, Task
+from agentpar.labels import Label, Origin
+from agentpar.permissions import Flow, Permissions, Rule
+from agentpar.plan import EACH, Failed, Ok, Pick, Ref, Skipped, Task
 from agentpar.policy import Limits, Policy, Price
 
 text = st.text(st.characters(codec=None), max_size=12)  # lone surrogates too
-keys = st.one_of(text, st.sampled_from(["$ref", "$literal", "$int", "outcome", "task"]))
+keys = st.one_of(text, st.sampled_from(["$ref", "$pick", "$literal", "$int", "outcome", "task"]))
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | text
 values = st.recursive(
     scalars, lambda x: st.lists(x, max_size=3) | st.dictionaries(keys, x, max_size=3), max_leaves=8
 )
 ids = st.integers(1, 10**9)
-refs = st.builds(Ref, ids, st.lists(text | st.integers(0, 99), max_size=3).map(tuple))
-arguments = st.dictionaries(text, st.one_of(values, refs, st.lists(refs, max_size=2)), max_size=3)
+steps = st.one_of(text, st.integers(0, 99), st.sampled_from([EACH, "*"]))
+refs = st.builds(Ref, ids, st.lists(steps, max_size=3).map(tuple))
+picked = st.builds(Pick, st.lists(refs, min_size=1, max_size=3).map(tuple), st.none() | ids)
+arguments = st.dictionaries(
+    text, st.one_of(values, refs, picked, st.lists(refs | picked, max_size=2)), max_size=3
+)
 tasks = st.builds(Task, ids, text, arguments, st.lists(ids, max_size=3).map(tuple), text)
 outcomes = st.one_of(st.builds(Ok, values), st.builds(Failed, text, text), st.builds(Skipped, ids))
 citations = st.lists(st.builds(Citation, ids, text, text, text, text), max_size=2).map(tuple)
+PERMISSIONS = Permissions(
+    (Rule("send_*", "ask"), Rule(["log", "note"], "allow", data="any")),
+    {"send": Flow("write", sends=True), "calc": Flow(pure=True)},
+)
+origins = st.lists(st.builds(Origin, ids, text), max_size=2).map(tuple)
 FIELDS = {
+    "label": st.builds(Label, origins, origins),
     "args": st.dictionaries(text, values, max_size=3),
     "task": tasks,
     "outcome": outcomes,
@@ -72,7 +84,7 @@ def test_every_event_survives_the_file(
     path = tmp_path_factory.mktemp("record") / "events.jsonl"
     machine = Machine(
         Limits(7, 1, 3, max_cost_usd=0.5, price=Price(0.1, 0.2)),
-        frozenset({"send"}),
+        PERMISSIONS,
         policies={"get": Policy(retries=2, cache=60.0), "send": Policy()},
         latencies={"get": (0.25, 0.5)},
         seed="s",
@@ -128,7 +140,7 @@ def test_what_is_no_event_is_refused(data: dict[str, Any]) -> None:
 
 
 @tool
-async def population(country: str) -> int:
+async def population(country: str) -> int | str:
     """Population of a country."""
     return {"Chile": 19, "Peru": 33}[country]
 

@@ -18,7 +18,7 @@ from agentpar.memory.evidence import (
     split_sentences,
     unmarked,
 )
-from agentpar.plan import Failed, Ok, Ref, Skipped, Task
+from agentpar.plan import EACH, Failed, Ok, Pick, Ref, Skipped, Task
 
 CHILE = (
     "Chile\nCapital | Santiago\nPopulation | 19,116,201 (2020 estimate)\nArea | 756,102 km²\n"
@@ -91,6 +91,24 @@ def test_what_does_not_is_found_out(sentence: str, problem: str) -> None:
     found = problems(sentence)
     assert problem in found[0]
     assert found[-1] == sentence
+
+
+@pytest.mark.parametrize(
+    ("outcome", "problem"),
+    [
+        (Failed("not approved: not on Sundays", "denied"),
+         "call 9 was denied, so there is no result [9] (not approved: not on Sundays)"),
+        (Failed("KeyError: 'x'"), "call 9 failed, so there is no result [9] (KeyError: 'x')"),
+        (Skipped(3), "call 9 was skipped as call 3 has no result"),
+    ],
+)  # fmt: skip
+def test_a_citation_of_a_call_without_a_result_says_what_became_of_it(
+    outcome: Failed | Skipped, problem: str
+) -> None:
+    """ "Denied" is not "no result": the reader learns that it was not allowed."""
+    [citation] = check("The report was sent [9].", KNOWN, {9: outcome}).citations
+    assert citation.problem == problem
+    assert not citation.supported
 
 
 def test_a_large_number_must_match_to_the_last_digit() -> None:
@@ -230,6 +248,23 @@ def test_sources_are_numbered_page_by_page() -> None:
         (3, 7, "population(Chile)"),
     ]
     assert not check("Chile has 19,116,201 people [3].", found).unsupported
+
+
+def test_the_pages_of_a_call_over_a_list_are_sources_of_their_own() -> None:
+    """A citation names the page, not the call that read them all; and picks show what they took."""
+    pages = [{"url": f"http://{name}", "title": name, "text": "alpha"} for name in "ab"]
+    tasks = {
+        1: Task.of(1, "web_search", query="x"),
+        2: Task.of(2, "web_fetch", url=Ref(1, (EACH, "url"))),
+        3: Task.of(3, "count", of=Pick((Ref(9), Ref(1, (1, "url"))))),
+    }
+    hits = [{"url": "http://a"}, {"url": "http://b"}]
+    found = sources(tasks, {9: Failed("x"), 1: Ok(hits), 2: Ok(pages), 3: Ok(7)})
+    assert [(s.task_id, s.origin) for s in found.values()][1:] == [
+        (2, "http://a"),
+        (2, "http://b"),
+        (3, "count(http://b)"),
+    ]
 
 
 def test_an_address_states_nothing() -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from agentpar.errors import PlanError
 from agentpar.plan import Ref, Task
-from agentpar.planner.binding import bind
-from agentpar.planner.parser import Call, PlanParser
+from agentpar.planner.binding import bind, check_cancel, rebind
+from agentpar.planner.parser import Call, PlanParser, Replace
 from agentpar.tools.base import Tool
 from agentpar.tools.schema import problem, resolve
 
@@ -118,6 +118,69 @@ def test_binding_costs_microseconds() -> None:
             bind(call, TOOLS, {1, 2})
         best = min(best, time.process_time() - begin)
     assert best / 500 < 30e-6
+
+
+# -- changing a plan -----------------------------------------------------------------------
+
+CITY = {"type": "object", "properties": {"name": TEXT}, "additionalProperties": False}
+MAKERS = {
+    **TOOLS,
+    "city": Tool("city", "", {"properties": {}}, nothing, dict, output=CITY),
+    "size": Tool("size", "", {"properties": {"of": {}}}, nothing, dict, output=INT),
+}
+PLANNED = {
+    1: Task.of(1, "city"),
+    2: Task.of(2, "size", of=Ref(1)),
+    3: Task.of(3, "search", query=Ref(1, ("name",))),
+    4: Task.of(4, "size", of=Ref(3)),
+    5: Task.of(5, "size", of=Ref(4)),
+}
+
+
+def replaced(line: str, ended: tuple[int, ...] = ()) -> Task:
+    """The task that takes a place in PLANNED."""
+    [change] = PlanParser().feed(line)
+    assert isinstance(change, Replace), change
+    return rebind(change.call, MAKERS, PLANNED, ended)
+
+
+def test_a_task_takes_the_place_of_an_unfinished_one() -> None:
+    """It may need any task that does not need it, those planned after it too."""
+    assert replaced("replace($3, search($1.name, limit=$2))").needs == (1, 2)
+    assert replaced("replace($2, size($5))") == Task.of(2, "size", of=Ref(5))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("replace($3, size($5))", "replace: $3 needs $5 needs $4 needs $3"),
+        ("replace($3, size($3))", "size: $3 refers to itself"),
+        ("replace($9, city())", "replace: there is no call 9"),
+        ("replace($4, sise(1))", "unknown tool 'sise': did you mean 'size'?"),
+        (
+            "replace($1, size(1))",
+            "replace: $3 could not use it: search: $1.name: $1 (size) is an integer; "
+            "did you mean $1?",
+        ),
+    ],
+)
+def test_a_replacement_that_cannot_be_is_refused(line: str, message: str) -> None:
+    """A circle with the way round it; a result that those who wait for it could not use."""
+    with pytest.raises(PlanError) as caught:
+        replaced(line)
+    assert str(caught.value) == message
+
+
+def test_what_has_ended_stands() -> None:
+    """It can be neither replaced nor cancelled; and what has used it asks for nothing more."""
+    with pytest.raises(PlanError, match=r"replace: \$3 has ended already"):
+        replaced("replace($3, city())", ended=(1, 3))
+    with pytest.raises(PlanError, match=r"cancel: \$1 has ended already"):
+        check_cancel(1, PLANNED, {1})
+    with pytest.raises(PlanError, match="cancel: there is no call 9"):
+        check_cancel(9, PLANNED, {1})
+    check_cancel(3, PLANNED, {1})
+    assert replaced("replace($1, city())", ended=(3,)) == Task(1, "city")
 
 
 # -- agentpar.tools.schema -----------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from agentpar.errors import UsageError
+from agentpar.errors import PlanError, UsageError
 from agentpar.plan import Task
 from agentpar.planner.binding import bind
 from agentpar.planner.grammar import plan_grammar
@@ -137,6 +137,36 @@ def test_whatever_the_grammar_allows_parses_and_binds(
         seen |= {task.tool for task in tasks}
         seen |= {"reference" for task in tasks if task.needs}
     assert seen == {*TOOLS, "reference"}
+
+
+def test_the_extended_grammar_writes_what_parses_and_binds(compiler: Any) -> None:
+    """Stars and picks come out of it, in places where they are taken; one list a call is left
+    to binding."""
+    grammar = plan_grammar(TOOLS, max_lines=4, extended=True)
+    compiled = compiler.compile_grammar(grammar)
+    seen: set[str] = set()
+    for seed in range(240):
+        text = derive(compiled, random.Random(seed))
+        try:
+            read(text, TOOLS, set())
+        except PlanError as error:
+            assert "two lists" in str(error)  # noqa: PT017
+        seen |= {sign for sign in ("[*]", "any(", "some(") if sign in text}
+    assert seen == {"[*]", "any(", "some("}
+
+
+def test_stars_and_picks_are_written_only_where_asked_for(compiler: Any) -> None:
+    """The grammar that was measured does not change; the extended one takes all it takes."""
+    plain, extended = (plan_grammar(TOOLS, max_lines=4, extended=e) for e in (False, True))
+    for value in ("$1[*].url", "any($1, $2.x)", "any($1[0], $2, $1)"):
+        text = f"1. now()\n2. now()\n3. fetch(url={value})\njoin()"
+        assert not accepts(compiler, plain, text)
+        assert accepts(compiler, extended, text)
+    assert accepts(compiler, extended, GOOD)
+    some = "1. now()\n2. now()\n3. {}=some(2, $1, $2))\njoin()"
+    assert accepts(compiler, extended, some.format("compare(items"))
+    assert not accepts(compiler, extended, some.format("fetch(url"))
+    assert not accepts(compiler, extended, "1. now()\n2. fetch(url=any($1, $2))\njoin()")
 
 
 GOOD = '1. search(query="Chile", limit=3)\n2. fetch(url=$1[0].url)\njoin()'

@@ -46,7 +46,7 @@ class Nothing:
 
 async def join(text: str | Exception, *, chunk: int = 4, **request: Any) -> list[Event]:
     events: list[Event] = []
-    joiner = Joiner(ScriptedRuntime([text], chunk=chunk), lambda text, sources: Nothing())
+    joiner = Joiner(ScriptedRuntime([text], chunk=chunk), lambda *_: Nothing())
     await joiner.join(JoinRequest("Chile?", **request), events.append, Clock())
     return events
 
@@ -118,7 +118,7 @@ async def test_errors_of_the_server_come_out() -> None:
 async def test_the_model_is_given_everything() -> None:
     """Question, results with the number of their source, failures, faults, and instructions."""
     runtime = ScriptedRuntime(["x", "x"])
-    joiner = Joiner(runtime, lambda text, sources: Nothing(), instructions="Answer in Dutch.")
+    joiner = Joiner(runtime, lambda *_: Nothing(), instructions="Answer in Dutch.")
     request = JoinRequest(
         "Chile or Peru?",
         final=False,
@@ -189,7 +189,7 @@ async def test_an_answer_that_is_cut_off_says_so() -> None:
     """In a line of its own, which the check never sees; the stream has it, too."""
     checked: list[str] = []
 
-    def check(text: str, sources: object) -> Nothing:
+    def check(text: str, sources: object, outcomes: object) -> Nothing:
         checked.append(text)
         return Nothing()
 
@@ -205,7 +205,7 @@ async def test_an_answer_that_is_cut_off_says_so() -> None:
 
 async def test_an_empty_answer_that_is_cut_off_says_so() -> None:
     """A model that thinks first may have used up its tokens."""
-    joiner = Joiner(Cut([""]), lambda text, sources: Nothing(), max_tokens=3)
+    joiner = Joiner(Cut([""]), lambda *_: Nothing(), max_tokens=3)
     with pytest.raises(ModelServerError, match="empty answer within 3 tokens"):
         await joiner.join(JoinRequest("Chile?"), lambda event: None, Clock())
 

@@ -9,15 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentpar.plan import Ref
+from agentpar.plan import EACH, Pick, Ref
 from agentpar.planner.parser import (
     MAX_DEPTH,
     MAX_LENGTH,
     BadLine,
     Call,
+    Cancel,
     Item,
     Join,
     PlanParser,
+    Replace,
     format_call,
 )
 
@@ -486,3 +488,122 @@ def test_ten_thousand_lines_take_a_fraction_of_a_second() -> None:
     begin = time.process_time()
     assert len(parse(plan_of(10_000), 1)) == 10_000
     assert time.process_time() - begin < 1.0
+
+
+# -- over lists, and the first good ones --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("$1[*]", Ref(1, (EACH,))),
+        ("$1.items[*].a[0]", Ref(1, ("items", EACH, "a", 0))),
+        ("${1[*].url}", Ref(1, (EACH, "url"))),
+        ("$1['*']", Ref(1, ("*",))),
+        ("any($1, $2.x)", Pick((Ref(1), Ref(2, ("x",))))),
+        ("any( ${1} , \n $2[0], )", Pick((Ref(1), Ref(2, (0,))))),
+        ("any($1)", Pick((Ref(1),))),
+        ("some(2, $1, $2, $3)", Pick((Ref(1), Ref(2), Ref(3)), 2)),
+        ("[any($1, $2), {'a': some(1, $3)}]", [Pick((Ref(1), Ref(2))), {"a": Pick((Ref(3),), 1)}]),
+    ],
+)
+def test_each_any_and_some_are_values(written: str, meant: Any) -> None:
+    """They stand wherever a value may; what is written again reads the same."""
+    assert value(written) == meant
+    assert value(format_call("f", {"x": meant})[2:-1].partition("=")[2]) == meant
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("any()", "any() takes references, as in any($1, $2), not '))'"),
+        ("any(1, 2)", "any() takes references"),
+        ("any(any($1, $2), $3)", "any() takes references"),
+        ("any($1 $2)", "expected ',' or ')', not '$2))'"),
+        ("some($1, $2)", "some() begins with how many to take, as in some(2, $1, $2, $3)"),
+        ("some(2.0, $1, $2)", "some() begins with how many to take"),
+        ("some(0, $1)", "some(0, …) cannot take 0 of 1 references"),
+        ("some(3, $1, $2)", "some(3, …) cannot take 3 of 2 references"),
+        ("some(2)", "some(2, …) cannot take 2 of 0 references"),
+        ("any", "expected a value, not 'any)'"),
+        ("all($1)", "expected a value, not 'all($1))'"),
+        ("$1[**]", "expected ',' or ')'"),
+    ],
+)
+def test_what_is_wrong_with_a_pick_is_said(written: str, message: str) -> None:
+    """And the next line is read as ever."""
+    found, after = parse(f"1. f({written})\n2. g()")
+    assert isinstance(found, BadLine)
+    assert message in found.message
+    assert after == Call(2, "g", line="2. g()")
+
+
+def test_arguments_may_be_named_any_and_some() -> None:
+    """A name is followed by its equals sign."""
+    assert call("1. f(any=1, some=any($1))").kwargs == {"any": 1, "some": Pick((Ref(1),))}
+    assert call("1. any($1)").tool == "any"
+
+
+def test_a_pick_deep_in_brackets_costs_no_stack() -> None:
+    """Thousands of opened picks are a bad line, not a crash."""
+    assert "takes references" in bad(f"1. f({'any(' * 9000}$1{')' * 9000})").message
+
+
+def test_a_pick_over_lines_is_one_value() -> None:
+    """A line that begins with any( is no call: it has no number."""
+    assert call("1. f(\nany(\n$1,\n$2))").args == (Pick((Ref(1), Ref(2))),)
+
+
+# -- lines that change a plan --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [None, 1, 2, 5])
+def test_a_later_plan_may_cancel_and_replace(size: int | None) -> None:
+    """In lines without a number, and in any pieces; thoughts belong to the new call."""
+    text = (
+        "cancel($3)\nThought: the other page\n - replace( ${4} , fetch($1[1].url, n=any($1, $2)))"
+        "  # better\n5. f()\nreplace($2, now())\njoin()"
+    )
+    assert parse(text, size) == [
+        Cancel(3, "cancel($3)"),
+        Replace(
+            Call(
+                4,
+                "fetch",
+                (Ref(1, (1, "url")),),
+                {"n": Pick((Ref(1), Ref(2)))},
+                "the other page",
+                "- replace( ${4} , fetch($1[1].url, n=any($1, $2)))",
+            )
+        ),
+        Call(5, "f", line="5. f()"),
+        Replace(Call(2, "now", line="replace($2, now())")),
+        Join(),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("cancel()", "cancel() names a whole call, as in cancel($3)"),
+        ("cancel(3)", "cancel() names a whole call"),
+        ("cancel($3.x)", "cancel() names a whole call"),
+        ("cancel($3, $4)", "cancel() names a whole call"),
+        ("replace($3)", "replace() names a whole call, as in replace($3, search("),
+        ("replace($3, 4)", "replace() takes a call, as in replace($3, search("),
+        ("replace($3, f(1), g())", "replace() takes one call"),
+        ("replace($3, f(x))", "expected a value, not 'x))'; text needs quotes"),
+    ],
+)
+def test_a_change_that_cannot_be_read_is_a_bad_line(line: str, message: str) -> None:
+    """It takes no line with it."""
+    found, after = parse(f"{line}\n7. f()")
+    assert isinstance(found, BadLine)
+    assert found.message.startswith(message)
+    assert after == Call(7, "f", line="7. f()")
+
+
+def test_tools_may_be_named_cancel_and_replace() -> None:
+    """A call has a number. In an open call such a line changes nothing either."""
+    assert call("1. cancel($3)") == Call(1, "cancel", (Ref(3),), line="1. cancel($3)")
+    assert call('1. f("a\nreplace($3, x)")').args == ("a\nreplace($3, x)",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -322,3 +323,83 @@ async def test_the_lines_of_a_grammar_are_bounded_as_asked() -> None:
         await planner.plan(PlanRequest("?"), lambda event: None, Clock())
         grammars.append(runtime.requests[0].grammar or "")
     assert ['"40. ' in grammar for grammar in grammars] == [False, True]
+
+
+# A plan that broke off
+
+LINES = (
+    '1. population("Chile")\n2. poplation("Peru")\n3. population("Peru")\n4. add($1, $3)\njoin()'
+)
+
+
+@pytest.mark.parametrize("written", range(6))
+async def test_a_plan_that_broke_off_goes_on_where_it_stood(written: int) -> None:
+    """Asked for again in the same words, only what is new is told, faults included."""
+    whole = [event for event in await plan(LINES) if isinstance(event, TaskPlanned | PlanFault)]
+    standing = tuple(whole[:written])
+    events = await plan(LINES, PlanRequest("Chile?", standing=standing))
+    told = [event for event in events if isinstance(event, TaskPlanned | PlanFault)]
+    assert [replace(event, at=0) for event in told] == [
+        replace(event, at=0) for event in whole[written:]
+    ]
+
+
+async def test_a_plan_that_comes_out_differently_ends() -> None:
+    """What stands, stands; the rest is left out, since a call that was made could come again
+    under another number."""
+    stood = TaskPlanned(1, Task.of(1, "population", country="Peru"))
+    events = await plan(LINES, PlanRequest("Chile?", standing=(stood,)))
+    assert tasks(events) == []
+    (fault,) = faults(events)
+    assert "written differently when it was asked for again" in fault.message
+    assert isinstance(events[-1], PlanEnded)
+
+
+async def test_a_reference_that_cannot_fit_is_a_fault_of_the_plan() -> None:
+    """Told with its line before the call it refers to has run; the rest of the plan stands."""
+    events = await plan('1. population("Chile")\n2. add($1.people, 1)\n3. add($1, 1)\njoin()')
+    [fault] = [event for event in events if isinstance(event, PlanFault)]
+    assert fault.message == ("add: $1.people: $1 (population) is an integer; did you mean $1?")
+    assert fault.task_id == 2
+    assert [task.id for task in tasks(events)] == [1, 3]
+
+
+async def test_references_to_an_earlier_round_are_checked_too() -> None:
+    """The tasks of that round say which tool made the value."""
+    request = PlanRequest("?", 2, 2, "more", {1: Task(1, "population")}, {1: Ok(19)})
+    events = await plan("2. add($1[0], 1)\njoin()", request)
+    assert [e.message for e in events if isinstance(e, PlanFault)] == [
+        "add: $1[0]: $1 (population) is an integer; did you mean $1?"
+    ]
+
+
+async def test_the_extended_language_reaches_prompt_and_grammar() -> None:
+    """One option for both; a plan may use it in any case."""
+    asked: list[ModelRequest] = []
+
+    class Keeps(ScriptedRuntime):
+        async def capabilities(self) -> Any:
+            return frozenset({"grammar"})
+
+        def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
+            asked.append(request)
+            return super().stream(request)
+
+    text = '1. population("a")\n2. add(any($1, $1), 1)\njoin()'
+    for extended in (False, True):
+        events: list[Event] = []
+        planner = Planner(Keeps([text]), TOOLS, extended=extended)
+        await planner.plan(PlanRequest("?"), events.append, Clock())
+        assert [task.id for task in tasks(events)] == [1, 2]
+    plain, more = asked
+    assert "any(" not in f"{plain.messages[0].content}{plain.grammar}"
+    assert "any(" in more.messages[0].content
+    assert "any(" in str(more.grammar)
+
+
+async def test_a_line_that_changes_the_plan_is_told() -> None:
+    """Nothing acts on it yet, and nothing is dropped in silence."""
+    events = await plan('1. population("Chile")\ncancel($1)\nreplace($1, add(1, 2))\njoin()')
+    faults = [event for event in events if isinstance(event, PlanFault)]
+    assert [fault.line for fault in faults] == ["cancel($1)", "replace($1, add(1, 2))"]
+    assert all("cannot be cancelled or replaced yet" in fault.message for fault in faults)

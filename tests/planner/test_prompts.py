@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from agentpar import tool
 from agentpar.events import PlanFault
 from agentpar.memory.evidence import sources
-from agentpar.plan import Failed, Ok, Outcome, Ref, Skipped, Task
+from agentpar.plan import EACH, Failed, Ok, Outcome, Pick, Ref, Skipped, Task
 from agentpar.planner import prompts
 from agentpar.planner.prompts import describe_tool, join_messages, observations, plan_messages
 from agentpar.ports import Message
@@ -282,3 +282,26 @@ def small_run() -> str:
 def test_the_prompts_of_an_ordinary_run_are_those_that_were_measured() -> None:
     """Word by word: who changes them on purpose measures again and writes `small_run` anew."""
     assert small_run() == Path(__file__).with_name("prompts.txt").read_text(encoding="utf-8")
+
+
+def test_the_extended_language_is_explained_only_where_asked_for() -> None:
+    """It adds a line and changes none."""
+    plain = plan_messages("Chile?", [nothing])[0].content
+    more = plan_messages("Chile?", [nothing], extended=True)[0].content
+    added = [line for line in more.splitlines() if line not in plain.splitlines()]
+    assert [line for line in more.splitlines() if line not in added] == plain.splitlines()
+    assert all(sign in "".join(added) for sign in ("$1[*].url", "any($1, $2)", "some(2, "))
+    assert "[*]" not in plain
+
+
+def test_each_page_of_a_call_over_a_list_is_told() -> None:
+    """Under its own number, as citations count them; the call as the plan has it."""
+    tasks = {
+        1: Task.of(1, "web_search", query="x"),
+        2: Task.of(2, "web_fetch", url=Ref(1, (EACH, "url"))),
+        3: Task.of(3, "calc", expression="a", a=Pick((Ref(2, (0, "value")), Ref(1)))),
+    }
+    pages = [{"url": f"http://{n}", "title": f"T{n}", "text": f"text {n}"} for n in "ab"]
+    text = told(tasks, {1: Ok([{"url": "http://a"}] * 2), 2: Ok(pages), 3: Failed("no")})
+    assert "web_fetch(url=$1[*].url)\n[2] Ta: text a\n[3] Tb: text b" in text
+    assert 'calc(expression="a", a=any($2[0].value, $1)) failed: no' in text

@@ -40,6 +40,12 @@ def look() -> list[TextContent | ImageContent]:
     ]
 
 
+@server.tool(annotations=ToolAnnotations(read_only_hint=False, open_world_hint=True))
+def post(text: str) -> str:
+    """Tell the world."""
+    return f"posted {text}"
+
+
 @server.tool(annotations=READ)
 def fail(city: str) -> str:
     """Always fails."""

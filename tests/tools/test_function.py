@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any, Literal, NamedTuple
@@ -20,6 +20,7 @@ from typing_extensions import TypedDict
 
 from agentpar.errors import UsageError
 from agentpar.tools import as_tool, tool, toolbox
+from agentpar.tools.outputs import output_schema
 
 
 class Color(Enum):
@@ -458,3 +459,66 @@ def test_importing_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# ── The output schema ────────────────────────────────────────────────────────────
+
+
+def test_the_return_annotation_is_the_output_schema() -> None:
+    """A record has what it declares; no annotation, or Any, says nothing."""
+    assert population.output == {"type": "integer"}
+
+    @tool
+    async def point() -> list[Options]:
+        """A list of records."""
+        return []
+
+    assert point.output == {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "properties": {"deep": {"type": "boolean"}},
+            "additionalProperties": False,
+        },
+    }
+
+    @tool
+    async def tree() -> Tree:
+        """A record that contains itself."""
+        return Tree("", [])
+
+    assert tree.output is not None
+    assert tree.output["$ref"] == "#/$defs/Tree"
+
+    @tool
+    async def anything() -> Any:
+        """It depends."""
+
+    @tool
+    async def unsaid(x: int):  # type: ignore[no-untyped-def]
+        """It depends."""
+
+    @tool
+    async def odd() -> threading.Thread:
+        """No data, so no schema."""
+        return threading.Thread()
+
+    assert anything.output is unsaid.output is odd.output is None
+
+
+def test_items_of_a_stream_are_a_list() -> None:
+    """What a plan sees of it, once it is complete."""
+    assert output_schema("t", AsyncIterator[int]) == {"type": "array", "items": {"type": "integer"}}
+    assert output_schema("t", Iterator[Any]) == {"type": "array", "items": {}}
+
+
+def test_the_output_schema_can_be_given() -> None:
+    """``{}`` lets every reference through."""
+
+    @tool(output={})
+    async def open() -> Tree:
+        """A subclass of it, perhaps."""
+        return Tree("", [])
+
+    assert open.output == {}
+    assert tool(open.function, output={"type": "object"}).output == {"type": "object"}  # type: ignore[arg-type]

@@ -72,6 +72,11 @@ async def test_tools_of_a_url_carry_schema_effect_and_results(url: str) -> None:
         }
         assert (box["add"].description, box["add"].returns) == ("Add two numbers.", "integer")
         assert box["find_city"].returns == "object with fields name, people"
+        # The schema of the value, not of the envelope in which a number travels.
+        assert box["add"].output == {"type": "integer"}
+        city = box["find_city"].output or {}
+        assert city["properties"] == {"name": {"type": "string"}, "people": {"type": "integer"}}
+        assert box["look"].output is None
         # Without a hint that it only reads, a tool counts as one that writes.
         assert (box["add"].effect, box["look"].effect) == ("read", "write")
         assert await use(box["add"], a="2") == 3
@@ -92,6 +97,14 @@ async def test_the_caller_chooses_tools_and_vouches_for_them(url: str) -> None:
         }
     with pytest.raises(UsageError, match="no tool 'serach'; it has 'add', 'find-city'"):
         await McpServer(url=url, allowed_tools=["serach"]).start()
+
+
+async def test_what_a_server_opens_to_the_world_sends(url: str) -> None:
+    """Whoever vouches for a server's effects has not said that its tools keep things in."""
+    async with McpServer(url=url, effect="read") as tools:
+        flags = {tool.name: (tool.effect, tool.sends, tool.pure) for tool in tools}
+    assert flags["post"] == ("read", True, False)
+    assert flags["look"] == flags["add"] == ("read", False, False)
 
 
 async def test_many_calls_run_at_once_and_a_cancelled_one_hurts_no_other(url: str) -> None:

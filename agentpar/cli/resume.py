@@ -1,0 +1,132 @@
+"""``agentpar resume``: a run that broke off, found in its journal and carried on.
+
+The run's row says how its agent is made; nothing else has to be told again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from agentpar.cli.asking import Output, Wish, answered, journal_in, show
+from agentpar.cli.run import AsJson, JournalUrl, Quiet, output_of
+from agentpar.cli.runs import RunsFolder
+from agentpar.errors import UsageError
+
+if TYPE_CHECKING:
+    from agentpar.events import Event
+    from agentpar.executor.journal import JournaledRun
+
+
+def resume(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="The beginning of its id, or 'last'.")
+    ] = "",
+    orphans: Annotated[
+        bool, typer.Option("--orphans", help="Every run whose process is gone, one by one.")
+    ] = False,
+    journal: JournalUrl = None,
+    runs: RunsFolder = Path("runs"),
+    json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Carry on a run that broke off.
+
+    What it has done is not done again. A run that has its answer shows it.
+    """
+    if bool(run) == orphans:
+        raise UsageError("name a run, or 'last', or give --orphans")
+    url = journal or journal_in(runs)
+    if journal is None and not (runs / "journal.db").is_file():
+        raise UsageError(
+            f"there is no journal in {str(runs)!r}: --runs names another folder, --journal another "
+            "journal"
+        )
+    output = output_of(json, quiet)
+    raise typer.Exit(asyncio.run(_orphans(url, output) if orphans else _one(url, run, output)))
+
+
+async def _one(url: str, name: str, output: Output) -> int:
+    from agentpar.executor.journal import open_journal
+
+    async with open_journal(url) as journal:
+        run = _chosen(await journal.runs(), name, journal.place)
+        if run.status in ("answered", "failed"):
+            known = await journal.begin(run.id, run.question, agent=run.agent)
+            return _shown(_wish(run, url, output), run, known.history)
+    return await answered(_wish(run, url, output))
+
+
+async def _orphans(url: str, output: Output) -> int:
+    from agentpar.executor.journal import open_journal
+
+    async with open_journal(url) as journal:
+        runs = [run for run in await journal.runs() if run.status == "running" and not run.held]
+    if not runs:
+        typer.echo("no run is left behind", err=True)
+    failed = 0
+    for run in runs:
+        typer.echo(f"run {run.id}: {run.question}", err=True)
+        try:
+            failed += await answered(_wish(run, url, output))
+        except UsageError as error:  # it may be at work elsewhere by now
+            typer.echo(f"agentpar: {error}", err=True)
+            failed += 1
+    return 1 if failed else 0
+
+
+def _chosen(runs: list[JournaledRun], name: str, place: str) -> JournaledRun:
+    """The run that ``name`` means; `UsageError` with the nearest ones where there is none."""
+    if name == "last" and runs:
+        return runs[-1]
+    exact = [run for run in runs if run.id == name]
+    found = exact or [run for run in runs if run.id.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        ids = ", ".join(run.id for run in found[:6])
+        raise UsageError(f"{name!r} begins {len(found)} runs in {place}: {ids}")
+    newest = ", ".join(run.id for run in runs[-3:])
+    raise UsageError(
+        f"there is no run {name!r} in {place}"
+        + (f"; the newest are {newest}" if newest else ", which holds none")
+    )
+
+
+def _wish(run: JournaledRun, url: str, output: Output) -> Wish:
+    """What was asked for when the run began."""
+    spec: dict[str, Any] = dict(run.spec)
+    if "file" not in spec:
+        raise UsageError(
+            f"run {run.id!r} was not begun by 'agentpar run': carry it on in its own program, with "
+            f"await agent.resume({run.id!r})"
+        )
+    return Wish(
+        file=Path(spec["file"]),
+        question=run.question,
+        model_url=spec["model_url"],
+        model=spec["model"],
+        output=output,
+        runs=Path(spec["runs"]),
+        allow_modules=tuple(spec["allow_modules"]),
+        yes=spec["yes"],
+        journal=url,
+        run_id=run.id,
+    )
+
+
+def _shown(wish: Wish, run: JournaledRun, history: tuple[Event, ...]) -> int:
+    """A run that has ended, out of its journal: no model and no tool is asked."""
+    from agentpar.answer import recorded_answer
+    from agentpar.display import TerminalDisplay
+
+    folder = wish.runs / run.id
+    if wish.output != "json":
+        with TerminalDisplay(quiet=wish.output == "quiet") as display:
+            display.folder = folder
+            for event in history:
+                display.handle(event)
+    return show(recorded_answer(run.id, history), wish, folder, printed=True)

@@ -1,0 +1,53 @@
+"""One run's dealings with its journal: what is written when, and which calls are made again.
+
+It sits between driver and journal and starts nothing. It must never know how a call is made
+or where the journal lies.
+"""
+
+from __future__ import annotations
+
+from agentpar.events import Event, RunFinished, TaskStarted
+from agentpar.executor.journal import RunJournal
+from agentpar.executor.machine import Execute, Machine
+from agentpar.plan import Outcome
+from agentpar.tools.base import Tool
+from agentpar.tools.call import CurrentCall, call_key, enter_call
+
+
+class Ledger:
+    """Of the run ``run_id`` that ``machine`` decides; without a journal it only names calls."""
+
+    def __init__(self, run_id: str, machine: Machine, journal: RunJournal | None = None) -> None:
+        self._run_id = run_id
+        self._machine = machine
+        self._journal = journal
+        self._keys: dict[int, str] = {}
+
+    def known(self, call: Execute, tool: Tool) -> Outcome | None:
+        """What stands in place of ``call``; None where it is to be made."""
+        if self._journal is None:
+            return None
+        key = self._keys[call.task.id] = call_key(tool, call.args)
+        return self._journal.calls.outcome(call.task.id, key, tool)
+
+    async def intend(self, call: Execute, tool: Tool) -> None:
+        """Right before ``call`` is made, in its coroutine: it gets its name, and that it begins
+        is on disk if it will change something.
+
+        Raises `JournalError`: such a call must then not be made.
+        """
+        enter_call(CurrentCall(self._run_id, call.task.id, call.attempt, tool, call.args))
+        if self._journal is not None and tool.effect == "write":
+            await self._journal.flush()
+
+    def observe(self, event: Event) -> None:
+        """Write ``event`` to the journal. Raises what keeps it from being written.
+
+        The end of a run that broke off is not written: it goes on one day.
+        """
+        if self._journal is None:
+            return
+        if isinstance(event, RunFinished) and self._machine.finished is None:
+            return
+        key = self._keys.pop(event.task_id, "") if isinstance(event, TaskStarted) else ""
+        self._journal.append(event, key)

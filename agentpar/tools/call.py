@@ -1,0 +1,76 @@
+"""The call that a tool is in: which run and task it is for, and a name that stays the same
+when the call is made again.
+
+It must never know how calls are made or kept: it gives them their names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from agentpar.errors import UsageError
+from agentpar.tools.base import Tool
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
+
+def call_key(tool: Tool, args: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of what decides a call's result: the tool, its version, the inputs.
+
+    Inputs that are equal as JSON give equal keys, whatever the order of their fields.
+    """
+    try:
+        text = _CANONICAL([tool.name, tool.version, args])
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the inputs of {tool.name!r} are no JSON data: {error}") from None
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentCall:
+    """What a tool may know of the call it is in. ``attempt`` counts from 1."""
+
+    run_id: str
+    task_id: int
+    attempt: int
+    tool: Tool
+    args: Mapping[str, Any]
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every attempt of this call, in any process: hand it to the far side.
+
+        64 hex digits, SHA-256 over run, task, tool, its version, and the inputs.
+        """
+        text = json.dumps([self.run_id, self.task_id, call_key(self.tool, self.args)])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+_current: ContextVar[CurrentCall] = ContextVar("agentpar_current_call")
+
+
+def current_call() -> CurrentCall:
+    """The call that this tool is in, for sync tools as for async ones.
+
+    Raises `UsageError` where no agent is calling.
+
+    >>> @tool(effect="write", idempotent=True)
+    ... def pay(to: str, amount: int) -> str:
+    ...     return bank.pay(to, amount, key=current_call().idempotency_key)
+    """
+    try:
+        return _current.get()
+    except LookupError:
+        raise UsageError(
+            "current_call() is for tools that an agent calls; here nobody does"
+        ) from None
+
+
+def enter_call(call: CurrentCall) -> None:
+    """Make ``call`` the current one of this coroutine and of all that it starts."""
+    _current.set(call)

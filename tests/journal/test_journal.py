@@ -1,0 +1,370 @@
+"""What a journal gives an agent's user: the same run by the same id, at any later time."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import acting
+import pytest
+
+from agentpar import (
+    Agent,
+    Failed,
+    Ok,
+    RunFailed,
+    ScriptedRuntime,
+    UsageError,
+    current_call,
+    tool,
+)
+from agentpar.events import (
+    ApprovalGiven,
+    Event,
+    RunFinished,
+    RunStarted,
+    TaskDone,
+    TaskPlanned,
+    TaskStarted,
+)
+from agentpar.executor.journal import open_journal
+from agentpar.executor.journal.calls import PastCalls
+from agentpar.executor.journal.spill import LIMIT
+from agentpar.executor.record import read_record, replay
+from agentpar.plan import Task
+from agentpar.tools.call import call_key
+
+PLAN = "1. double(n=21)\n2. double(n=$1)\njoin()"
+ANSWER = "It is 84 [2].\nAnswer: 84 [2]"
+
+
+@tool
+async def double(n: int) -> int:
+    """Twice n."""
+    return 2 * n
+
+
+def agent_of(url: str, *texts: str | Exception, tools: Any = (double,), **more: Any) -> Agent:
+    return Agent(tools, runtime=ScriptedRuntime(texts), journal=url, **more)
+
+
+async def test_the_same_id_gives_the_recorded_answer(url: str) -> None:
+    """From another agent whose model says nothing, equal in every field."""
+    async with agent_of(url, PLAN, ANSWER) as agent:
+        first = await agent.ask("How much?", run_id="sum")
+    async with agent_of(url) as agent:
+        assert await agent.ask("How much?", run_id="sum") == first
+        assert await agent.resume("sum") == first
+        async with agent.run("How much?", run_id="sum") as run:
+            events = [event async for event in run]
+    assert isinstance(events[0], RunStarted)
+    assert isinstance(events[-1], RunFinished)
+
+
+async def test_an_id_belongs_to_its_question(url: str) -> None:
+    """Another question under it is a mistake that names both."""
+    async with agent_of(url, PLAN, ANSWER) as agent:
+        await agent.ask("How much?", run_id="sum")
+        with pytest.raises(UsageError, match="'sum' asks 'How much\\?', not 'How many\\?'"):
+            await agent.ask("How many?", run_id="sum")
+
+
+async def test_a_run_that_nobody_knows_is_a_mistake(url: str) -> None:
+    """It names the nearest; an agent without a journal says what is missing."""
+    async with agent_of(url, PLAN, ANSWER) as agent:
+        await agent.ask("How much?", run_id="sums")
+        with pytest.raises(UsageError, match=r"no run 'sum' in the journal .*; there is 'sums'"):
+            await agent.resume("sum")
+    with pytest.raises(UsageError, match="journal="):
+        await Agent([double], runtime=ScriptedRuntime([])).resume("sum")
+
+
+async def test_a_failed_run_fails_again(url: str) -> None:
+    """That is how it ended: to try anew takes a new id."""
+    async with agent_of(url, "no plan at all", "", tools=()) as agent:
+        with pytest.raises(RunFailed) as first:
+            await agent.ask("How much?", run_id="sum")
+    async with agent_of(url) as agent:
+        with pytest.raises(RunFailed, match=str(first.value)):
+            await agent.resume("sum")
+
+
+async def test_a_cancelled_run_is_carried_on(url: str, tmp_path: Path) -> None:
+    """At once, by anybody who asks; its record begins anew, holds both parts, and replays."""
+    started, calls = asyncio.Event(), []
+
+    @tool
+    async def slow(n: int) -> int:
+        """Slow the first time."""
+        calls.append(n)
+        started.set()
+        if len(calls) == 1:
+            await asyncio.sleep(60)
+        return n + 1
+
+    plan = "1. double(n=21)\n2. slow(n=$1)\njoin()"
+    runs = tmp_path / "runs"
+    async with agent_of(url, plan, tools=(double, slow), runs=runs) as agent:
+        asking = asyncio.create_task(agent.ask("How much?", run_id="sum"))
+        await asyncio.wait_for(started.wait(), 10)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert await agent.resume_orphan() is None  # nobody takes over what was stopped
+    async with agent_of(url, "43 [2].\nAnswer: 43", tools=(double, slow), runs=runs) as agent:
+        answer = await agent.resume("sum")
+    assert answer.outcomes == {1: Ok(42), 2: Ok(43)}
+    assert calls == [42, 42]
+    record = read_record(runs / "sum" / "events.jsonl")
+    assert replay(record).difference == ""
+    events = list(record.events)
+    assert [event.task_id for event in events if isinstance(event, TaskDone)] == [1, 2]
+    assert [type(event) for event in events].count(RunFinished) == 1
+
+
+async def test_two_questions_at_once_share_a_journal(url: str) -> None:
+    """Many runs, one writer; each comes back with its own."""
+
+    @tool
+    async def echo(text: str) -> str:
+        """The text."""
+        await asyncio.sleep(0.001)
+        return text
+
+    class Echo(ScriptedRuntime):
+        async def stream(self, request: Any) -> Any:
+            asked = request.messages[-1].content
+            name = asked.rpartition("Question: ")[2].partition("\n")[0]
+            text = f"Answer: {name}" if asked.startswith("Results") else f'1. echo(text="{name}")'
+            async for piece in ScriptedRuntime([text]).stream(request):
+                yield piece
+
+    names = [f"q{n}" for n in range(20)]
+    async with Agent([echo], runtime=Echo([]), journal=url) as agent:
+        await asyncio.gather(*(agent.ask(name, run_id=name) for name in names))
+    async with Agent([echo], runtime=ScriptedRuntime([]), journal=url) as agent:
+        for name in names:
+            assert (await agent.resume(name)).outcomes == {1: Ok(name)}
+
+
+async def test_a_run_is_worked_on_once_at_a_time(url: str) -> None:
+    """Also within one process."""
+    entered = asyncio.Event()
+    go = asyncio.Event()
+
+    @tool
+    async def wait() -> str:
+        """Wait."""
+        entered.set()
+        await go.wait()
+        return ""
+
+    async with agent_of(url, "1. wait()", "Answer: ok", tools=(wait,)) as agent:
+        asking = asyncio.create_task(agent.ask("?", run_id="one"))
+        await asyncio.wait_for(entered.wait(), 10)
+        with pytest.raises(UsageError, match="'one' is at work already"):
+            await agent.ask("?", run_id="one")
+        go.set()
+        assert (await asking).text == "Answer: ok"
+
+
+async def test_a_large_result_comes_back_whole(tmp_path: Path) -> None:
+    """It lies in a file named by its content, which the row names; equal ones share it."""
+
+    @tool
+    async def large(n: int) -> str:
+        """Large."""
+        return "\ud800\0ä" * LIMIT
+
+    url = f"sqlite:///{tmp_path / 'j.db'}"
+    plan = "1. large(n=1)\n2. large(n=1)\njoin()"
+    async with agent_of(url, plan, "Answer: ok", tools=(large,)) as agent:
+        first = await agent.ask("?", run_id="one")
+    files = [path for path in (tmp_path / "j.db.d").rglob("*") if path.is_file()]
+    assert len(files) == 2  # two tasks are two events
+    assert (tmp_path / "j.db").stat().st_size < LIMIT * 2
+    async with agent_of(url, tools=(large,)) as agent:
+        assert await agent.resume("one") == first
+
+
+async def test_what_a_call_is_for_is_known_inside_it(url: str) -> None:
+    """Run, task, attempt and a key that depends on nothing else; in sync tools too."""
+    seen: list[tuple[str, int, int, str]] = []
+
+    def look(n: int) -> int:
+        """Look."""
+        call = current_call()
+        seen.append((call.run_id, call.task_id, call.attempt, call.idempotency_key))
+        return n
+
+    plan = "1. look(n=1)\n2. look(n=2)\njoin()"
+    for run_id in ("a", "b", "c"):
+        where = {"journal": url} if run_id != "c" else {}
+        async with Agent([look], runtime=ScriptedRuntime([plan, "ok"]), **where) as agent:
+            await agent.ask("?", run_id=run_id)
+    assert sorted(entry[:3] for entry in seen) == [(run, n, 1) for run in "abc" for n in (1, 2)]
+    assert len({key for *_, key in seen}) == 6
+    with pytest.raises(UsageError, match="here nobody does"):
+        current_call()
+
+
+# What is kept between runs
+
+
+async def test_results_and_latencies_outlive_a_run(url: str) -> None:
+    """A result until it is stale, latencies until others take their place."""
+    async with open_journal(url) as journal:
+        await journal.cache("fresh", {"a": [1, None, "\0"]}, 3600)
+        await journal.cache("stale", 1, 0)
+        await journal.keep_latencies("search", [0.5])
+        await journal.keep_latencies("search", [0.1, 0.25])
+    async with open_journal(url) as journal:
+        assert await journal.cached("fresh") == {"a": [1, None, "\0"]}
+        assert await journal.cached("stale") is None
+        assert await journal.latencies() == {"search": [0.1, 0.25]}
+
+
+# Branches
+
+
+START = RunStarted("run", "?")
+
+
+def planned(id: int) -> TaskPlanned:
+    return TaskPlanned(1, Task.of(id, "double", n=id))
+
+
+async def test_a_journal_that_is_ahead_holds(url: str) -> None:
+    """A caller who comes back with less of the same run gets all of it."""
+    async with open_journal(url) as journal:
+        run = await journal.begin("run", "?")
+        for event in (START, planned(1), planned(2)):
+            run.append(event)
+        await run.close("interrupted")
+        again = await journal.begin("run", "?", history=[START])
+        assert again.history == (START, planned(1), planned(2))
+        await again.close("interrupted")
+
+
+async def test_a_caller_who_is_ahead_is_written(url: str) -> None:
+    """An approval that a graph's caller gave, say."""
+    approved = ApprovalGiven(1, True)
+    async with open_journal(url) as journal:
+        run = await journal.begin("run", "?")
+        run.append(START)
+        await run.close("waiting")
+        again = await journal.begin("run", "?", history=[START, approved])
+        again.append(planned(1))
+        await again.close("interrupted")
+    async with open_journal(url) as journal:
+        assert (await journal.begin("run", "?")).history == (START, approved, planned(1))
+
+
+async def test_a_branch_that_was_left_keeps_its_results(url: str) -> None:
+    """Where a caller parts ways the caller's events hold; what calls brought still stands."""
+    key = call_key(double, {"n": 1})
+    done: list[tuple[Event, str]] = [
+        (START, ""),
+        (planned(1), ""),
+        (TaskStarted(1, {"n": 1}), key),
+        (TaskDone(1, Ok(2)), ""),
+        (RunFinished("answered"), ""),
+    ]
+    async with open_journal(url) as journal:
+        run = await journal.begin("run", "?")
+        for event, of in done:
+            run.append(event, of)
+        await run.close("answered")
+        other = (START, planned(2))
+        again = await journal.begin("run", "?", history=other)
+        assert again.history == other
+        assert again.calls.outcome(1, key, double) == Ok(2)
+        await again.close("interrupted")
+    async with open_journal(url) as journal:
+        assert (await journal.begin("run", "?")).history == other
+
+
+# Which calls are made again
+
+
+@tool(effect="write")
+async def send(n: int) -> int:
+    """Send."""
+    return n
+
+
+@tool(effect="write", idempotent=True)
+async def put(n: int) -> int:
+    """Put."""
+    return n
+
+
+BEGUN = (("k", TaskStarted(1, {"n": 1})),)
+FAILED = (*BEGUN, ("", TaskDone(1, Failed("no"))))
+GOT = (*BEGUN, ("", TaskDone(1, Ok(5))))
+
+
+@pytest.mark.parametrize(
+    ("rows", "of", "kind"),
+    [
+        ((), send, None),
+        (BEGUN, double, None),
+        (BEGUN, put, None),
+        (BEGUN, send, "interrupted"),
+        (FAILED, double, None),
+        (FAILED, send, "tool"),
+        (GOT, double, "ok"),
+        (GOT, send, "ok"),
+    ],
+)
+def test_a_call_is_made_again_only_where_it_may(rows: Any, of: Any, kind: str | None) -> None:
+    """By what is known of it: nothing, that it began, that it failed, what it brought."""
+    outcome = PastCalls.of(rows).outcome(1, "k", of)
+    assert (None if outcome is None else getattr(outcome, "kind", "ok")) == kind
+
+
+def test_a_call_is_known_by_task_and_inputs() -> None:
+    """Another task with equal inputs, or other inputs of the same task, is another call."""
+    calls = PastCalls.of(GOT)
+    assert calls.outcome(2, "k", double) is None
+    assert calls.outcome(1, "other", double) is None
+
+
+def test_chains_that_interleave_keep_their_results() -> None:
+    """What ended in another order than it began belongs to its own task."""
+    begun = [(f"k{n}", TaskStarted(n, {"n": n})) for n in range(12)]
+    done = [("", TaskDone(n, Ok(n))) for n in reversed(range(12))]
+    calls = PastCalls.of([*begun, *done])
+    assert [calls.outcome(n, f"k{n}", double) for n in range(12)] == [Ok(n) for n in range(12)]
+
+
+def test_a_key_is_of_tool_version_and_inputs() -> None:
+    """The order of fields does not matter, all else does."""
+    from dataclasses import replace
+
+    args = {"a": 1, "b": {"x": [1, 2], "y": None}}
+    turned = {"b": {"y": None, "x": [1, 2]}, "a": 1}
+    key = call_key(double, args)
+    assert call_key(double, turned) == key
+    others = [
+        call_key(send, args),
+        call_key(replace(double, version="2"), args),
+        call_key(double, {**args, "a": 1.5}),
+        call_key(double, {**args, "b": {"x": [2, 1], "y": None}}),
+    ]
+    assert len({key, *others}) == 5
+
+
+# Where the agent is
+
+
+async def test_the_world_is_the_same_with_and_without(url: str, tmp_path: Path) -> None:
+    """A journal changes no answer."""
+    texts = []
+    for n, more in enumerate(({}, {"journal": url})):
+        world = acting.World(tmp_path / f"{n}.db")
+        agent = acting.agent_of(more.get("journal"), world)  # type: ignore[arg-type]
+        async with agent:
+            texts.append((await agent.ask(acting.QUESTION)).text)
+    assert texts[0] == texts[1]
