@@ -253,7 +253,11 @@ class Machine:
             return []
         if event.at > self._now:  # a clock that was set back changes nothing
             self._now = event.at
-        return handler(event)
+        commands = handler(event)
+        admission = self._admission
+        if admission.waiting and admission.running < admission.slots and self.finished is None:
+            commands += self._admit()
+        return commands
 
     @property
     def next_id(self) -> int:
@@ -440,13 +444,13 @@ class Machine:
         return self._offer(call)
 
     def _offer(self, call: _Call) -> list[Command]:
-        """One more attempt of ``call``: now, or when there is a place for it."""
+        """One more attempt of ``call``: now, or when it is its turn (see `handle`)."""
         admission = self._admission
         if admission.enter(call.lane, self._now):
             return self._begin(call)
         call.waiting = True
         admission.queue(call, call.lane, self._rank(call))
-        return self._admit() if admission.running < admission.slots else []
+        return []
 
     def _begin(self, call: _Call) -> list[Command]:
         """``call`` has a place: begin an attempt, if it can be paid for."""
@@ -472,8 +476,6 @@ class Machine:
     def _admit(self) -> list[Command]:
         """Give the places that are free to those who wait, the most urgent first."""
         admission = self._admission
-        if not admission.waiting:
-            return []
         if len(self.tasks) - self._ranked > self._ranked // 16:
             self._ranked = len(self.tasks)
             self._expected = self.latency.expected()
@@ -503,14 +505,13 @@ class Machine:
             admission.throttled(call.lane, call.task.tool, now, began, event.retry_after)
         call.failure = event.outcome
         if call.attempts or call.waiting:
-            return self._admit()  # another attempt may still bring it
+            return []  # another attempt may still bring it
         if not self._may_retry(call):
-            return [Settle(call.task.id, event.outcome), *self._admit()]
+            return [Settle(call.task.id, event.outcome)]
         pause = call.policy.pause(call.last, f"{self.seed}/{call.task.id}")
         self._paused.add(call.task.id)
         call.hedging = False
-        commands = self._wake(now + max(pause, event.retry_after or 0.0), "retry", call.task.id)
-        return commands + self._admit()
+        return self._wake(now + max(pause, event.retry_after or 0.0), "retry", call.task.id)
 
     def _may_retry(self, call: _Call) -> bool:
         assert call.failure is not None
@@ -548,8 +549,6 @@ class Machine:
                 unmet[dependant] -= 1
                 if not unmet[dependant]:
                     commands += self._start(self.tasks[dependant])
-        if self._admission.waiting:
-            commands += self._admit()
         if self._unmet or self._planning:
             return commands
         return commands + self._join_if_quiet()
@@ -608,7 +607,7 @@ class Machine:
                 self._dependants[need].remove(id)
         self._unmet[id] = 0
         why = f"cancelled: {event.why}" if event.why else "cancelled"
-        return [*commands, Settle(id, Failed(why, "cancelled")), *self._admit()]
+        return [*commands, Settle(id, Failed(why, "cancelled"))]
 
     # Time
 
@@ -641,7 +640,6 @@ class Machine:
                         commands += self._stop(self._deadline)
                 case "end":
                     commands += self._end()
-        commands += self._admit()
         return commands + (self._arm(self._timers[0][0]) if self._timers else [])
 
     def _watch(self, call: _Call) -> list[Command]:
