@@ -47,6 +47,10 @@ HEDGE_AFTER = 0.95
 """The share of earlier calls that were quicker than one that is hedged."""
 HEDGE_SHARE = 0.05
 """Most hedges for each call of a tool."""
+RERANK_AT = 1.25
+"""How far expected latencies of two tools may drift apart before all are ranked anew."""
+MOMENT = 0.001
+"""Seconds that make no difference to an order: who is quicker still counts as about as quick."""
 JOIN_SHARE = 0.3
 """The share of a deadline kept for the answer while nothing is known of how long one takes."""
 JOIN = "join()"
@@ -224,6 +228,7 @@ class Machine:
         self._ranks: dict[int, float] = {}
         self._expected: dict[str, float] = {}
         self._ranked = 0
+        self._learns_at = 4  # as many tasks have to end before ranks are looked at again
         self._last_id = 0
         self._handlers: dict[type, Callable[[Any], list[Command]]] = {
             TaskPlanned: self._task_planned,
@@ -476,7 +481,7 @@ class Machine:
     def _admit(self) -> list[Command]:
         """Give the places that are free to those who wait, the most urgent first."""
         admission = self._admission
-        if len(self.tasks) - self._ranked > self._ranked // 16:
+        if len(self.tasks) - self._ranked > self._ranked // 16 or self._has_learned():
             self._ranked = len(self.tasks)
             self._expected = self.latency.expected()
             self._ranks = upward_ranks(self._unmet, self.tasks, self._expected)
@@ -487,6 +492,18 @@ class Machine:
         if admission.running < admission.slots and (at := admission.opens(self._now)) < NEVER:
             commands += self._arm(at)
         return commands
+
+    def _has_learned(self) -> bool:
+        """Whether the ranks count some tool as quicker or slower, beside the others, than it has
+        turned out. Asked when twice as many tasks have ended as when it was asked last."""
+        if len(self.outcomes) < self._learns_at:
+            return False
+        self._learns_at = 2 * len(self.outcomes)
+        drift = [
+            (seconds + MOMENT) / (self._expected.get(name, 1.0) + MOMENT)
+            for name, seconds in self.latency.expected().items()
+        ]
+        return max(drift, default=0.0) > RERANK_AT * min(drift, default=0.0)
 
     def _rank(self, call: _Call) -> float:
         rank = self._ranks.get(call.task.id)
