@@ -10,6 +10,7 @@ reached.
 from __future__ import annotations
 
 import heapq
+import marshal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeGuard
@@ -64,6 +65,10 @@ HEDGE_AFTER = 0.95
 """The share of earlier calls that were quicker than one that is hedged."""
 HEDGE_SHARE = 0.05
 """Most hedges for each call of a tool."""
+RERANK_AT = 1.25
+"""How far expected latencies of two tools may drift apart before all are ranked anew."""
+MOMENT = 0.001
+"""Seconds that make no difference to an order: who is quicker still counts as about as quick."""
 JOIN_SHARE = 0.3
 """The share of a deadline kept for the answer while nothing is known of how long one takes."""
 JOIN = "join()"
@@ -247,7 +252,7 @@ class Machine:
             if policy.idempotent is not False and not self.permissions.flow(name).sink
         )
         # By tool and arguments: the first task with this call.
-        self._first: dict[str, dict[str, int]] = {name: {} for name in self._shared}
+        self._first: dict[str, dict[bytes, int]] = {name: {} for name in self._shared}
         self._begun: dict[str, list[int]] = {}  # of tools that hedge: calls begun, hedges
         self._timers: list[tuple[float, int, str, int]] = []  # (when, turn, what, task)
         self._paused: set[int] = set()  # tasks between two attempts
@@ -257,6 +262,7 @@ class Machine:
         self._ranks: dict[int, float] = {}
         self._expected: dict[str, float] = {}
         self._ranked = 0
+        self._learns_at = 4  # as many tasks have to end before ranks are looked at again
         self._last_id = 0
         self._handlers: dict[type, Callable[[Any], list[Command]]] = {
             TaskPlanned: self._task_planned,
@@ -288,7 +294,11 @@ class Machine:
             return []
         if event.at > self._now:  # a clock that was set back changes nothing
             self._now = event.at
-        return handler(event)
+        commands = handler(event)
+        admission = self._admission
+        if admission.waiting and admission.running < admission.slots and self.finished is None:
+            commands += self._admit()
+        return commands
 
     @property
     def next_id(self) -> int:
@@ -569,7 +579,7 @@ class Machine:
     def _call(self, task: Task, args: Mapping[str, Any]) -> list[Command]:
         known = self._first.get(task.tool)
         if known is not None:
-            key = repr(args) if len(args) < 2 else repr(sorted(args.items()))
+            key = _by_value(args)
             first = known.setdefault(key, task.id)
             if first != task.id:
                 outcome = self.outcomes.get(first)
@@ -586,13 +596,13 @@ class Machine:
         return self._offer(call)
 
     def _offer(self, call: _Call) -> list[Command]:
-        """One more attempt of ``call``: now, or when there is a place for it."""
+        """One more attempt of ``call``: now, or when it is its turn (see `handle`)."""
         admission = self._admission
         if admission.enter(call.lane, self._now):
             return self._begin(call)
         call.waiting = True
         admission.queue(call, call.lane, self._rank(call))
-        return self._admit() if admission.running < admission.slots else []
+        return []
 
     def _begin(self, call: _Call) -> list[Command]:
         """``call`` has a place: begin an attempt, if it can be paid for."""
@@ -618,9 +628,7 @@ class Machine:
     def _admit(self) -> list[Command]:
         """Give the places that are free to those who wait, the most urgent first."""
         admission = self._admission
-        if not admission.waiting:
-            return []
-        if len(self.tasks) - self._ranked > self._ranked // 16:
+        if len(self.tasks) - self._ranked > self._ranked // 16 or self._has_learned():
             self._ranked = len(self.tasks)
             self._expected = self.latency.expected()
             self._ranks = upward_ranks(self._unmet, self.tasks, self._expected)
@@ -631,6 +639,18 @@ class Machine:
         if admission.running < admission.slots and (at := admission.opens(self._now)) < NEVER:
             commands += self._arm(at)
         return commands
+
+    def _has_learned(self) -> bool:
+        """Whether the ranks count some tool as quicker or slower, beside the others, than it has
+        turned out. Asked when twice as many tasks have ended as when it was asked last."""
+        if len(self.outcomes) < self._learns_at:
+            return False
+        self._learns_at = 2 * len(self.outcomes)
+        drift = [
+            (seconds + MOMENT) / (self._expected.get(name, 1.0) + MOMENT)
+            for name, seconds in self.latency.expected().items()
+        ]
+        return max(drift, default=0.0) > RERANK_AT * min(drift, default=0.0)
 
     def _rank(self, call: _Call) -> float:
         rank = self._ranks.get(call.task.id)
@@ -649,14 +669,13 @@ class Machine:
             admission.throttled(call.lane, call.task.tool, now, began, event.retry_after)
         call.failure = event.outcome
         if call.attempts or call.waiting:
-            return self._admit()  # another attempt may still bring it
+            return []  # another attempt may still bring it
         if not self._may_retry(call):
-            return [Settle(call.task.id, event.outcome), *self._admit()]
+            return [Settle(call.task.id, event.outcome)]
         pause = call.policy.pause(call.last, f"{self.seed}/{call.task.id}")
         self._paused.add(call.task.id)
         call.hedging = False
-        commands = self._wake(now + max(pause, event.retry_after or 0.0), "retry", call.task.id)
-        return commands + self._admit()
+        return self._wake(now + max(pause, event.retry_after or 0.0), "retry", call.task.id)
 
     def _may_retry(self, call: _Call) -> bool:
         assert call.failure is not None
@@ -707,8 +726,6 @@ class Machine:
                     commands += self._start(self.tasks[dependant])
                 elif dependant in self._picking:
                     commands += self._start_early(self.tasks[dependant])
-        if self._admission.waiting:
-            commands += self._admit()
         if self._unmet or self._planning:
             return commands
         return commands + self._join_if_quiet()
@@ -760,7 +777,7 @@ class Machine:
         """Nobody wants this task: it ends now, in whatever state it is."""
         if event.task_id not in self._unmet:
             return []
-        return [*self._abandon(event.task_id, event.why), *self._admit()]
+        return self._abandon(event.task_id, event.why)
 
     def _abandon(self, id: int, why: str, *, branch: bool = False) -> list[Command]:
         """End a task that is not wanted; with its ``branch``, also what only it had need of."""
@@ -810,7 +827,7 @@ class Machine:
         if self._planner_read:  # its line was written with more in mind than the old one
             self.read[id] = (*self.read.get(id, ()), *self._planner_read)
         self._unmet[id] = 0
-        return [*commands, *self._await_needs(task), *self._admit()]
+        return [*commands, *self._await_needs(task)]
 
     def _circle(self, task: Task) -> list[int]:
         """The way from ``task`` over what it needs back to itself; empty where there is none."""
@@ -872,7 +889,6 @@ class Machine:
                         commands += self._stop(self._deadline)
                 case "end":
                     commands += self._end()
-        commands += self._admit()
         return commands + (self._arm(self._timers[0][0]) if self._timers else [])
 
     def _watch(self, call: _Call) -> list[Command]:
@@ -995,6 +1011,15 @@ class Machine:
     def _finish(self, command: Finish) -> list[Command]:
         self.finished = command
         return [command]
+
+
+def _by_value(args: Mapping[str, Any]) -> bytes:
+    """Equal for equal arguments, in whatever order they are named; 1, 1.0 and True differ.
+
+    Arguments are plain data, and nothing writes that faster. Format 2 knows no references:
+    it does not matter whether two equal parts are one object.
+    """
+    return marshal.dumps(sorted(args.items()), 2)
 
 
 def catch_up(machine: Machine, history: Iterable[Event]) -> list[Command]:

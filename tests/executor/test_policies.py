@@ -334,6 +334,16 @@ def test_learned_latencies_decide_what_is_critical() -> None:
     assert order == [1, 4, 2, 3]
 
 
+def test_what_a_run_learns_ranks_anew_those_who_wait() -> None:
+    """Twenty calls count twenty seconds, until three of them have turned out to be quick."""
+    quick, slow = Flaky(0.1, name="quick"), Flaky(9.0, name="slow")
+    chain = [Task.of(n, "quick", n=n, after=Ref(n - 1) if n > 2 else 0) for n in range(2, 22)]
+    tasks = [Task.of(1, "slow", n=1), *chain, Task.of(22, "slow", n=22)]
+    _, events = drive(tasks, quick, slow, limits=Limits(concurrency=1))
+    order = [e.task_id for e in events if isinstance(e, TaskStarted)]
+    assert order[:6] == [1, 2, 3, 4, 22, 5]
+
+
 def test_a_straggler_is_called_a_second_time_and_the_first_result_counts() -> None:
     """After the 95th percentile; the loser is cancelled; at most one call in twenty is hedged."""
     get = Flaky(*[0.1] * 39, 500.0, 0.1, hedge=True)
