@@ -21,7 +21,7 @@ Who waits for a place is served
 The bound is max(critical path, work / places), which no order can beat and often none can reach.
 Ratios are geometric means over the seeds with a 95 % interval (bootstrap over the seeds); a seed
 is lost where FIFO is quicker by more than 0.1 %. Chains beside loose calls are where FIFO is at
-its worst; fork and join is where there is least to choose. The gate: over all plans, learned
+its worst; layers and forks are where there is least to choose. The gate: over all plans, learned
 priority is quicker than FIFO, interval included. The exit status is 1 where it fails.
 """
 
