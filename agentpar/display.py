@@ -200,7 +200,7 @@ class TerminalDisplay:
                 note = f"needs {task.outcome.because}"
             row: list[RenderableType] = [
                 Text(self._icon(state), style=_STYLES[state]),
-                str(task.task.id),
+                task.task.label,
                 self._call(task, state),
                 Text(note, style=_STYLES[state]),
             ]
@@ -362,7 +362,7 @@ def _event_line(event: Event, story: Story) -> str:
         case PlanStarted(number):
             what = f"round {number}: planning"
         case TaskPlanned(_, task):
-            what = f"planned {task.id}. {one_line(call(task), 300)}"
+            what = f"planned {task.label}. {one_line(call(task), 300)}"
         case PlanFault(_, message):
             what = f"plan fault: {one_line(message, 500)}"
         case PlanEnded(number):
@@ -375,9 +375,15 @@ def _event_line(event: Event, story: Story) -> str:
         case ApprovalGiven(id, allowed, reason):
             what = f"{'allowed' if allowed else 'denied'} {id} {one_line(reason, 300)}".rstrip()
         case TaskStarted(id):
-            what = f"started {id}" if event.attempt == 1 else f"attempt {event.attempt} of {id}"
+            named = story.tasks[id].task.label
+            what = (
+                f"started {named}" if event.attempt == 1 else f"attempt {event.attempt} of {named}"
+            )
         case AttemptFailed(id, outcome):
-            what = f"attempt {event.attempt} of {id} failed: {one_line(outcome.error, 500)}"
+            what = (
+                f"attempt {event.attempt} of {story.tasks[id].task.label} failed: "
+                f"{one_line(outcome.error, 500)}"
+            )
         case TaskCancelled(id, why):
             what = f"cancelled {id}: {one_line(why, 300)}"
         case TaskDone(id, outcome):
@@ -399,7 +405,7 @@ def _event_line(event: Event, story: Story) -> str:
 
 
 def _outcome_line(task: TaskStory, outcome: Ok | Failed | Skipped) -> str:
-    id = task.task.id
+    id = task.task.label
     took = f" in {seconds(task.ended - task.started)}" if task.started and task.ended else ""
     if task.via:
         took = f" ({one_line(task.via, 80)})"

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -55,13 +55,13 @@ _PNG_TIMEOUT = 60.0  # seconds; a cold browser takes a few
 
 def mermaid(tasks: Iterable[Task], outcomes: Mapping[int, Outcome] | None = None) -> str:
     """The plan as a Mermaid flowchart; ``outcomes`` colours the tasks that have one."""
-    tasks = list(tasks)
+    tasks = _unfolded(tasks)
     known = {task.id for task in tasks}
     kinds: dict[str, list[str]] = {}
     lines = ["flowchart LR"]
     for task in tasks:
         given = one_line(arguments(task), 60)
-        label = _mermaid_text(f"{task.id} · {one_line(task.tool, 40)}")
+        label = _mermaid_text(f"{task.label} · {one_line(task.tool, 40)}")
         label += f"<br/>{_mermaid_text(given)}" if given else ""
         lines.append(f'  t{task.id}["{label}"]')
         kinds.setdefault(_kind(task.id, outcomes), []).append(f"t{task.id}")
@@ -93,7 +93,7 @@ def svg(
     ``embedded`` leaves out the style element, for a page that styles the classes
     ``node``, ``edge``, ``ok``, ``failed``, ``skipped``, ``missing`` itself.
     """
-    tasks = list(tasks)
+    tasks = _unfolded(tasks)
     layout = _lay_out(tasks)
     by_id = {task.id: task for task in tasks}
     parts = [
@@ -123,7 +123,7 @@ def png(tasks: Iterable[Task], outcomes: Mapping[int, Outcome] | None = None) ->
 
     Raises `UsageError` where neither is installed or the drawing program fails.
     """
-    tasks = list(tasks)
+    tasks = _unfolded(tasks)
     layout = _lay_out(tasks)
     picture = svg(tasks, outcomes)
     if converter := shutil.which("rsvg-convert"):
@@ -222,6 +222,23 @@ class _Layout:
 
 # A place in a layer: a task, or a bend (need, task, layer) that leads a long arrow
 # between the tasks of the layers it crosses.
+def _unfolded(tasks: Iterable[Task]) -> list[Task]:
+    """A task over a list waits, in the picture, for its parts, which stand before it."""
+    tasks = list(tasks)
+    parts: dict[int, list[Task]] = {}
+    for task in tasks:
+        if task.part is not None:
+            parts.setdefault(task.part[0], []).append(task)
+    unfolded: list[Task] = []
+    for task in tasks:
+        if task.id in parts:
+            own = parts[task.id]
+            unfolded += [*own, replace(task, needs=tuple(part.id for part in own))]
+        elif task.part is None:
+            unfolded.append(task)
+    return unfolded
+
+
 _Place = int | tuple[int, int, int]
 
 
@@ -359,6 +376,7 @@ def _curve(
 
 def _svg_node(id: int, task: Task | None, x: float, y: float, kind: str) -> str:
     fill, border, text = _LIGHT[kind]
+    number = str(id) if task is None else task.label
     dash = ' stroke-dasharray="5 4"' if kind in ("skipped", "missing") else ""
     if task is None:
         name, given, title = "not in the plan", "", f"task {id} is referred to and absent"
@@ -369,11 +387,11 @@ def _svg_node(id: int, task: Task | None, x: float, y: float, kind: str) -> str:
     mark = _MARKS.get(kind, "")
     return (
         f'<g class="node {kind}" data-task="{id}" transform="translate({x:.0f} {y:.1f})">'
-        f"<title>{id} · {escape(title)}</title>"
+        f"<title>{number} · {escape(title)}</title>"
         f'<rect width="{_NODE_WIDTH}" height="{_NODE_HEIGHT}" rx="9" fill="{fill}" '
         f'stroke="{border}" stroke-width="1.4"{dash}/>'
         f'<text x="12" y="{first_line}" font-family="{_SANS}" font-size="13" font-weight="600" '
-        f'fill="{text}"><tspan opacity="0.6">{id}</tspan> {escape(name)}</text>'
+        f'fill="{text}"><tspan opacity="0.6">{number}</tspan> {escape(name)}</text>'
         f'<text x="{_NODE_WIDTH - 12}" y="{first_line}" text-anchor="end" font-family="{_SANS}" '
         f'font-size="12" font-weight="700" fill="{border}" class="mark">{mark}</text>'
         f'<text x="12" y="36" font-family="{_MONO}" font-size="11" fill="{text}" '

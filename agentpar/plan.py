@@ -92,6 +92,11 @@ class Task:
         """Build a task and work out ``needs`` from the references in ``args``."""
         return cls(id, tool, args, needs(args), thought, is_special(args))
 
+    @property
+    def label(self) -> str:
+        """What a reader calls the task: its number, or ``2[0]`` for the first part of task 2."""
+        return str(self.id) if self.part is None else f"{self.part[0]}[{self.part[1]}]"
+
 
 @dataclass(frozen=True, slots=True)
 class Ok:

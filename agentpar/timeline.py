@@ -321,7 +321,7 @@ def _planner_lane(round_: RoundStory, tasks: list[TaskStory], story: Story, scal
         return ""
     ticks = "".join(
         f'<rect class="plan-tick" x="{scale.x(task.planned)}%" y="6" width="2" height="14">'
-        f"<title>task {task.task.id}, {seconds(task.planned - story.began)}</title></rect>"
+        f"<title>task {task.task.label}, {seconds(task.planned - story.began)}</title></rect>"
         for task in tasks
     )
     bar = scale.rect("plan-bar", span, 6, 14, 0.25)
@@ -364,7 +364,8 @@ def _task_row(task: TaskStory, story: Story, scale: _Scale, critical: bool) -> s
     return (
         f'<div class="row task {state}{" critical" if critical else ""}" id="task-{id}" '
         f'data-task="{id}"><button class="name" type="button" '
-        f'title="{escape(one_line(call(task.task), 400))}"><span class="id">{id}</span>'
+        f'title="{escape(one_line(call(task.task), 400))}">'
+        f'<span class="id">{task.task.label}</span>'
         f'<b>{escape(one_line(task.task.tool, 40))}</b><span class="args">{escape(args)}</span>'
         f'</button><svg aria-hidden="true">{wait}{scale.rect("bar", shown, 7, 12, 0.3)}'
         f"{scale.label(shown, note)}</svg></div>"
