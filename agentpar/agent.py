@@ -118,7 +118,8 @@ class Agent:
     server). ``model``: the URL of an OpenAI-compatible server
     (``"http://localhost:8000/v1"``), ``"vllm:PATH"`` for an engine in this process, or the
     name of weights that agentpar knows (a local vLLM is then found or started).
-    ``model_id`` picks one of several models that a server offers. Give ``runtime`` instead
+    ``model_id`` picks one of several models that a server offers, which gets at most
+    ``model_concurrency`` requests at once, those of all runs together. Give ``runtime`` instead
     to bring your own.
 
     A plan has at most ``max_plan_tokens`` tokens and, under a grammar, ``max_plan_lines``
@@ -169,6 +170,7 @@ class Agent:
         runtime: Runtime | None = None,
         model_id: str | None = None,
         api_key: str | None = None,
+        model_concurrency: int = 64,
         name: str = "agent",
         instructions: str = "",
         examples: Sequence[Example] | None = None,
@@ -229,6 +231,7 @@ class Agent:
         if timeout is not None and timeout <= 0:
             raise UsageError(f"timeout must be more than 0 seconds, or None, got {timeout!r}")
         for label, number, least in (
+            ("model_concurrency", model_concurrency, 1),
             ("max_plan_tokens", max_plan_tokens, 1),
             ("max_plan_lines", max_plan_lines, 1),
             ("max_answer_tokens", max_answer_tokens, 1),
@@ -243,6 +246,7 @@ class Agent:
         self._model = model
         self._model_id = model_id
         self._api_key = api_key
+        self._model_concurrency = model_concurrency
         self._runtime = runtime
         self._instructions = instructions
         self._examples = examples
@@ -493,7 +497,12 @@ class Agent:
             from agentpar.runtime.server import ensure
 
             model = (await ensure(model)).base_url
-        return open_runtime(model, model_id=self._model_id, api_key=self._api_key)
+        return open_runtime(
+            model,
+            model_id=self._model_id,
+            api_key=self._api_key,
+            max_connections=self._model_concurrency,
+        )
 
     def _alone(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Do ``work`` in an event loop of its own; connections, which belong to that loop, are

@@ -178,6 +178,8 @@ class Model(Section):
     """Address of an OpenAI-compatible server, such as ``http://localhost:8000/v1``."""
     api_key: Annotated[SecretStr | None, BeforeValidator(_no_empty)] = None
     """Key for that server; write ``${NAME}``, so that it stays out of the file."""
+    concurrency: Count = 64
+    """Most requests to the model server at once, those of all runs together."""
     settings: ModelSettings = ModelSettings()
     """How the model writes."""
     price: ModelPrice = ModelPrice()

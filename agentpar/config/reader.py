@@ -88,6 +88,7 @@ class AgentSpec:
             arguments["model"] = model.base_url or model.id
             arguments["model_id"] = model.id if model.base_url else None
             arguments["api_key"] = revealed(model.api_key)
+            arguments["model_concurrency"] = model.concurrency
             arguments["temperature"] = model.settings.temperature
             arguments["seed"] = model.settings.seed
             arguments["max_answer_tokens"] = model.settings.max_tokens

@@ -9,11 +9,18 @@ from agentpar.redact import public_url
 __all__ = ["open_runtime"]
 
 
-def open_runtime(model: str, *, model_id: str | None = None, api_key: str | None = None) -> Runtime:
+def open_runtime(
+    model: str,
+    *,
+    model_id: str | None = None,
+    api_key: str | None = None,
+    max_connections: int = 64,
+) -> Runtime:
     """The runtime for ``model``: ``http(s)://HOST:PORT/v1`` or ``vllm:PATH``.
 
     ``model_id`` picks one of several models that the server offers. ``api_key`` goes to the
-    HTTP server as a bearer token and nowhere else. Opening loads nothing and calls nobody;
+    HTTP server as a bearer token and nowhere else; at most ``max_connections`` requests to it are
+    open at once. Opening loads nothing and calls nobody;
     the first request does.
 
     Raises `UsageError` for any other form of ``model``.
@@ -21,7 +28,9 @@ def open_runtime(model: str, *, model_id: str | None = None, api_key: str | None
     if model.startswith(("http://", "https://")):
         from agentpar.runtime.client import OpenAIRuntime
 
-        return OpenAIRuntime(model, model=model_id, api_key=api_key)
+        return OpenAIRuntime(
+            model, model=model_id, api_key=api_key, max_connections=max_connections
+        )
     if model.startswith("vllm:"):
         from agentpar.runtime.engine import EngineRuntime
 

@@ -76,6 +76,7 @@ model:
   id: some/model
   base_url: http://localhost:8000/v1
   api_key: "${KEY}"
+  concurrency: 4
   settings: {temperature: 0.5, seed: 7, max_tokens: 2k}
   price: {prompt: 0.1, completion: 0.4}
 planner:
@@ -131,6 +132,7 @@ secrets: ["${KEY}"]
         "model_id": "some/model",
         "api_key": CANARY,
         "secrets": (CANARY,),
+        "model_concurrency": 4,
         "temperature": 0.5,
         "seed": 7,
         "max_answer_tokens": 2000,
