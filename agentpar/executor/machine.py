@@ -621,7 +621,7 @@ class Machine:
         if not call.hedging:
             call.tries += 1
         if not (policy.hedge or policy.retries):
-            return [Execute(task, call.args)]
+            return [Execute(task, call.args, call.last)]
         commands = self._watch(call) if policy.hedge else []
         return [*commands, Execute(task, call.args, call.last, retry=True)]
 

@@ -350,3 +350,18 @@ def test_calls_that_shared_the_replaced_one_make_their_own() -> None:
     machine, _ = drive(tasks, get, other, inside=change)
     assert machine.outcomes == {1: Ok(9), 2: Ok(7)}
     assert get.cancelled == 1
+
+
+def test_what_stands_in_the_place_of_a_running_call_is_another_attempt() -> None:
+    """It has a number of its own, so the end of the one that was stopped is not taken for its."""
+    slow, get = Flaky(10.0, name="slow"), Flaky(1.0)
+
+    async def change(driver: Driver) -> None:
+        await asyncio.sleep(2.0)
+        driver.emit(TaskReplaced(1, Task.of(1, "get", n=5), driver.clock.now()))
+
+    machine, events = drive([Task.of(1, "slow", n=1)], slow, get, inside=change)
+    assert machine.outcomes == {1: Ok(5)}
+    assert [e.attempt for e in events if isinstance(e, TaskStarted)] == [1, 2]
+    assert events[-1].at == pytest.approx(3.0)
+    assert machine.latency.of("get").newest() == pytest.approx([1.0])
