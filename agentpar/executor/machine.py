@@ -239,6 +239,7 @@ class Machine:
         self._picking: set[int] = set()  # may start before all they need has ended
         self._unneeded: list[tuple[int, int]] = []  # (task, which did not wait for it)
         self._parts: dict[int, list[int]] = {}  # of tasks over a list, those that were planned
+        self._numbered: dict[int, int] = {}  # how many parts such a task has ever had
         self._unfit: dict[int, str] = {}  # parts whose arguments cannot be filled, and why
         self._items: dict[int, list[Any]] = {}  # elements of lists that are still coming
         self._tried: dict[int, int] = {}  # attempts of a call that was replaced
@@ -364,8 +365,12 @@ class Machine:
             raise PlanError(f"task {id} is planned twice")
         self.tasks[id] = task
         if task.part is not None:
-            if (read := self.read.get(task.part[0])) is not None:
+            parent, index = task.part
+            if (read := self.read.get(parent)) is not None:
                 self.read[id] = read
+            if id not in self._parts.get(parent, ())[index : index + 1]:
+                self._unmet[id] = 0
+                return [Settle(id, Failed("cancelled: nobody waits for it", "cancelled"))]
         else:
             if self._planner_read:
                 self.read[id] = self._planner_read
@@ -506,7 +511,8 @@ class Machine:
         planned = self._parts.setdefault(task.id, [])
         parts = []
         for index in range(start, len(items)):
-            id = task.id * PARTS + index + 1
+            count = self._numbered[task.id] = self._numbered.get(task.id, 0) + 1
+            id = task.id * PARTS + count
             try:
                 args = element_args(task.args, index, items[index], self.outcomes)
             except PlanError as error:
@@ -797,14 +803,20 @@ class Machine:
             commands = self._drop(call, why)
         if self._asked.pop(id, None) is not None:
             commands.append(Cancel("ask", id, why=why))
-        for part in self._parts.pop(id, ()):
-            self._dependants[part] = []
-            if part in self._unmet:
-                commands += self._abandon(part, why)
+        commands += self._drop_parts(id, why)
         self._picking.discard(id)
         for need in self.tasks[id].needs:
             if id in self._dependants.get(need, ()):
                 self._dependants[need].remove(id)
+        return commands
+
+    def _drop_parts(self, id: int, why: str) -> list[Command]:
+        """Nobody waits for the parts of task ``id`` any more."""
+        commands: list[Command] = []
+        for part in self._parts.pop(id, ()):
+            self._dependants[part] = []
+            if part in self._unmet:
+                commands += self._abandon(part, why)
         return commands
 
     def _task_replaced(self, event: TaskReplaced) -> list[Command]:
@@ -823,6 +835,11 @@ class Machine:
                 del known[key]
             for follower in call.followers or ():
                 commands += self._call(self.tasks[follower], call.args)
+        if self._items.pop(id, None) is not None:  # another list comes: begin with that anew
+            for dependant in self._dependants.get(id, ()):
+                if dependant in self._parts:
+                    commands += self._drop_parts(dependant, f"task {id} was replaced")
+                    self._unmet[dependant] = 1
         self.tasks[id] = task
         if self._planner_read:  # its line was written with more in mind than the old one
             self.read[id] = (*self.read.get(id, ()), *self._planner_read)

@@ -20,6 +20,7 @@ from agentpar.events import (
     PlanEnded,
     PlanStarted,
     RunStarted,
+    TaskCancelled,
     TaskDone,
     TaskPlanned,
     TaskReplaced,
@@ -40,9 +41,9 @@ async def pages(count: int = 3) -> list[dict[str, int]]:
 
 
 @tool
-async def ticks(count: int = 3, every: float = 1.0) -> AsyncIterator[int]:
+async def ticks(count: int = 3, every: float = 1.0, first: int = 0) -> AsyncIterator[int]:
     """A list that takes its time."""
-    for n in range(count):
+    for n in range(first, first + count):
         await asyncio.sleep(every)
         yield n
 
@@ -133,7 +134,6 @@ def test_a_list_that_breaks_off_is_no_list() -> None:
 
 def test_cancelling_a_call_over_a_list_cancels_its_parts() -> None:
     """None runs on, none begins."""
-    from agentpar.events import TaskCancelled
 
     async def cancel(driver: Driver) -> None:
         await asyncio.sleep(1.5)
@@ -365,3 +365,46 @@ def test_what_stands_in_the_place_of_a_running_call_is_another_attempt() -> None
     assert [e.attempt for e in events if isinstance(e, TaskStarted)] == [1, 2]
     assert events[-1].at == pytest.approx(3.0)
     assert machine.latency.of("get").newest() == pytest.approx([1.0])
+
+
+def test_a_call_over_a_list_is_replaced_by_another() -> None:
+    """The parts of the old one stop; those of the new one have numbers of their own."""
+    get, other = Flaky(5.0), Flaky(1.0, name="other")
+
+    async def change(driver: Driver) -> None:
+        await asyncio.sleep(2.0)
+        driver.emit(TaskReplaced(1, Task.of(2, "other", n=EACH_N), driver.clock.now()))
+
+    tasks = [Task.of(1, "pages"), Task.of(2, "get", n=EACH_N)]
+    machine, events = drive(tasks, pages, get, other, inside=change)
+    assert machine.outcomes[2] == Ok([0, 1, 2])
+    assert (get.cancelled, len(other.began)) == (3, 3)
+    assert events[-1].at == pytest.approx(3.0)
+
+
+def test_a_list_that_is_replaced_while_it_comes_is_gone_over_anew() -> None:
+    """No result of an element of the old list gets among those of the new one."""
+    get = Flaky(0.1)
+
+    async def change(driver: Driver) -> None:
+        await asyncio.sleep(2.5)
+        driver.emit(TaskReplaced(1, Task.of(1, "ticks", first=7), driver.clock.now()))
+
+    tasks = [Task.of(1, "ticks"), Task.of(2, "get", n=Ref(1, (EACH,)))]
+    machine, _ = drive(tasks, ticks, get, inside=change)
+    assert machine.outcomes[2] == Ok([7, 8, 9])
+    assert get.began == pytest.approx([1.0, 2.0, 3.5, 4.5, 5.5])
+
+
+def test_a_part_that_is_planned_too_late_is_not_called() -> None:
+    """Its task was cancelled in the very moment in which the list was there."""
+    machine = Machine()
+    machine.handle(RunStarted("run", "?"))
+    machine.handle(TaskPlanned(1, Task.of(1, "pages")))
+    machine.handle(TaskPlanned(1, Task.of(2, "get", n=EACH_N)))
+    (expand,) = machine.handle(TaskDone(1, Ok([{"n": 1}])))
+    assert isinstance(expand, Expand)
+    machine.handle(TaskCancelled(2, "enough"))
+    (part,) = expand.parts
+    gone = Failed("cancelled: nobody waits for it", "cancelled")
+    assert machine.handle(TaskPlanned(1, part)) == [Settle(part.id, gone)]
