@@ -408,3 +408,95 @@ def test_a_part_that_is_planned_too_late_is_not_called() -> None:
     (part,) = expand.parts
     gone = Failed("cancelled: nobody waits for it", "cancelled")
     assert machine.handle(TaskPlanned(1, part)) == [Settle(part.id, gone)]
+
+
+def test_a_task_that_shares_a_call_can_be_replaced() -> None:
+    """The result of the call that it shared is not its own any more."""
+    get, other = Flaky(5.0), Flaky(9.0, name="other")
+
+    async def change(driver: Driver) -> None:
+        await asyncio.sleep(2.0)
+        driver.emit(TaskReplaced(1, Task.of(2, "other", n=99), driver.clock.now()))
+
+    tasks = [Task.of(1, "get", n=7), Task.of(2, "get", n=7)]
+    machine, events = drive(tasks, get, other, inside=change)
+    assert machine.outcomes == {1: Ok(7), 2: Ok(99)}
+    assert events[-1].at == pytest.approx(11.0)
+
+
+def test_the_watch_over_a_straggler_ends_when_it_is_replaced() -> None:
+    """What stands in its place is of a tool that is never hedged."""
+    get, other = Flaky(9.0, hedge=True), Flaky(9.0, name="other")
+
+    async def change(driver: Driver) -> None:
+        await asyncio.sleep(0.5)
+        driver.emit(TaskReplaced(1, Task.of(1, "other", n=5), driver.clock.now()))
+
+    latencies = {"get": [1.0] * 40}
+    machine, _ = drive(calls(1), get, other, inside=change, latencies=latencies)
+    assert machine.outcomes == {1: Ok(5)}
+    assert len(other.began) == 1
+
+
+def test_a_loser_whose_call_another_task_shares_goes_on() -> None:
+    """It would be made again from the beginning; where nobody else is left, it is cancelled."""
+    slow, quick = Flaky(5.0, name="slow"), Flaky(4.0, name="quick")
+    tasks = [Task.of(1, "slow", n=1), Task.of(2, "slow", n=1), Task.of(3, "quick", n=3)]
+    picky = Task.of(4, "quick", n=4, after=Pick((Ref(1), Ref(3))))
+    machine, _ = drive([*tasks, picky], slow, quick)
+    assert (machine.outcomes[2], slow.began) == (Ok(1), [0.0])
+    picky = Task.of(4, "quick", n=4, after=Pick((Ref(1), Ref(2), Ref(3))))
+    machine, events = drive([*tasks, picky], slow, quick)
+    assert (slow.cancelled, events[-1].at) == (1, pytest.approx(8.0))
+
+
+def test_a_failed_element_asks_for_a_plan_by_the_number_of_its_task_and_once() -> None:
+    """The planner has never seen the numbers of parts."""
+    machine = Machine(Limits(replan_early=True, max_replans=3))
+    machine.handle(RunStarted("run", "?"))
+    tasks = [Task.of(1, "pages"), Task.of(2, "get", n=EACH_N), Task.of(3, "get")]
+    for task in tasks:
+        machine.handle(TaskPlanned(1, task))
+    machine.handle(PlanEnded(1))
+    (expand,) = machine.handle(TaskDone(1, Ok([{"n": 1}])))
+    assert isinstance(expand, Expand)
+    (part,) = expand.parts
+    machine.handle(TaskPlanned(1, part))
+    why = "call 2 (get) failed: element 0: no"
+    asked, settled = machine.handle(TaskDone(part.id, Failed("no")))
+    assert asked == Plan(2, 4, why)
+    machine.handle(PlanEnded(2))
+    assert isinstance(settled, Settle)
+    assert machine.handle(TaskDone(2, settled.outcome)) == []
+
+
+def test_the_parts_of_a_long_branch_go_before_a_single_call() -> None:
+    """Each is as urgent as the whole of which it is a part."""
+    get, other = Flaky(1.0), Flaky(1.0, name="other")
+    tasks = [
+        Task.of(1, "pages"),
+        Task.of(2, "other", n=2),
+        Task.of(3, "other", n=3),
+        Task.of(4, "get", n=EACH_N),
+        Task.of(5, "get", n=7, after=Ref(4)),
+    ]
+    _, events = drive(tasks, pages, get, other, limits=Limits(concurrency=1))
+    order = [id for id, _ in started(events)]
+    assert order.index(4_000_003) < order.index(3)
+
+
+def test_a_plan_that_breaks_off_asks_for_nothing_more() -> None:
+    """So what a pick did without is cancelled then, as at the end of a plan."""
+    quick, slow = Flaky(1.0, name="quick"), Flaky(9.0, name="slow")
+    tasks = [Task.of(1, "slow", n=1), Task.of(2, "quick", n=2)]
+    tasks.append(Task.of(3, "quick", n=3, after=Pick((Ref(1), Ref(2)))))
+
+    async def plan(command: Plan, emit: Emit) -> None:
+        for task in tasks:
+            emit(TaskPlanned(1, task))
+        await asyncio.sleep(1.5)
+        raise ConnectionError("the model server went away")
+
+    _, events = drive([], quick, slow, planning=plan)
+    assert slow.cancelled == 1
+    assert events[-1].at == pytest.approx(2.0)
