@@ -27,7 +27,7 @@ from agentpar.events import (
     TaskStarted,
 )
 from agentpar.executor.driver import Driver, Emit
-from agentpar.executor.machine import Execute, Expand, Join, Machine, Plan, Settle, catch_up
+from agentpar.executor.machine import Cancel, Execute, Expand, Join, Machine, Plan, Settle, catch_up
 from agentpar.executor.naive import interpret
 from agentpar.plan import EACH, Failed, Ok, Pick, Ref, Skipped, Task
 from agentpar.policy import Limits, Policy
@@ -243,7 +243,7 @@ def test_the_machine_comes_to_what_the_plain_interpreter_comes_to(
     todo: list[Event] = []
     wanted = machine.handle(RunStarted("run", "?"))
     todo += [TaskPlanned(1, task) for task in tasks]
-    running: list[Event] = []
+    running: list[TaskDone] = []
 
     def perform(commands: Any) -> None:
         for command in commands:
@@ -254,6 +254,8 @@ def test_the_machine_comes_to_what_the_plain_interpreter_comes_to(
                     todo[:0] = [TaskPlanned(1, part) for part in parts]
                 case Settle(id, outcome):
                     todo.insert(0, TaskDone(id, outcome))
+                case Cancel("call", id):
+                    running[:] = [event for event in running if event.task_id != id]
                 case Join():
                     assert not todo
                     assert not running
