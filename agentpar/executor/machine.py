@@ -791,6 +791,8 @@ class Machine:
 
     def _abandon(self, id: int, why: str, *, branch: bool = False) -> list[Command]:
         """End a task that is not wanted; with its ``branch``, also what only it had need of."""
+        if self._is_settled(id):
+            return []
         commands = self._take_out(id, why)
         self._unmet[id] = 0
         error = f"cancelled: {why}" if why else "cancelled"
@@ -799,6 +801,13 @@ class Machine:
             if need in self._unmet and not self._is_wanted(need):
                 commands += self._abandon(need, f"only task {id} needed it", branch=True)
         return commands
+
+    def _is_settled(self, id: int) -> bool:
+        """Whether it is decided how the task ends, and only not told yet."""
+        if self._unmet[id] or id in self._asked or id in self._follows:
+            return False
+        call = self._calls.get(id)
+        return call is None or not (call.attempts or call.waiting or id in self._paused)
 
     def _is_wanted(self, id: int) -> bool:
         """Whether another task waits for this one, or for the result of its call."""

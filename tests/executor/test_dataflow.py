@@ -502,3 +502,18 @@ def test_a_plan_that_breaks_off_asks_for_nothing_more() -> None:
     _, events = drive([], quick, slow, planning=plan)
     assert slow.cancelled == 1
     assert events[-1].at == pytest.approx(2.0)
+
+
+def test_a_task_ends_once() -> None:
+    """One that has failed in the moment in which nobody wants it any more has failed."""
+    get = Flaky(1.0)
+    tasks = [
+        Task.of(1, "get", n=1),
+        Task.of(2, "get", n=Ref(1, (EACH,))),
+        Task.of(3, "get", n=Ref(2)),
+        Task.of(4, "get", n=4, after=Pick((Ref(3), Ref(1)))),
+    ]
+    _, events = drive(tasks, get)
+    (outcome,) = (e.outcome for e in events if isinstance(e, TaskDone) and e.task_id == 2)
+    assert isinstance(outcome, Failed)
+    assert outcome.kind == "reference"
