@@ -189,15 +189,13 @@ class Session:
     async def _plan(self, command: Plan, emit: Emit) -> None:
         machine = self.machine
         first_id = command.first_id
+        written, known = whole(machine.tasks, machine.outcomes)
         standing = tuple(_planned(self._past, command.round))
         own = {
             event.task.id if isinstance(event, TaskPlanned) else event.task_id for event in standing
         }
         if standing:  # the plan broke off: it is asked for again, in the same words
-            first_id = 1 + max(
-                (id for id in [*machine.tasks, *machine.outcomes] if id not in own), default=0
-            )
-        written, known = whole(machine.tasks, machine.outcomes)
+            first_id = 1 + max((id for id in [*written, *known] if id not in own), default=0)
         request = PlanRequest(
             machine.question,
             command.round,
@@ -287,7 +285,7 @@ def _planned(events: Iterable[Event], round: int) -> Iterator[TaskPlanned | Plan
     """What the lines of a round's plan came to, as far as it got."""
     for event in events:
         match event:
-            case TaskPlanned() if event.round == round:
+            case TaskPlanned(_, task) if event.round == round and task.part is None:
                 yield event
             case PlanFault() if event.round == round and event.line:
                 yield event

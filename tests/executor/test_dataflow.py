@@ -4,6 +4,7 @@ time, and held against the plain interpreter."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from random import Random
 from typing import Any
@@ -22,6 +23,7 @@ from agentpar.events import (
     RunStarted,
     TaskCancelled,
     TaskDone,
+    TaskItem,
     TaskPlanned,
     TaskReplaced,
     TaskStarted,
@@ -29,6 +31,7 @@ from agentpar.events import (
 from agentpar.executor.driver import Driver, Emit
 from agentpar.executor.machine import Cancel, Execute, Expand, Join, Machine, Plan, Settle, catch_up
 from agentpar.executor.naive import interpret
+from agentpar.labels import brought_in
 from agentpar.plan import EACH, Failed, Ok, Pick, Ref, Skipped, Task
 from agentpar.policy import Limits, Policy
 
@@ -517,3 +520,30 @@ def test_a_task_ends_once() -> None:
     (outcome,) = (e.outcome for e in events if isinstance(e, TaskDone) and e.task_id == 2)
     assert isinstance(outcome, Failed)
     assert outcome.kind == "reference"
+
+
+def test_elements_that_nobody_wants_are_not_told() -> None:
+    """A list that goes on although its call was cancelled is heard by nobody."""
+
+    @tool
+    async def deaf() -> AsyncIterator[int]:
+        """Go on whatever happens."""
+        for n in range(3):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(1.0)
+            yield n
+
+    async def cancel(driver: Driver) -> None:
+        await asyncio.sleep(1.5)
+        driver.emit(TaskCancelled(1, "enough", driver.clock.now()))
+
+    _, events = drive([Task.of(1, "deaf")], deaf, inside=cancel)
+    assert [e.index for e in events if isinstance(e, TaskItem)] == [0]
+
+
+def test_a_planner_reads_whole_lists_and_not_their_parts() -> None:
+    """So where a later call comes from is said by the numbers of the plan."""
+    tasks = {1: Task.of(1, "pages"), 2: Task.of(2, "get", n=EACH_N)}
+    tasks[2_000_001] = Task(2_000_001, "get", {"n": 0}, (1,), part=(2, 0))
+    outcomes = {1: Ok([{"n": 0}]), 2_000_001: Ok(0), 2: Ok([0])}
+    assert brought_in(tasks, outcomes, ()) == (1, 2)
