@@ -111,9 +111,11 @@ def answer_of(run_id: str, machine: Machine, events: Iterable[Event]) -> Answer:
                 text, citations = event.text, event.citations
                 unsupported = event.unsupported
             case ModelUsed():
-                usage += event.usage
+                used = event.usage
                 if event.purpose == "prefill":
-                    prefill += event.usage
+                    used = replace(used, cut=False)  # it was never to write more
+                    prefill += used
+                usage += used
             case RunFinished():
                 status, error = event.status, event.error
                 stopped_by = event.stopped_by

@@ -107,9 +107,12 @@ def brought_in(
     """The tasks whose results a reader of ``outcomes`` reads text from outside in.
 
     A failure counts, too: its message is the far side's. A call that was never made has none.
+    Of a task over a list the whole is read, and not its parts.
     """
     return tuple(
-        id for id, task in tasks.items() if task.tool not in pure and _was_called(outcomes.get(id))
+        id
+        for id, task in tasks.items()
+        if task.part is None and task.tool not in pure and _was_called(outcomes.get(id))
     )
 
 

@@ -285,7 +285,7 @@ def _planned(events: Iterable[Event], round: int) -> Iterator[TaskPlanned | Plan
     """What the lines of a round's plan came to, as far as it got."""
     for event in events:
         match event:
-            case TaskPlanned() if event.round == round and event.task.part is None:
+            case TaskPlanned(_, task) if event.round == round and task.part is None:
                 yield event
             case PlanFault() if event.round == round and event.line:
                 yield event

@@ -143,6 +143,23 @@ def test_resumed_run_repeats_no_call(saver: Any, calls: list[str]) -> None:
     assert sorted(calls[1:]) == ["send 19", "send hello"]
 
 
+def test_nobody_is_asked_for_a_call_that_came_too_late(saver: Any, calls: list[str]) -> None:
+    """The deadline ends a run whose other calls still go on: there is an answer, and no pause."""
+
+    @tool
+    async def dawdle() -> str:
+        """Take too long."""
+        await asyncio.sleep(60)
+        return "done"
+
+    texts = ['1. dawdle()\n2. send(text="hello")\njoin()', "Answer: nothing was sent"]
+    graph = agent_of(texts, calls, sources=[dawdle], deadline=0.5).as_graph(saver)
+    state = graph.invoke({"question": "Send it"}, thread())
+    assert "__interrupt__" not in state
+    assert state["pending"] == []
+    assert state["answer"]["usage"]["stopped_by"] == "deadline=0.5 s"
+
+
 def test_verdict_by_task(saver: Any, calls: list[str]) -> None:
     """``resume={"task_id": …}`` allows one call and refuses another, which then is data."""
     from langgraph.types import Command

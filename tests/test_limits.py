@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 
 from agentpar import Agent, Failed, Ok, RunFailed, ScriptedRuntime, UsageError, tool
-from agentpar.events import AttemptFailed, RunFinished, TaskDone, Usage
+from agentpar.answer import recorded_answer
+from agentpar.events import (
+    AttemptFailed,
+    Event,
+    ModelUsed,
+    RunFinished,
+    RunStarted,
+    TaskDone,
+    Usage,
+)
 from agentpar.executor.record import read_record, replay
 from agentpar.executor.simulate import run
 from agentpar.policy import Price
@@ -185,3 +194,14 @@ def test_limits_that_make_no_sense_are_refused(options: dict[str, Any], message:
     with pytest.raises(UsageError) as caught:
         Agent([], runtime=ScriptedRuntime([]), **options)
     assert message in str(caught.value)
+
+
+def test_reading_ahead_is_no_text_that_was_cut_off() -> None:
+    """It is asked for one token, which nobody reads."""
+    events: list[Event] = [
+        RunStarted("run", "?"),
+        ModelUsed("prefill", 1, Usage(prompt_tokens=9, completion_tokens=1, calls=1, cut=True)),
+        RunFinished("answered"),
+    ]
+    usage = recorded_answer("run", events).usage
+    assert (usage.prompt_tokens, usage.calls, usage.cut) == (9, 1, False)

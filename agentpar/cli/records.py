@@ -41,12 +41,15 @@ def find_run(name: str, runs: Path) -> Path:
 
 def run_plan(name: str, runs: Path) -> tuple[list[Task], Mapping[int, Outcome]]:
     """What a recorded run planned, and how it came out."""
-    from agentpar.events import TaskDone, TaskPlanned
+    from agentpar.events import TaskDone, TaskPlanned, TaskReplaced
     from agentpar.executor.record import read_record
+    from agentpar.plan import whole
 
     events = list(read_record(find_run(name, runs)).events)
-    tasks = [event.task for event in events if isinstance(event, TaskPlanned)]
-    return tasks, {e.task_id: e.outcome for e in events if isinstance(e, TaskDone)}
+    tasks = {e.task.id: e.task for e in events if isinstance(e, TaskPlanned | TaskReplaced)}
+    ends = {e.task_id: e.outcome for e in events if isinstance(e, TaskDone)}
+    planned, outcomes = whole(tasks, ends)
+    return list(planned.values()), outcomes
 
 
 def read_text(path: Path) -> str:

@@ -345,6 +345,7 @@ class Driver:
         if (task := self._work.get(key)) is not None:
             self._unwanted.add(key)
             task.cancel()
+        self.held = [held for held in self.held if _key_of(held) != key]
 
     # Time
 
@@ -500,7 +501,7 @@ class Driver:
             alarm = self._loop.call_later(limit, self._too_late, key, tool.name, limit)
         try:
             if tool.streams:
-                returned = await self._streamed(tool.call(**arguments), key[1])
+                returned = await self._streamed(tool.call(**arguments), key)
             else:
                 returned = await tool.call(**arguments)
         except asyncio.CancelledError:
@@ -525,13 +526,14 @@ class Driver:
             return Failed(f"{tool.name} returned more than {limit_text}", "size"), None
         return Ok(value), None
 
-    async def _streamed(self, items: Any, id: int) -> list[Any]:
+    async def _streamed(self, items: Any, key: Key) -> list[Any]:
         """The elements that a tool yields, each told as it comes."""
         values: list[Any] = []
+        emit = self._unless_unwanted(key)
         async with aclosing(items):
             async for item in items:
                 values.append(to_data(item))
-                self.emit(TaskItem(id, len(values) - 1, values[-1], self.clock.now()))
+                emit(TaskItem(key[1], len(values) - 1, values[-1], self.clock.now()))
         return values
 
     async def _unless_cancelled(self, key: Key, work: Awaitable[T]) -> T:
@@ -547,6 +549,17 @@ class Driver:
     def _is_stopped(self, key: Key) -> bool:
         """Whether it was we who cancelled what runs under ``key``."""
         return key in self._unwanted or key in self._late or self._over is None
+
+
+def _key_of(command: Command) -> Key | None:
+    """What a held command would do, as `Cancel` names it."""
+    match command:
+        case Ask(task):
+            return "ask", task.id, 0
+        case Plan(round):
+            return "plan", round, 0
+        case _:
+            return None
 
 
 _CANCELLED_ITSELF = "the call cancelled itself"

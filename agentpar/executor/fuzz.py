@@ -36,6 +36,7 @@ from agentpar.events import (
     RunStarted,
     TaskDone,
     TaskPlanned,
+    TaskReplaced,
     TaskStarted,
     Usage,
 )
@@ -109,13 +110,12 @@ def material(record: Record) -> Recorded:
     question = next((event.question for event in events if isinstance(event, RunStarted)), None)
     if question is None:
         raise UsageError("the record holds no run: it ends before its first event")
-    tools = {event.task.id: event.task.tool for event in events if isinstance(event, TaskPlanned)}
     return Recorded(
         question,
         _plans(events),
         _joins(events),
-        _results(events, tools),
-        _verdicts(events, tools),
+        _results(events),
+        _verdicts(events),
         {event.task_id: event.outcome for event in events if isinstance(event, TaskDone)},
     )
 
@@ -124,6 +124,8 @@ def _plans(events: Iterable[Event]) -> dict[int, tuple[Event, ...]]:
     plans: dict[int, list[Event]] = {}
     began: dict[int, float] = {}
     for event in events:
+        if isinstance(event, TaskPlanned) and event.task.part is not None:
+            continue  # the machine plans these itself, from the list
         match event:
             case PlanStarted(round=round, at=at):
                 began.setdefault(round, at)
@@ -131,6 +133,7 @@ def _plans(events: Iterable[Event]) -> dict[int, tuple[Event, ...]]:
             case (
                 PlanText(round=round, at=at)
                 | TaskPlanned(round=round, at=at)
+                | TaskReplaced(round=round, at=at)
                 | PlanFault(round=round, at=at)
                 | PlanEnded(round=round, at=at)
                 | PlanFailed(round=round, at=at)
@@ -164,11 +167,14 @@ def _joins(events: Iterable[Event]) -> dict[int, Said]:
     return joins
 
 
-def _results(events: Iterable[Event], tools: Mapping[int, str]) -> dict[str, tuple[Result, ...]]:
+def _results(events: Iterable[Event]) -> dict[str, tuple[Result, ...]]:
+    tools: dict[int, str] = {}
     started: dict[tuple[int, int], tuple[int, str, float]] = {}
     results: dict[str, list[tuple[int, Result]]] = defaultdict(list)
     for place, event in enumerate(events):
         match event:
+            case TaskPlanned(task=task) | TaskReplaced(task=task):
+                tools[task.id] = task.tool
             case TaskStarted(task_id=id, args=args, at=at, attempt=attempt) if id in tools:
                 started[id, attempt] = (place, call_text(tools[id], args), at)
             case AttemptFailed() | TaskDone() if (event.task_id, event.attempt) in started:
@@ -181,13 +187,14 @@ def _results(events: Iterable[Event], tools: Mapping[int, str]) -> dict[str, tup
     }
 
 
-def _verdicts(
-    events: Iterable[Event], tools: Mapping[int, str]
-) -> dict[str, tuple[float, bool, str]]:
+def _verdicts(events: Iterable[Event]) -> dict[str, tuple[float, bool, str]]:
+    tools: dict[int, str] = {}
     asked: dict[int, tuple[str, float]] = {}
     verdicts: dict[str, tuple[float, bool, str]] = {}
     for event in events:
         match event:
+            case TaskPlanned(task=task) | TaskReplaced(task=task):
+                tools[task.id] = task.tool
             case ApprovalAsked(task_id=id, args=args, at=at) if id in tools:
                 asked[id] = (call_text(tools[id], args), at)
             case ApprovalGiven(task_id=id, allowed=allowed, reason=reason, at=at) if id in asked:
@@ -573,7 +580,7 @@ class _Rerun:
 
     def _tools(self) -> dict[str, Tool]:
         plans = (event for events in self._recorded.plans.values() for event in events)
-        names = {event.task.tool for event in plans if isinstance(event, TaskPlanned)}
+        names = {e.task.tool for e in plans if isinstance(e, TaskPlanned | TaskReplaced)}
         return {name: self._tool(name) for name in sorted(names)}
 
     def _tool(self, name: str) -> Tool:

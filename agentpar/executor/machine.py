@@ -239,11 +239,13 @@ class Machine:
         self._picking: set[int] = set()  # may start before all they need has ended
         self._unneeded: list[tuple[int, int]] = []  # (task, which did not wait for it)
         self._parts: dict[int, list[int]] = {}  # of tasks over a list, those that were planned
+        self._numbered: dict[int, int] = {}  # how many parts such a task has ever had
         self._unfit: dict[int, str] = {}  # parts whose arguments cannot be filled, and why
         self._items: dict[int, list[Any]] = {}  # elements of lists that are still coming
         self._tried: dict[int, int] = {}  # attempts of a call that was replaced
         self._asked: dict[int, Ask] = {}
         self._calls: dict[int, _Call] = {}
+        self._follows: dict[int, int] = {}  # task -> the call whose result it waits for
         self._admission = Admission(self.limits, self.policies, self.latency)
         # Reading twice does no harm and brings nothing: these run once for equal arguments.
         self._shared = frozenset(
@@ -364,8 +366,12 @@ class Machine:
             raise PlanError(f"task {id} is planned twice")
         self.tasks[id] = task
         if task.part is not None:
-            if (read := self.read.get(task.part[0])) is not None:
+            parent, index = task.part
+            if (read := self.read.get(parent)) is not None:
                 self.read[id] = read
+            if id not in self._parts.get(parent, ())[index : index + 1]:
+                self._unmet[id] = 0
+                return [Settle(id, Failed("cancelled: nobody waits for it", "cancelled"))]
         else:
             if self._planner_read:
                 self.read[id] = self._planner_read
@@ -416,8 +422,9 @@ class Machine:
             return []
         commands: list[Command] = []
         left, self._unneeded = self._unneeded, []
+        left.sort(key=lambda pair: pair[0] in self._calls)  # whoever shares a call before it
         for need, id in left:
-            if need in self._unmet and not self._dependants.get(need):
+            if need in self._unmet and not self._is_wanted(need):
                 commands += self._abandon(need, f"task {id} has what it needs", branch=True)
         return commands
 
@@ -445,7 +452,7 @@ class Machine:
         self._planning = False
         self._plan_error = event.error
         self.budget.forfeit("plan")
-        return self._join_if_quiet()
+        return self._drop_unneeded() or self._join_if_quiet()
 
     def _model_used(self, event: ModelUsed) -> list[Command]:
         if event.purpose == "prefill":
@@ -506,7 +513,8 @@ class Machine:
         planned = self._parts.setdefault(task.id, [])
         parts = []
         for index in range(start, len(items)):
-            id = task.id * PARTS + index + 1
+            count = self._numbered[task.id] = self._numbered.get(task.id, 0) + 1
+            id = task.id * PARTS + count
             try:
                 args = element_args(task.args, index, items[index], self.outcomes)
             except PlanError as error:
@@ -587,6 +595,7 @@ class Machine:
                     return [Settle(task.id, outcome, f"same call as {first}")]
                 if (running := self._calls.get(first)) is not None:
                     running.followers = [*(running.followers or ()), task.id]
+                    self._follows[task.id] = first
                     return []
                 known[key] = task.id  # the first one failed: it may be tried anew
         lane = self._admission.lane(task.tool, args)
@@ -621,7 +630,7 @@ class Machine:
         if not call.hedging:
             call.tries += 1
         if not (policy.hedge or policy.retries):
-            return [Execute(task, call.args)]
+            return [Execute(task, call.args, call.last)]
         commands = self._watch(call) if policy.hedge else []
         return [*commands, Execute(task, call.args, call.last, retry=True)]
 
@@ -653,7 +662,8 @@ class Machine:
         return max(drift, default=0.0) > RERANK_AT * min(drift, default=0.0)
 
     def _rank(self, call: _Call) -> float:
-        rank = self._ranks.get(call.task.id)
+        part = call.task.part  # what waits for a part waits for the whole
+        rank = self._ranks.get(call.task.id if part is None else part[0])
         return self._expected.get(call.task.tool, 1.0) if rank is None else rank
 
     # Ending calls
@@ -710,10 +720,11 @@ class Machine:
                 case "fail":
                     self.outcomes[id] = outcome
                     why = f"task {id} ({tool}) failed: {outcome.error}"
-                    return [*self._cancel_all(why), *self._finish(Finish("failed", why))]
+                    stops = [command for command in commands if isinstance(command, Cancel)]
+                    return [*stops, *self._cancel_all(why), *self._finish(Finish("failed", why))]
         self.outcomes[id] = outcome
-        if self._replans_early(outcome):
-            commands += self._plan(f"call {id} ({self.tasks[id].tool}) failed: {outcome.error}")
+        if id not in self._parts and self._replans_early(outcome):
+            commands += self._plan(self._failure(self.tasks[id], outcome))
         if id in self._dependants:
             unmet = self._unmet
             for dependant in self._dependants.pop(id):
@@ -747,8 +758,7 @@ class Machine:
         if call.attempts or call.waiting or id in self._paused:
             commands = self._drop(call, "another attempt has brought the result")
         for follower in call.followers or ():
-            if follower not in self._unmet:
-                continue  # nobody wants it any more
+            del self._follows[follower]
             if self.stopped_by and not isinstance(outcome, Ok):
                 commands.append(Settle(follower, self._unspent()))
             elif isinstance(outcome, Failed) and outcome.kind in ("cancelled", "limit"):
@@ -781,30 +791,54 @@ class Machine:
 
     def _abandon(self, id: int, why: str, *, branch: bool = False) -> list[Command]:
         """End a task that is not wanted; with its ``branch``, also what only it had need of."""
+        if self._is_settled(id):
+            return []
         commands = self._take_out(id, why)
         self._unmet[id] = 0
         error = f"cancelled: {why}" if why else "cancelled"
         commands.append(Settle(id, Failed(error, "cancelled")))
         for need in self.tasks[id].needs if branch else ():
-            if need in self._unmet and not self._dependants.get(need):
+            if need in self._unmet and not self._is_wanted(need):
                 commands += self._abandon(need, f"only task {id} needed it", branch=True)
         return commands
+
+    def _is_settled(self, id: int) -> bool:
+        """Whether it is decided how the task ends, and only not told yet."""
+        if self._unmet[id] or id in self._asked or id in self._follows:
+            return False
+        call = self._calls.get(id)
+        return call is None or not (call.attempts or call.waiting or id in self._paused)
+
+    def _is_wanted(self, id: int) -> bool:
+        """Whether another task waits for this one, or for the result of its call."""
+        call = self._calls.get(id)
+        return bool(self._dependants.get(id) or (call is not None and call.followers))
 
     def _take_out(self, id: int, why: str) -> list[Command]:
         """Stop all that is done for a task that has not ended; it waits for nothing any more."""
         commands: list[Command] = []
         if (call := self._calls.get(id)) is not None:
             commands = self._drop(call, why)
+        if (first := self._follows.pop(id, None)) is not None:
+            followers = self._calls[first].followers
+            assert followers is not None
+            followers.remove(id)
         if self._asked.pop(id, None) is not None:
             commands.append(Cancel("ask", id, why=why))
-        for part in self._parts.pop(id, ()):
-            self._dependants[part] = []
-            if part in self._unmet:
-                commands += self._abandon(part, why)
+        commands += self._drop_parts(id, why)
         self._picking.discard(id)
         for need in self.tasks[id].needs:
             if id in self._dependants.get(need, ()):
                 self._dependants[need].remove(id)
+        return commands
+
+    def _drop_parts(self, id: int, why: str) -> list[Command]:
+        """Nobody waits for the parts of task ``id`` any more."""
+        commands: list[Command] = []
+        for part in self._parts.pop(id, ()):
+            self._dependants[part] = []
+            if part in self._unmet:
+                commands += self._abandon(part, why)
         return commands
 
     def _task_replaced(self, event: TaskReplaced) -> list[Command]:
@@ -822,7 +856,13 @@ class Machine:
             for key in [key for key, first in known.items() if first == id]:
                 del known[key]
             for follower in call.followers or ():
+                del self._follows[follower]
                 commands += self._call(self.tasks[follower], call.args)
+        if self._items.pop(id, None) is not None:  # another list comes: begin with that anew
+            for dependant in self._dependants.get(id, ()):
+                if dependant in self._parts:
+                    commands += self._drop_parts(dependant, f"task {id} was replaced")
+                    self._unmet[dependant] = 1
         self.tasks[id] = task
         if self._planner_read:  # its line was written with more in mind than the old one
             self.read[id] = (*self.read.get(id, ()), *self._planner_read)
@@ -857,6 +897,12 @@ class Machine:
             and bool(self._unmet)
             and not self._forbids_plan()
         )
+
+    def _failure(self, task: Task, outcome: Failed) -> str:
+        """What went wrong, by the numbers that the planner knows."""
+        id, element = task.part or (task.id, None)
+        error = outcome.error if element is None else f"element {element}: {outcome.error}"
+        return f"call {id} ({task.tool}) failed: {error}"
 
     # Time
 
@@ -906,8 +952,8 @@ class Machine:
         call = self._calls.get(id)
         if call is None or len(call.attempts) != 1 or call.waiting or self.stopped_by:
             return []
-        if not self._is_idempotent(call.task.tool):
-            return []
+        if not (call.policy.hedge and self._is_idempotent(call.task.tool)):
+            return []  # of a tool that another call has replaced by now, perhaps
         begun = self._begun[call.task.tool]
         if begun[1] + 1 > HEDGE_SHARE * begun[0]:
             return []

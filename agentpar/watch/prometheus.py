@@ -22,6 +22,7 @@ from agentpar.events import (
     RunFinished,
     TaskDone,
     TaskPlanned,
+    TaskReplaced,
     TaskStarted,
 )
 from agentpar.plan import Failed, Ok, Outcome, Skipped
@@ -133,7 +134,8 @@ class _Counting:
     def __init__(self, metrics: _Metrics, run: RunInfo) -> None:
         self._metrics = metrics
         self._agent = run.agent
-        self._tools = {e.task.id: e.task.tool for e in run.history if isinstance(e, TaskPlanned)}
+        planned = (e.task for e in run.history if isinstance(e, TaskPlanned | TaskReplaced))
+        self._tools = {task.id: task.tool for task in planned}
         self._started: dict[int, float] = {}
         metrics.runs_in_flight.labels(run.agent).inc()
 
@@ -141,6 +143,10 @@ class _Counting:
         agent, metrics = self._agent, self._metrics
         match event:
             case TaskPlanned(task=task):
+                self._tools[task.id] = task.tool
+            case TaskReplaced(task=task):
+                if task.id in self._started:  # the call that ran has been stopped
+                    self._ended(task.id, "cancelled", event.at)
                 self._tools[task.id] = task.tool
             case TaskStarted(id, at=at):
                 tool = self._tool(id)

@@ -42,6 +42,7 @@ from agentpar.events import (
     RunStarted,
     TaskDone,
     TaskPlanned,
+    TaskReplaced,
     TaskStarted,
     Usage,
 )
@@ -136,7 +137,7 @@ class SpanTree:
         self._chats = 0
         self._at = 0.0
         for event in run.history:
-            if isinstance(event, TaskPlanned):
+            if isinstance(event, TaskPlanned | TaskReplaced):
                 self._tasks[event.task.id] = event.round, event.task
 
     def add(self, event: Event) -> list[Change]:
@@ -152,6 +153,9 @@ class SpanTree:
             case PlanFailed(round, error, at):
                 changes += self._closed(("plan", round), at, error="plan", message=error)
             case TaskPlanned(round, task):
+                self._tasks[task.id] = round, task
+            case TaskReplaced(round, task, at):  # a call that ran in its place has been stopped
+                changes += self._closed(("task", task.id), at, error="cancelled")
                 self._tasks[task.id] = round, task
             case TaskStarted():
                 changes += self._task_started(event)

@@ -263,3 +263,20 @@ async def test_a_run_brings_its_own_rules_to_the_proof(cli: Cli, tmp_path: Path)
     done = cli("graph", "last", "--proof")
     assert done.returncode == 0
     assert "2 mail(): changes things\n  untrusted: planned after reading 1 page\n" in done.stdout
+
+
+async def test_a_plan_is_drawn_as_it_was_written(cli: Cli) -> None:
+    """A call over a list is one call."""
+    plan = "1. names()\n2. size(of=$1[*])\njoin()"
+    runtime = ScriptedRuntime([plan, "Answer: two"])
+    async with Agent([names, size], runtime=runtime, runs=cli.folder / "runs") as agent:
+        await agent.ask("How large?", run_id="list")
+    drawn = cli("graph", "list").stdout
+    assert "t2[" in drawn
+    assert "2000001" not in drawn
+
+
+@tool
+async def names() -> list[str]:
+    """Names of things."""
+    return ["a", "bb"]

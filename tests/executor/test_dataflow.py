@@ -4,6 +4,7 @@ time, and held against the plain interpreter."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from random import Random
 from typing import Any
@@ -20,14 +21,17 @@ from agentpar.events import (
     PlanEnded,
     PlanStarted,
     RunStarted,
+    TaskCancelled,
     TaskDone,
+    TaskItem,
     TaskPlanned,
     TaskReplaced,
     TaskStarted,
 )
 from agentpar.executor.driver import Driver, Emit
-from agentpar.executor.machine import Execute, Expand, Join, Machine, Plan, Settle, catch_up
+from agentpar.executor.machine import Cancel, Execute, Expand, Join, Machine, Plan, Settle, catch_up
 from agentpar.executor.naive import interpret
+from agentpar.labels import brought_in
 from agentpar.plan import EACH, Failed, Ok, Pick, Ref, Skipped, Task
 from agentpar.policy import Limits, Policy
 
@@ -40,9 +44,9 @@ async def pages(count: int = 3) -> list[dict[str, int]]:
 
 
 @tool
-async def ticks(count: int = 3, every: float = 1.0) -> AsyncIterator[int]:
+async def ticks(count: int = 3, every: float = 1.0, first: int = 0) -> AsyncIterator[int]:
     """A list that takes its time."""
-    for n in range(count):
+    for n in range(first, first + count):
         await asyncio.sleep(every)
         yield n
 
@@ -133,7 +137,6 @@ def test_a_list_that_breaks_off_is_no_list() -> None:
 
 def test_cancelling_a_call_over_a_list_cancels_its_parts() -> None:
     """None runs on, none begins."""
-    from agentpar.events import TaskCancelled
 
     async def cancel(driver: Driver) -> None:
         await asyncio.sleep(1.5)
@@ -243,7 +246,7 @@ def test_the_machine_comes_to_what_the_plain_interpreter_comes_to(
     todo: list[Event] = []
     wanted = machine.handle(RunStarted("run", "?"))
     todo += [TaskPlanned(1, task) for task in tasks]
-    running: list[Event] = []
+    running: list[TaskDone] = []
 
     def perform(commands: Any) -> None:
         for command in commands:
@@ -254,6 +257,8 @@ def test_the_machine_comes_to_what_the_plain_interpreter_comes_to(
                     todo[:0] = [TaskPlanned(1, part) for part in parts]
                 case Settle(id, outcome):
                     todo.insert(0, TaskDone(id, outcome))
+                case Cancel("call", id):
+                    running[:] = [event for event in running if event.task_id != id]
                 case Join():
                     assert not todo
                     assert not running
@@ -350,3 +355,195 @@ def test_calls_that_shared_the_replaced_one_make_their_own() -> None:
     machine, _ = drive(tasks, get, other, inside=change)
     assert machine.outcomes == {1: Ok(9), 2: Ok(7)}
     assert get.cancelled == 1
+
+
+def test_what_stands_in_the_place_of_a_running_call_is_another_attempt() -> None:
+    """It has a number of its own, so the end of the one that was stopped is not taken for its."""
+    slow, get = Flaky(10.0, name="slow"), Flaky(1.0)
+
+    async def change(driver: Driver) -> None:
+        await asyncio.sleep(2.0)
+        driver.emit(TaskReplaced(1, Task.of(1, "get", n=5), driver.clock.now()))
+
+    machine, events = drive([Task.of(1, "slow", n=1)], slow, get, inside=change)
+    assert machine.outcomes == {1: Ok(5)}
+    assert [e.attempt for e in events if isinstance(e, TaskStarted)] == [1, 2]
+    assert events[-1].at == pytest.approx(3.0)
+    assert machine.latency.of("get").newest() == pytest.approx([1.0])
+
+
+def test_a_call_over_a_list_is_replaced_by_another() -> None:
+    """The parts of the old one stop; those of the new one have numbers of their own."""
+    get, other = Flaky(5.0), Flaky(1.0, name="other")
+
+    async def change(driver: Driver) -> None:
+        await asyncio.sleep(2.0)
+        driver.emit(TaskReplaced(1, Task.of(2, "other", n=EACH_N), driver.clock.now()))
+
+    tasks = [Task.of(1, "pages"), Task.of(2, "get", n=EACH_N)]
+    machine, events = drive(tasks, pages, get, other, inside=change)
+    assert machine.outcomes[2] == Ok([0, 1, 2])
+    assert (get.cancelled, len(other.began)) == (3, 3)
+    assert events[-1].at == pytest.approx(3.0)
+
+
+def test_a_list_that_is_replaced_while_it_comes_is_gone_over_anew() -> None:
+    """No result of an element of the old list gets among those of the new one."""
+    get = Flaky(0.1)
+
+    async def change(driver: Driver) -> None:
+        await asyncio.sleep(2.5)
+        driver.emit(TaskReplaced(1, Task.of(1, "ticks", first=7), driver.clock.now()))
+
+    tasks = [Task.of(1, "ticks"), Task.of(2, "get", n=Ref(1, (EACH,)))]
+    machine, _ = drive(tasks, ticks, get, inside=change)
+    assert machine.outcomes[2] == Ok([7, 8, 9])
+    assert get.began == pytest.approx([1.0, 2.0, 3.5, 4.5, 5.5])
+
+
+def test_a_part_that_is_planned_too_late_is_not_called() -> None:
+    """Its task was cancelled in the very moment in which the list was there."""
+    machine = Machine()
+    machine.handle(RunStarted("run", "?"))
+    machine.handle(TaskPlanned(1, Task.of(1, "pages")))
+    machine.handle(TaskPlanned(1, Task.of(2, "get", n=EACH_N)))
+    (expand,) = machine.handle(TaskDone(1, Ok([{"n": 1}])))
+    assert isinstance(expand, Expand)
+    machine.handle(TaskCancelled(2, "enough"))
+    (part,) = expand.parts
+    gone = Failed("cancelled: nobody waits for it", "cancelled")
+    assert machine.handle(TaskPlanned(1, part)) == [Settle(part.id, gone)]
+
+
+def test_a_task_that_shares_a_call_can_be_replaced() -> None:
+    """The result of the call that it shared is not its own any more."""
+    get, other = Flaky(5.0), Flaky(9.0, name="other")
+
+    async def change(driver: Driver) -> None:
+        await asyncio.sleep(2.0)
+        driver.emit(TaskReplaced(1, Task.of(2, "other", n=99), driver.clock.now()))
+
+    tasks = [Task.of(1, "get", n=7), Task.of(2, "get", n=7)]
+    machine, events = drive(tasks, get, other, inside=change)
+    assert machine.outcomes == {1: Ok(7), 2: Ok(99)}
+    assert events[-1].at == pytest.approx(11.0)
+
+
+def test_the_watch_over_a_straggler_ends_when_it_is_replaced() -> None:
+    """What stands in its place is of a tool that is never hedged."""
+    get, other = Flaky(9.0, hedge=True), Flaky(9.0, name="other")
+
+    async def change(driver: Driver) -> None:
+        await asyncio.sleep(0.5)
+        driver.emit(TaskReplaced(1, Task.of(1, "other", n=5), driver.clock.now()))
+
+    latencies = {"get": [1.0] * 40}
+    machine, _ = drive(calls(1), get, other, inside=change, latencies=latencies)
+    assert machine.outcomes == {1: Ok(5)}
+    assert len(other.began) == 1
+
+
+def test_a_loser_whose_call_another_task_shares_goes_on() -> None:
+    """It would be made again from the beginning; where nobody else is left, it is cancelled."""
+    slow, quick = Flaky(5.0, name="slow"), Flaky(4.0, name="quick")
+    tasks = [Task.of(1, "slow", n=1), Task.of(2, "slow", n=1), Task.of(3, "quick", n=3)]
+    picky = Task.of(4, "quick", n=4, after=Pick((Ref(1), Ref(3))))
+    machine, _ = drive([*tasks, picky], slow, quick)
+    assert (machine.outcomes[2], slow.began) == (Ok(1), [0.0])
+    picky = Task.of(4, "quick", n=4, after=Pick((Ref(1), Ref(2), Ref(3))))
+    machine, events = drive([*tasks, picky], slow, quick)
+    assert (slow.cancelled, events[-1].at) == (1, pytest.approx(8.0))
+
+
+def test_a_failed_element_asks_for_a_plan_by_the_number_of_its_task_and_once() -> None:
+    """The planner has never seen the numbers of parts."""
+    machine = Machine(Limits(replan_early=True, max_replans=3))
+    machine.handle(RunStarted("run", "?"))
+    tasks = [Task.of(1, "pages"), Task.of(2, "get", n=EACH_N), Task.of(3, "get")]
+    for task in tasks:
+        machine.handle(TaskPlanned(1, task))
+    machine.handle(PlanEnded(1))
+    (expand,) = machine.handle(TaskDone(1, Ok([{"n": 1}])))
+    assert isinstance(expand, Expand)
+    (part,) = expand.parts
+    machine.handle(TaskPlanned(1, part))
+    why = "call 2 (get) failed: element 0: no"
+    asked, settled = machine.handle(TaskDone(part.id, Failed("no")))
+    assert asked == Plan(2, 4, why)
+    machine.handle(PlanEnded(2))
+    assert isinstance(settled, Settle)
+    assert machine.handle(TaskDone(2, settled.outcome)) == []
+
+
+def test_the_parts_of_a_long_branch_go_before_a_single_call() -> None:
+    """Each is as urgent as the whole of which it is a part."""
+    get, other = Flaky(1.0), Flaky(1.0, name="other")
+    tasks = [
+        Task.of(1, "pages"),
+        Task.of(2, "other", n=2),
+        Task.of(3, "other", n=3),
+        Task.of(4, "get", n=EACH_N),
+        Task.of(5, "get", n=7, after=Ref(4)),
+    ]
+    _, events = drive(tasks, pages, get, other, limits=Limits(concurrency=1))
+    order = [id for id, _ in started(events)]
+    assert order.index(4_000_003) < order.index(3)
+
+
+def test_a_plan_that_breaks_off_asks_for_nothing_more() -> None:
+    """So what a pick did without is cancelled then, as at the end of a plan."""
+    quick, slow = Flaky(1.0, name="quick"), Flaky(9.0, name="slow")
+    tasks = [Task.of(1, "slow", n=1), Task.of(2, "quick", n=2)]
+    tasks.append(Task.of(3, "quick", n=3, after=Pick((Ref(1), Ref(2)))))
+
+    async def plan(command: Plan, emit: Emit) -> None:
+        for task in tasks:
+            emit(TaskPlanned(1, task))
+        await asyncio.sleep(1.5)
+        raise ConnectionError("the model server went away")
+
+    _, events = drive([], quick, slow, planning=plan)
+    assert slow.cancelled == 1
+    assert events[-1].at == pytest.approx(2.0)
+
+
+def test_a_task_ends_once() -> None:
+    """One that has failed in the moment in which nobody wants it any more has failed."""
+    get = Flaky(1.0)
+    tasks = [
+        Task.of(1, "get", n=1),
+        Task.of(2, "get", n=Ref(1, (EACH,))),
+        Task.of(3, "get", n=Ref(2)),
+        Task.of(4, "get", n=4, after=Pick((Ref(3), Ref(1)))),
+    ]
+    _, events = drive(tasks, get)
+    (outcome,) = (e.outcome for e in events if isinstance(e, TaskDone) and e.task_id == 2)
+    assert isinstance(outcome, Failed)
+    assert outcome.kind == "reference"
+
+
+def test_elements_that_nobody_wants_are_not_told() -> None:
+    """A list that goes on although its call was cancelled is heard by nobody."""
+
+    @tool
+    async def deaf() -> AsyncIterator[int]:
+        """Go on whatever happens."""
+        for n in range(3):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(1.0)
+            yield n
+
+    async def cancel(driver: Driver) -> None:
+        await asyncio.sleep(1.5)
+        driver.emit(TaskCancelled(1, "enough", driver.clock.now()))
+
+    _, events = drive([Task.of(1, "deaf")], deaf, inside=cancel)
+    assert [e.index for e in events if isinstance(e, TaskItem)] == [0]
+
+
+def test_a_planner_reads_whole_lists_and_not_their_parts() -> None:
+    """So where a later call comes from is said by the numbers of the plan."""
+    tasks = {1: Task.of(1, "pages"), 2: Task.of(2, "get", n=EACH_N)}
+    tasks[2_000_001] = Task(2_000_001, "get", {"n": 0}, (1,), part=(2, 0))
+    outcomes = {1: Ok([{"n": 0}]), 2_000_001: Ok(0), 2: Ok([0])}
+    assert brought_in(tasks, outcomes, ()) == (1, 2)

@@ -203,3 +203,19 @@ def test_what_a_hanging_call_costs_is_virtual(tmp_path: Path) -> None:
     for one in hung:
         (group,) = one.groups
         assert group.decided.outcomes == ((1, "failed: size gave no result within 60 s"),)
+
+
+@tool
+async def things() -> list[str]:
+    """Names of things."""
+    await asyncio.sleep(1)
+    return ["a", "bb", "ccc"]
+
+
+def test_a_call_over_a_list_is_planned_once(tmp_path: Path) -> None:
+    """The record has its parts as well, which the machine plans by itself."""
+    plan = "1. things()\n2. size(of=$1[*])\njoin()"
+    path = recorded(tmp_path, [things, size], [plan, "Answer: six"])
+    report = fuzzed(path)
+    assert not report.findings
+    assert not report.order_matters

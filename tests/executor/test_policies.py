@@ -24,9 +24,19 @@ from agentpar.events import (
     TaskPlanned,
     TaskStarted,
     Usage,
+    Woke,
 )
 from agentpar.executor.driver import Driver, Emit
-from agentpar.executor.machine import Conclude, Join, Machine, Plan, catch_up
+from agentpar.executor.machine import (
+    Cancel,
+    Conclude,
+    Execute,
+    Finish,
+    Join,
+    Machine,
+    Plan,
+    catch_up,
+)
 from agentpar.executor.results import MemoryResults
 from agentpar.executor.simulate import run
 from agentpar.permissions import Permissions
@@ -591,3 +601,19 @@ def test_a_policy_that_makes_no_sense_is_refused(fields: dict[str, Any], message
     with pytest.raises(UsageError, match="tool 'get'") as caught:
         tool(lambda: None, name="get", description="", **fields)
     assert message in str(caught.value)
+
+
+def test_what_runs_beside_a_call_that_fails_the_run_is_stopped() -> None:
+    """The second attempt of that call, too."""
+    policies = {"get": Policy(hedge=True, on_error="fail")}
+    machine = Machine(policies=policies, latencies={"get": [1.0] * 40})
+    machine.handle(RunStarted("run", "?"))
+    for task in calls(30):
+        machine.handle(TaskPlanned(1, task))
+    for task in calls(29):
+        machine.handle(TaskDone(task.id, Ok(1), at=0.5))
+    (hedge,) = machine.handle(Woke(at=2.0))
+    assert hedge == Execute(Task.of(30, "get", n=30), {"n": 30}, 2, retry=True)
+    commands = machine.handle(TaskDone(30, Failed("deaf", "timeout"), at=2.5))
+    assert any(isinstance(c, Cancel) and (c.id, c.attempt) == (30, 2) for c in commands)
+    assert isinstance(commands[-1], Finish)

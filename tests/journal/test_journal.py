@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,14 @@ from agentpar.events import (
     TaskDone,
     TaskPlanned,
     TaskStarted,
+    Usage,
 )
 from agentpar.executor.journal import open_journal
 from agentpar.executor.journal.calls import PastCalls
 from agentpar.executor.journal.spill import LIMIT
 from agentpar.executor.record import read_record, replay
 from agentpar.plan import Task
+from agentpar.ports import ModelRequest
 from agentpar.tools.call import call_key
 
 PLAN = "1. double(n=21)\n2. double(n=$1)\njoin()"
@@ -368,3 +371,37 @@ async def test_the_world_is_the_same_with_and_without(url: str, tmp_path: Path) 
         async with agent:
             texts.append((await agent.ask(acting.QUESTION)).text)
     assert texts[0] == texts[1]
+
+
+class Stuck(ScriptedRuntime):
+    """Writes its text, and never comes to an end."""
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
+        async for piece in super().stream(request):
+            if isinstance(piece, Usage):
+                await asyncio.Event().wait()
+            yield piece
+
+
+async def test_a_plan_that_broke_off_behind_a_list_goes_on_in_the_same_words(url: str) -> None:
+    """The calls for the elements of the list were never lines of it."""
+
+    @tool
+    async def numbers() -> list[int]:
+        """Some numbers."""
+        return [1, 2]
+
+    lines = "1. numbers()\n2. double(n=$1[*])\n"
+    runtime = Stuck([lines])
+    async with (
+        Agent([numbers, double], runtime=runtime, journal=url) as agent,
+        agent.run("How much?", run_id="list") as run,
+    ):
+        async for event in run:
+            if isinstance(event, TaskDone) and event.task_id == 2:
+                break
+    texts = (f"{lines}3. double(n=$2[1])\njoin()", "It is 8 [3].\nAnswer: 8 [3]")
+    async with agent_of(url, *texts, tools=(numbers, double)) as agent:
+        answer = await agent.resume("list")
+    assert answer.outcomes == {1: Ok([1, 2]), 2: Ok([2, 4]), 3: Ok(8)}
+    assert answer.faults == ()

@@ -36,7 +36,8 @@ async def main():
             read(runtime, ask("Name a colour.", max_tokens=5)),
         )
         told["able"] = sorted(await runtime.capabilities())
-        told["endless"] = await read(runtime, ask("Go.", grammar='root ::= "a" root', max_tokens=20))
+        endless = ask("Go.", grammar='root ::= "a" root', max_tokens=20)
+        told["endless"] = await read(runtime, endless)
         told["grammar"] = await read(runtime, ask("Go.", grammar='root ::= "abc" "def"'))
         schema = {"type": "object", "properties": {"n": {"type": "integer", "enum": [4, 5]}},
                   "required": ["n"], "additionalProperties": False}

@@ -13,7 +13,18 @@ from prometheus_client.parser import text_string_to_metric_families
 from sample import HOSTILE, events, hostile_events
 
 from agentpar import Agent, ScriptedRuntime, UsageError, tool
-from agentpar.events import ApprovalAsked, ApprovalGiven, Event, TaskPlanned, TaskStarted
+from agentpar.events import (
+    ApprovalAsked,
+    ApprovalGiven,
+    Event,
+    RunFinished,
+    RunStarted,
+    TaskDone,
+    TaskPlanned,
+    TaskReplaced,
+    TaskStarted,
+)
+from agentpar.plan import Ok, Task
 from agentpar.ports import RunInfo
 from agentpar.watch import Prometheus
 
@@ -182,3 +193,21 @@ def test_a_port_that_is_none_is_the_callers_mistake() -> None:
     """Said at once, not at the first run."""
     with pytest.raises(UsageError, match="port must be a number from 1 to 65535, got 70000"):
         Prometheus(port=70000)
+
+
+def test_a_call_in_the_place_of_another_is_counted_for_its_own_tool() -> None:
+    """The one that ran there was cancelled."""
+    found = counted(
+        [
+            RunStarted("r", "?"),
+            TaskPlanned(1, Task.of(1, "slow")),
+            TaskStarted(1, {}, 1.0),
+            TaskReplaced(2, Task.of(1, "quick"), 2.0),
+            TaskStarted(1, {}, 2.0, 2),
+            TaskDone(1, Ok(1), 3.0, 2),
+            RunFinished("answered", "", 4.0),
+        ]
+    )
+    assert of(found, "tool_calls_total", "slow", "cancelled") == 1
+    assert of(found, "tool_calls_total", "quick", "ok") == 1
+    assert of(found, "tool_calls_in_flight", "slow") == 0

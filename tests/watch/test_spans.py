@@ -22,7 +22,16 @@ from opentelemetry.trace import SpanKind, StatusCode
 from sample import HOSTILE, events, hostile_events
 
 from agentpar import Agent, RunFailed, ScriptedRuntime, UsageError, tool
-from agentpar.events import Event, RunFinished, TaskDone, TaskStarted
+from agentpar.events import (
+    Event,
+    RunFinished,
+    RunStarted,
+    TaskDone,
+    TaskPlanned,
+    TaskReplaced,
+    TaskStarted,
+)
+from agentpar.plan import Ok, Task
 from agentpar.ports import RunInfo
 from agentpar.watch import OpenTelemetry
 from agentpar.watch.spans import ROOT, Closed, Noted, Opened, SpanTree
@@ -462,3 +471,22 @@ def test_an_agent_file_traces_where_the_environment_says(receiver: Receiver, tmp
     )
     assert done.returncode == 0, done.stderr
     assert {"invoke_agent filed", "execute_tool calc"} <= set(received(receiver))
+
+
+def test_a_call_in_the_place_of_another_has_a_span_of_its_own() -> None:
+    """With the name of its tool; the one that ran there ends as cancelled."""
+    tracing = watched(
+        [
+            RunStarted("r", "?"),
+            TaskPlanned(1, Task.of(1, "slow")),
+            TaskStarted(1, {}, 1.0),
+            TaskReplaced(2, Task.of(1, "quick"), 2.0),
+            TaskStarted(1, {}, 2.5, 2),
+            TaskDone(1, Ok(1), 3.0, 2),
+            RunFinished("answered", "", 4.0),
+        ]
+    )
+    assert tracing.tree().splitlines()[1:] == [
+        "  execute_tool slow 1.00-2.00 #1 ERROR cancelled",
+        "  execute_tool quick 2.50-3.00 #1",
+    ]
