@@ -28,9 +28,9 @@ from agentpar.answer import Answer
 from agentpar.errors import RunFailed, UsageError
 from agentpar.events import Event
 from agentpar.executor.approval import Approve
+from agentpar.executor.commands import Command
 from agentpar.executor.driver import running
 from agentpar.executor.journal import Journal, RunJournal, open_journal
-from agentpar.executor.machine import Command
 from agentpar.executor.results import JournalResults, MemoryResults
 from agentpar.ids import new_run_id
 from agentpar.memory.evidence import check, sources

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from agentpar.events import Answered, Citation, Event, ModelUsed, PlanFault, RunFinished, Usage
-from agentpar.executor.machine import Machine, catch_up
+from agentpar.executor.machine import Machine
+from agentpar.executor.resume import catch_up
 from agentpar.plan import Ok, Outcome, Task, whole
 from agentpar.policy import Limits
 

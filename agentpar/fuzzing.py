@@ -13,8 +13,9 @@ from pathlib import Path
 from agentpar.errors import BackendError, UsageError
 from agentpar.events import Answered, Event, Source, Usage
 from agentpar.executor import fuzz
+from agentpar.executor.commands import Conclude, Join
 from agentpar.executor.driver import Emit
-from agentpar.executor.machine import Conclude, Join, Machine
+from agentpar.executor.machine import Machine
 from agentpar.executor.record import Terms, read_record
 from agentpar.memory.evidence import Checked, check
 from agentpar.permissions import Permissions

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Protocol, TypedDict
 
 from agentpar.errors import MissingPackage, UsageError
 from agentpar.events import ApprovalGiven, Event, RunFinished, RunStarted
-from agentpar.executor.machine import Ask, Command, Plan
+from agentpar.executor.commands import Ask, Command, Plan
 from agentpar.executor.record import decode, encode
 from agentpar.ids import new_run_id
 from agentpar.session import Session

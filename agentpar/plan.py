@@ -419,6 +419,24 @@ def whole(
     )
 
 
+def circle_of(task: Task, tasks: Mapping[int, Task]) -> list[int]:
+    """The way from ``task`` over what it needs, among ``tasks``, back to itself; or nothing."""
+    came_from: dict[int, int] = {}
+    pending = [task.id]
+    while pending:
+        id = pending.pop()
+        for need in task.needs if id == task.id else tasks[id].needs if id in tasks else ():
+            if need == task.id:
+                way = [id, need]
+                while way[0] != task.id:
+                    way.insert(0, came_from[way[0]])
+                return way
+            if need not in came_from:
+                came_from[need] = id
+                pending.append(need)
+    return []
+
+
 # -- the plan as a graph -----------------------------------------------------------------
 
 

@@ -22,11 +22,13 @@ from agentpar.events import (
     TaskPlanned,
 )
 from agentpar.executor.approval import Approve
+from agentpar.executor.commands import Command, Conclude, Join, Plan
 from agentpar.executor.driver import Driver, Emit, RunClock
 from agentpar.executor.journal import RunJournal
 from agentpar.executor.ledger import Ledger
-from agentpar.executor.machine import Command, Conclude, Join, Machine, Plan, catch_up
+from agentpar.executor.machine import Machine
 from agentpar.executor.record import RecordWriter
+from agentpar.executor.resume import catch_up
 from agentpar.memory.evidence import sources
 from agentpar.partial import partial_answer
 from agentpar.permissions import Permissions, Rule

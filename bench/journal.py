@@ -24,12 +24,14 @@ import machine_facts
 
 from agentpar import Tool, tool
 from agentpar.events import Answered, PlanEnded, RunStarted, TaskPlanned
+from agentpar.executor.commands import Join, Plan
 from agentpar.executor.driver import Driver, Emit
 from agentpar.executor.journal import Journal, RunJournal, open_journal
 from agentpar.executor.ledger import Ledger
-from agentpar.executor.machine import Join, Limits, Machine, Plan
+from agentpar.executor.machine import Machine
 from agentpar.ids import new_run_id
 from agentpar.plan import Ref, Task
+from agentpar.policy import Limits
 
 
 @tool

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from agentpar.events import Answered, Event, PlanEnded, RunStarted, TaskPlanned
+from agentpar.executor.commands import Join, Plan
 from agentpar.executor.driver import Driver, Emit
-from agentpar.executor.machine import Join, Machine, Plan
+from agentpar.executor.machine import Machine
 from agentpar.executor.simulate import LoopClock
 from agentpar.plan import Task
 from agentpar.policy import Limits

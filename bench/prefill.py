@@ -40,11 +40,11 @@ import machine_facts
 
 from agentpar import ScriptedRuntime, tool
 from agentpar.events import Event, JoinStarted, ModelUsed, TaskDone, Usage
-from agentpar.executor.machine import Limits
 from agentpar.memory.evidence import check, sources
 from agentpar.planner.joiner import Joiner
 from agentpar.planner.planner import Planner
 from agentpar.planner.warmer import Warmer
+from agentpar.policy import Limits
 from agentpar.ports import Capability, Message, ModelRequest, Runtime
 from agentpar.runtime import server
 from agentpar.runtime.client import OpenAIRuntime

@@ -38,8 +38,9 @@ import machine_facts
 
 from agentpar import ScriptedRuntime, tool
 from agentpar.events import Answered, Event, PlanStarted, RunStarted, TaskDone, Usage
+from agentpar.executor.commands import Join, Plan
 from agentpar.executor.driver import Driver, Emit
-from agentpar.executor.machine import Join, Machine, Plan
+from agentpar.executor.machine import Machine
 from agentpar.plan import Ok
 from agentpar.planner.planner import Planner, PlanRequest
 from agentpar.ports import Capability, Clock, ModelRequest, Runtime

@@ -13,7 +13,8 @@ from random_plans import READS, WRITE, call, plans
 
 from agentpar.errors import UsageError
 from agentpar.events import PlanEnded, RunStarted, TaskDone, TaskPlanned
-from agentpar.executor.machine import Execute, Machine, Settle
+from agentpar.executor.commands import Execute, Settle
+from agentpar.executor.machine import Machine
 from agentpar.executor.naive import interpret, perform
 from agentpar.optimize import batches, drop_dead, merge_equal
 from agentpar.plan import EACH, Failed, Ok, Outcome, Pick, Ref, Skipped, Task, each

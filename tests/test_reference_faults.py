@@ -230,7 +230,9 @@ async def test_a_run_can_be_cancelled() -> None:
 
 async def test_a_run_can_be_resumed_without_repeating_a_call() -> None:
     """No resume: whatever broke off began anew."""
-    from agentpar.executor.machine import Execute, Machine, catch_up
+    from agentpar.executor.commands import Execute
+    from agentpar.executor.machine import Machine
+    from agentpar.executor.resume import catch_up
 
     runtime = ScriptedRuntime(["1. show(1)\n2. show(2)\n3. add($1, $2)", "done"])
     async with Agent(TOOLS, runtime=runtime).run("?") as run:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable
 
-from agentpar.executor.machine import Ask
+from agentpar.executor.commands import Ask
 
 Approve = Callable[..., Awaitable[bool | str] | bool | str]
 """``approve(task, args)``, sync or async, says whether a call may run: True, or False, or the

@@ -39,8 +39,7 @@ from agentpar.events import (
     Woke,
 )
 from agentpar.executor.approval import Approve, consult
-from agentpar.executor.failures import described, failure_of
-from agentpar.executor.machine import (
+from agentpar.executor.commands import (
     Ask,
     Cancel,
     Command,
@@ -49,11 +48,12 @@ from agentpar.executor.machine import (
     Expand,
     Finish,
     Join,
-    Machine,
     Plan,
     Settle,
     Wake,
 )
+from agentpar.executor.failures import described, failure_of
+from agentpar.executor.machine import Machine
 from agentpar.plan import Failed, Ok, Outcome
 from agentpar.ports import Clock, Results
 from agentpar.tools.base import Tool

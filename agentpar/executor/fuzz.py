@@ -40,8 +40,9 @@ from agentpar.events import (
     TaskStarted,
     Usage,
 )
+from agentpar.executor.commands import Conclude, Join, Plan
 from agentpar.executor.driver import Driver, Emit, RunClock
-from agentpar.executor.machine import Conclude, Join, Machine, Plan
+from agentpar.executor.machine import Machine
 from agentpar.executor.record import Record, Terms
 from agentpar.executor.simulate import run
 from agentpar.plan import Failed, Ok, Outcome, Task

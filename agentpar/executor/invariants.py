@@ -21,12 +21,9 @@ from agentpar.events import (
     TaskPlanned,
     TaskStarted,
 )
+from agentpar.executor.commands import Cancel, Execute
 from agentpar.executor.driver import GRACE
-from agentpar.executor.machine import (
-    HEDGE_SHARE,
-    Cancel,
-    Execute,
-)
+from agentpar.executor.machine import HEDGE_SHARE
 from agentpar.executor.perform import Performed
 from agentpar.executor.record import parse_record, replay
 from agentpar.executor.schedules import (

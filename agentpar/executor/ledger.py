@@ -7,8 +7,9 @@ or where the journal lies.
 from __future__ import annotations
 
 from agentpar.events import Event, RunFinished, TaskStarted
+from agentpar.executor.commands import Execute
 from agentpar.executor.journal import RunJournal
-from agentpar.executor.machine import Execute, Machine
+from agentpar.executor.machine import Machine
 from agentpar.plan import Outcome
 from agentpar.tools.base import Tool
 from agentpar.tools.call import CurrentCall, call_key, enter_call

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import heapq
 import marshal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeGuard
+from typing import Any, TypeGuard
 
 from agentpar.errors import PlanError
 from agentpar.events import (
@@ -38,9 +38,22 @@ from agentpar.events import (
 )
 from agentpar.executor.admission import NEVER, Admission, Lane
 from agentpar.executor.budget import Budget
+from agentpar.executor.commands import (
+    Ask,
+    Cancel,
+    Command,
+    Conclude,
+    Execute,
+    Expand,
+    Finish,
+    Join,
+    Plan,
+    Settle,
+    Wake,
+)
 from agentpar.executor.latency import Latency
 from agentpar.executor.ranks import upward_ranks
-from agentpar.labels import TRUSTED, Label, brought_in, label_of
+from agentpar.labels import brought_in, label_of
 from agentpar.permissions import Permissions, bound_to
 from agentpar.plan import (
     Failed,
@@ -50,6 +63,7 @@ from agentpar.plan import (
     Skipped,
     Task,
     blocker,
+    circle_of,
     collect,
     each,
     element_args,
@@ -75,105 +89,6 @@ JOIN = "join()"
 """Under this name the machine learns how long answers take; no tool can have it."""
 PARTS = 1_000_000
 """The parts of task 3 are numbered from 3,000,001: no plan counts that far."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Ask the planner for tasks numbered from ``first_id``; ``why`` is set when replanning."""
-
-    round: int
-    first_id: int
-    why: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Execute:
-    """Call the task's tool with ``args``, in which every reference is already a value.
-
-    With ``retry``, a failure of this attempt is not yet one of the task: tell it as
-    `AttemptFailed`.
-    """
-
-    task: Task
-    args: Mapping[str, Any] = field(default_factory=dict)
-    attempt: int = 1
-    retry: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """No call is needed: the task has ended with ``outcome``; ``via`` as in `TaskDone`."""
-
-    task_id: int
-    outcome: Outcome
-    via: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Expand:
-    """The task is one call for each element of a list: plan these."""
-
-    task_id: int
-    parts: tuple[Task, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Get approval before this call; an answer counts only if it says what it is ``bound`` to.
-
-    ``label`` says where its data come from, ``because`` why it needs approval.
-    """
-
-    task: Task
-    args: Mapping[str, Any] = field(default_factory=dict)
-    label: Label = TRUSTED
-    because: str = ""
-    bound: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Stop what an earlier command began: an attempt of a call, a question to the approver
-    (``id``: the task's), the planner or the joiner (``id``: the round's)."""
-
-    what: Literal["call", "ask", "plan", "join"]
-    id: int
-    attempt: int = 0
-    why: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Wake:
-    """Tell `Woke` at this time (seconds of the run), unless a later `Wake` names an earlier."""
-
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Join:
-    """Ask the joiner for an answer; a ``final`` one may not ask for another plan. ``why`` names
-    the limit that leaves some of the plan undone."""
-
-    round: int
-    final: bool
-    why: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Conclude:
-    """No model can be asked any more, because of ``why``: answer from what is known."""
-
-    round: int
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    status: Literal["answered", "failed"]
-    error: str = ""
-
-
-Command = Plan | Execute | Expand | Settle | Ask | Cancel | Wake | Join | Conclude | Finish
 
 
 @dataclass(slots=True, eq=False)
@@ -847,7 +762,7 @@ class Machine:
         id = task.id
         if id not in self._unmet:
             return []
-        if circle := self._circle(task):
+        if circle := circle_of(task, {id: self.tasks[id] for id in self._unmet}):
             raise PlanError(" needs ".join(f"${step}" for step in circle))
         commands = self._take_out(id, "replaced")
         if (call := self._calls.pop(id, None)) is not None:
@@ -868,23 +783,6 @@ class Machine:
             self.read[id] = (*self.read.get(id, ()), *self._planner_read)
         self._unmet[id] = 0
         return [*commands, *self._await_needs(task)]
-
-    def _circle(self, task: Task) -> list[int]:
-        """The way from ``task`` over what it needs back to itself; empty where there is none."""
-        came_from: dict[int, int] = {}
-        pending = [task.id]
-        while pending:
-            id = pending.pop()
-            for need in task.needs if id == task.id else self.tasks[id].needs:
-                if need == task.id:
-                    way = [id, need]
-                    while way[0] != task.id:
-                        way.insert(0, came_from[way[0]])
-                    return way
-                if need not in came_from and need in self._unmet:
-                    came_from[need] = id
-                    pending.append(need)
-        return []
 
     def _replans_early(self, outcome: Outcome) -> TypeGuard[Failed]:
         """Whether this is a failure for which the next plan is not put off."""
@@ -1066,64 +964,3 @@ def _by_value(args: Mapping[str, Any]) -> bytes:
     it does not matter whether two equal parts are one object.
     """
     return marshal.dumps(sorted(args.items()), 2)
-
-
-def catch_up(machine: Machine, history: Iterable[Event]) -> list[Command]:
-    """Tell ``machine`` what has happened already; the commands that no fact has met yet.
-
-    Performing those, and nothing else, carries an interrupted run on. A plan that broke
-    off is asked for from the first number it has not used; what it planned stands.
-    """
-    due: dict[tuple[str, int, int], Command] = {}
-    attempts: dict[int, list[int]] = {}  # what is due for each task: 0 for all but calls
-    for event in history:
-        match event:
-            case TaskPlanned(_, Task(part=(parent, _))):
-                _planned_part(due, parent, event.task.id)
-            case TaskDone():
-                for attempt in attempts.pop(event.task_id, ()):
-                    due.pop(("task", event.task_id, attempt), None)
-            case ApprovalGiven():
-                due.pop(("task", event.task_id, 0), None)
-            case AttemptFailed():
-                due.pop(("task", event.task_id, event.attempt), None)
-            case PlanEnded() | PlanFailed():
-                due.pop(("plan", event.round, 0), None)
-            case Answered() | ReplanAsked() | JoinFailed():
-                due.pop(("join", event.round, 0), None)
-        for command in machine.handle(event):
-            match command:
-                case Execute(task, _, attempt):
-                    due["task", task.id, attempt] = command
-                    attempts.setdefault(task.id, []).append(attempt)
-                case Expand(id, parts):
-                    due["parts", id, parts[0].id] = command
-                case Ask(Task(id)) | Settle(id):
-                    due["task", id, 0] = command
-                    attempts.setdefault(id, []).append(0)
-                case Cancel("call" | "ask", id, attempt):
-                    due.pop(("task", id, attempt), None)
-                case Cancel(what, id):
-                    due.pop((what, id, 0), None)
-                case Plan(round):
-                    due["plan", round, 0] = command
-                case Join(round) | Conclude(round):
-                    due["join", round, 0] = command
-    if machine.finished is None and machine.wakes_at < NEVER:
-        due["wake", 0, 0] = Wake(machine.wakes_at)
-    return [
-        replace(command, first_id=machine.next_id) if isinstance(command, Plan) else command
-        for command in due.values()
-    ]
-
-
-def _planned_part(due: dict[tuple[str, int, int], Command], parent: int, part: int) -> None:
-    """One of the parts of an `Expand` that is due has been planned."""
-    for key, command in due.items():
-        if isinstance(command, Expand) and command.task_id == parent:
-            left = tuple(task for task in command.parts if task.id != part)
-            if left:
-                due[key] = replace(command, parts=left)
-            else:
-                del due[key]
-            return

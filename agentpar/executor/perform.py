@@ -28,14 +28,9 @@ from agentpar.events import (
     TaskDone,
     TaskPlanned,
 )
+from agentpar.executor.commands import Command, Conclude, Join, Plan
 from agentpar.executor.driver import Driver, Emit
-from agentpar.executor.machine import (
-    Command,
-    Conclude,
-    Join,
-    Machine,
-    Plan,
-)
+from agentpar.executor.machine import Machine
 from agentpar.executor.record import RecordWriter
 from agentpar.executor.schedules import (
     MAX_RESULT_BYTES,

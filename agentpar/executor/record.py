@@ -18,7 +18,8 @@ from typing import Any, Literal, TextIO, get_args
 
 from agentpar.errors import PlanError, UsageError
 from agentpar.events import Citation, Event, Usage
-from agentpar.executor.machine import Ask, Command, Execute, Expand, Machine, Settle
+from agentpar.executor.commands import Ask, Command, Execute, Expand, Settle
+from agentpar.executor.machine import Machine
 from agentpar.fingerprint import fingerprint
 from agentpar.labels import Label, Origin
 from agentpar.permissions import Permissions

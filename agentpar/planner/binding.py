@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from agentpar.errors import PlanError
-from agentpar.plan import Task, each, is_special, needs
+from agentpar.plan import Task, circle_of, each, is_special, needs
 from agentpar.planner.dataflow import promises
 from agentpar.planner.parser import Call
 from agentpar.tools.base import Tool
@@ -61,7 +61,7 @@ def rebind(
     _check_unfinished("replace", call.id, tasks, ended)
     known = tasks.keys() | set(ended)
     task = bind(call, tools, known - {call.id}, tasks)
-    if circle := _circle(task, tasks):
+    if circle := circle_of(task, tasks):
         raise PlanError(f"replace: {' needs '.join(f'${id}' for id in circle)}")
     changed = {**tasks, task.id: task}
     for user in tasks.values():
@@ -85,24 +85,6 @@ def _check_unfinished(
         raise PlanError(f"{what}: ${id} has ended already; its result stands")
     if id not in tasks:
         raise PlanError(f"{what}: there is no call {id}")
-
-
-def _circle(task: Task, tasks: Mapping[int, Task]) -> list[int]:
-    """The way from ``task`` over what it needs back to itself; empty where there is none."""
-    came_from: dict[int, int] = {}
-    pending = [task.id]
-    while pending:
-        id = pending.pop()
-        for need in task.needs if id == task.id else tasks[id].needs if id in tasks else ():
-            if need == task.id:
-                way = [id, need]
-                while way[0] != task.id:
-                    way.insert(0, came_from[way[0]])
-                return way
-            if need not in came_from:
-                came_from[need] = id
-                pending.append(need)
-    return []
 
 
 def _promised(

@@ -12,8 +12,9 @@ from shapes import Shape
 
 from agentpar import tool
 from agentpar.events import Answered, Event, PlanEnded, RunStarted, TaskDone, TaskPlanned
+from agentpar.executor.commands import Join, Plan
 from agentpar.executor.driver import Driver, Emit
-from agentpar.executor.machine import Join, Machine, Plan
+from agentpar.executor.machine import Machine
 from agentpar.plan import Ok, Ref, Task
 from agentpar.policy import Limits
 from peers import Executor

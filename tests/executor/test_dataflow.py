@@ -28,9 +28,11 @@ from agentpar.events import (
     TaskReplaced,
     TaskStarted,
 )
+from agentpar.executor.commands import Cancel, Execute, Expand, Join, Plan, Settle
 from agentpar.executor.driver import Driver, Emit
-from agentpar.executor.machine import Cancel, Execute, Expand, Join, Machine, Plan, Settle, catch_up
+from agentpar.executor.machine import Machine
 from agentpar.executor.naive import interpret
+from agentpar.executor.resume import catch_up
 from agentpar.labels import brought_in
 from agentpar.plan import EACH, Failed, Ok, Pick, Ref, Skipped, Task
 from agentpar.policy import Limits, Policy

@@ -26,10 +26,12 @@ from agentpar.events import (
     TaskPlanned,
     TaskStarted,
 )
+from agentpar.executor.commands import Command, Join, Plan
 from agentpar.executor.driver import Driver, Emit, exceeds, running
-from agentpar.executor.machine import Command, Join, Limits, Machine, Plan
+from agentpar.executor.machine import Machine
 from agentpar.permissions import Permissions
 from agentpar.plan import Failed, Ok, Outcome, Ref, Skipped, Task
+from agentpar.policy import Limits
 from agentpar.tools.base import Tool
 
 START = RunStarted("run", "?")

@@ -31,21 +31,13 @@ from agentpar.events import (
     TaskDone,
     TaskPlanned,
 )
-from agentpar.executor.machine import (
-    Ask,
-    Command,
-    Execute,
-    Finish,
-    Join,
-    Limits,
-    Machine,
-    Plan,
-    Settle,
-    catch_up,
-)
+from agentpar.executor.commands import Ask, Command, Execute, Finish, Join, Plan, Settle
+from agentpar.executor.machine import Machine
+from agentpar.executor.resume import catch_up
 from agentpar.permissions import Flow, Permissions
 from agentpar.plan import Failed, Ok, Outcome, Ref, Skipped, Task
 from agentpar.planner.prompts import observations
+from agentpar.policy import Limits
 
 RISKY = Permissions(flows={"send": Flow("write")})
 START = RunStarted("run", "Chile or Peru?")

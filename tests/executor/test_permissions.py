@@ -30,22 +30,14 @@ from agentpar.events import (
     TaskPlanned,
     TaskStarted,
 )
-from agentpar.executor.machine import (
-    Ask,
-    Command,
-    Execute,
-    Finish,
-    Join,
-    Limits,
-    Machine,
-    Plan,
-    Settle,
-    catch_up,
-)
+from agentpar.executor.commands import Ask, Command, Execute, Finish, Join, Plan, Settle
+from agentpar.executor.machine import Machine
 from agentpar.executor.record import read_record, replay
+from agentpar.executor.resume import catch_up
 from agentpar.labels import Label, Origin
 from agentpar.permissions import Flow, Permissions
 from agentpar.plan import Failed, Ok, Ref, Task
+from agentpar.policy import Limits
 
 START = RunStarted("run", "?")
 FLOWS = {"send": Flow("write"), "post": Flow(sends=True), "calc": Flow(pure=True)}

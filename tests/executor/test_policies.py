@@ -26,18 +26,11 @@ from agentpar.events import (
     Usage,
     Woke,
 )
+from agentpar.executor.commands import Cancel, Conclude, Execute, Finish, Join, Plan
 from agentpar.executor.driver import Driver, Emit
-from agentpar.executor.machine import (
-    Cancel,
-    Conclude,
-    Execute,
-    Finish,
-    Join,
-    Machine,
-    Plan,
-    catch_up,
-)
+from agentpar.executor.machine import Machine
 from agentpar.executor.results import MemoryResults
+from agentpar.executor.resume import catch_up
 from agentpar.executor.simulate import run
 from agentpar.permissions import Permissions
 from agentpar.plan import Failed, Ok, Ref, Skipped, Task

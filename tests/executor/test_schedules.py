@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from agentpar.errors import Deadlock
 from agentpar.events import Answered, ModelUsed, RunFinished, TaskDone, TaskStarted, Usage
+from agentpar.executor.commands import Cancel, Conclude, Execute, Join
 from agentpar.executor.invariants import INVARIANTS, broken, one_by_one
-from agentpar.executor.machine import Cancel, Conclude, Execute, Join
 from agentpar.executor.perform import Performed, perform
 from agentpar.executor.schedules import FAULTS, Behaviour, drawn
 from agentpar.plan import Failed, Ok, Task
