@@ -405,3 +405,13 @@ async def test_a_plan_that_broke_off_behind_a_list_goes_on_in_the_same_words(url
         answer = await agent.resume("list")
     assert answer.outcomes == {1: Ok([1, 2]), 2: Ok([2, 4]), 3: Ok(8)}
     assert answer.faults == ()
+
+
+async def test_a_new_agent_knows_how_long_calls_took(url: str, tmp_path: Path) -> None:
+    """What an earlier one has learned is what its runs begin with."""
+    async with agent_of(url, PLAN, ANSWER) as agent:
+        await agent.ask("How much?")
+    async with agent_of(url, PLAN, ANSWER, runs=tmp_path) as agent:
+        await agent.ask("How much?", run_id="next")
+    known = read_record(tmp_path / "next" / "events.jsonl").terms.latencies
+    assert len(known["double"]) == 2
