@@ -463,6 +463,7 @@ class Agent:
                 if self._journal is not None:
                     await self._journal.start()
                     stack.push_async_callback(self._journal.stop)
+                    self._latencies = {**await self._journal.latencies(), **self._latencies}
                 runtime = self._runtime
                 if runtime is None:
                     assert self._model is not None

@@ -5,7 +5,7 @@ A session knows which room does what; it never knows where the rooms came from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +17,12 @@ from agentpar.events import (
     Event,
     JoinText,
     PlanFault,
+    PlanStarted,
     RunFinished,
     RunStarted,
+    TaskCancelled,
     TaskPlanned,
+    TaskReplaced,
 )
 from agentpar.executor.approval import Approve
 from agentpar.executor.commands import Command, Conclude, Join, Plan
@@ -27,14 +30,14 @@ from agentpar.executor.driver import Driver, Emit, RunClock
 from agentpar.executor.journal import RunJournal
 from agentpar.executor.ledger import Ledger
 from agentpar.executor.machine import Machine
-from agentpar.executor.record import RecordWriter
+from agentpar.executor.record import RecordWriter, Terms
 from agentpar.executor.resume import catch_up
 from agentpar.memory.evidence import sources
 from agentpar.partial import partial_answer
 from agentpar.permissions import Permissions, Rule
 from agentpar.plan import Outcome, Task, whole
 from agentpar.planner.joiner import Joiner, JoinRequest
-from agentpar.planner.planner import Planner, PlanRequest
+from agentpar.planner.planner import Line, Planner, PlanRequest
 from agentpar.planner.warmer import Warmer
 from agentpar.policy import Limits
 from agentpar.ports import Results, RunInfo, Watch
@@ -189,22 +192,21 @@ class Session:
         return answer_of(self.run_id, self.machine, self.events)
 
     async def _plan(self, command: Plan, emit: Emit) -> None:
-        machine = self.machine
-        first_id = command.first_id
-        written, known = whole(machine.tasks, machine.outcomes)
-        standing = tuple(_planned(self._past, command.round))
-        own = {
-            event.task.id if isinstance(event, TaskPlanned) else event.task_id for event in standing
-        }
+        machine, first_id = self.machine, command.first_id
+        before, standing = _broken_off(self._past, command.round)
+        asked = machine
         if standing:  # the plan broke off: it is asked for again, in the same words
-            first_id = 1 + max((id for id in [*written, *known] if id not in own), default=0)
+            asked = Terms.of(machine).machine()
+            catch_up(asked, before)
+            first_id = asked.next_id
+        written, known = whole(asked.tasks, asked.outcomes)
         request = PlanRequest(
             machine.question,
             command.round,
             first_id,
             command.why,
-            {id: task for id, task in written.items() if id not in own},
-            {id: outcome for id, outcome in known.items() if id not in own},
+            written,
+            known,
             standing,
             machine.outcomes.keys(),
         )
@@ -283,11 +285,22 @@ def conclusion(machine: Machine, command: Conclude, events: Iterable[Event], at:
     )
 
 
-def _planned(events: Iterable[Event], round: int) -> Iterator[TaskPlanned | PlanFault]:
-    """What the lines of a round's plan came to, as far as it got."""
-    for event in events:
+def _broken_off(events: Sequence[Event], round: int) -> tuple[Sequence[Event], tuple[Line, ...]]:
+    """What the lines of a round's plan came to, as far as it got, and what was before it."""
+    before = writing = 0
+    standing: list[Line] = []
+    for place, event in enumerate(events):
         match event:
+            case PlanStarted():
+                writing = event.round
+                if not standing:
+                    before = place
             case TaskPlanned(_, task) if event.round == round and task.part is None:
-                yield event
+                standing.append(event)
+            case TaskReplaced() if event.round == round:
+                standing.append(event)
+            case TaskCancelled() if writing == round:
+                standing.append(event)
             case PlanFault() if event.round == round and event.line:
-                yield event
+                standing.append(event)
+    return events[:before], tuple(standing)

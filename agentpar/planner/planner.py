@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 
 from agentpar.errors import GrammarRefused, PlanError, UsageError
@@ -35,6 +35,10 @@ STOP = ("\njoin()",)
 """Where a plan ends: models like to write on behind it."""
 
 
+Line = TaskPlanned | TaskReplaced | TaskCancelled | PlanFault
+"""What one line of a plan comes to."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
     """What to plan: the question, where to start counting, and what is known already.
@@ -50,7 +54,7 @@ class PlanRequest:
     why: str = ""
     tasks: Mapping[int, Task] = field(default_factory=dict)
     outcomes: Mapping[int, Outcome] = field(default_factory=dict)
-    standing: tuple[TaskPlanned | PlanFault, ...] = ()
+    standing: tuple[Line, ...] = ()
     ended: Collection[int] | None = None
 
 
@@ -229,6 +233,9 @@ class _Reading:
         """A line that changes what an earlier line has asked for."""
         line = item.line if isinstance(item, Cancel) else item.call.line
         now = self._clock.now()
+        if self._standing:
+            self._change_again(item, line)
+            return
         try:
             if isinstance(item, Cancel):
                 check_cancel(item.id, self._tasks, self._ended)
@@ -240,6 +247,20 @@ class _Reading:
                 self._emit(TaskReplaced(self._round, task, now))
         except PlanError as error:
             self._fault(str(error), line, None)
+
+    def _change_again(self, item: Cancel | Replace, line: str) -> None:
+        """A line of a plan that stands. It cannot be bound anew: what it changed has gone on."""
+        match self._standing.popleft(), item:
+            case TaskCancelled(id), Cancel() if id == item.id:
+                return
+            case TaskReplaced(_, task), Replace(call) if task.id == call.id:
+                with suppress(PlanError):
+                    if bind(call, self._tools, self._known - {call.id}, self._tasks) == task:
+                        self._tasks[task.id] = task
+                        return
+            case PlanFault(line=stood), _ if stood == line:
+                return
+        self._differs()
 
     def _fault(self, message: str, line: str, id: int | None) -> None:
         # A duplicate number must not settle the task that had it first.
@@ -254,12 +275,15 @@ class _Reading:
         if not self._standing:
             self._emit(event)
         elif replace(event, at=0.0) != replace(self._standing.popleft(), at=0.0):
-            self.ended = True
-            message = (
-                "the plan had broken off, and was written differently when it was asked for "
-                "again: what it had planned stands, the rest is left out"
-            )
-            self._emit(PlanFault(self._round, message, at=self._clock.now()))
+            self._differs()
+
+    def _differs(self) -> None:
+        self.ended = True
+        message = (
+            "the plan had broken off, and was written differently when it was asked for "
+            "again: what it had planned stands, the rest is left out"
+        )
+        self._emit(PlanFault(self._round, message, at=self._clock.now()))
 
 
 def usable_examples(tools: Mapping[str, Tool]) -> tuple[Example, ...]:

@@ -374,11 +374,11 @@ async def test_the_world_is_the_same_with_and_without(url: str, tmp_path: Path) 
 
 
 class Stuck(ScriptedRuntime):
-    """Writes its text, and never comes to an end."""
+    """Writes its texts, and never comes to the end of the last."""
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
         async for piece in super().stream(request):
-            if isinstance(piece, Usage):
+            if isinstance(piece, Usage) and self._given == len(self._texts):
                 await asyncio.Event().wait()
             yield piece
 
@@ -405,3 +405,55 @@ async def test_a_plan_that_broke_off_behind_a_list_goes_on_in_the_same_words(url
         answer = await agent.resume("list")
     assert answer.outcomes == {1: Ok([1, 2]), 2: Ok([2, 4]), 3: Ok(8)}
     assert answer.faults == ()
+
+
+async def test_a_new_agent_knows_how_long_calls_took(url: str, tmp_path: Path) -> None:
+    """What an earlier one has learned is what its runs begin with."""
+    async with agent_of(url, PLAN, ANSWER) as agent:
+        await agent.ask("How much?")
+    async with agent_of(url, PLAN, ANSWER, runs=tmp_path) as agent:
+        await agent.ask("How much?", run_id="next")
+    known = read_record(tmp_path / "next" / "events.jsonl").terms.latencies
+    assert len(known["double"]) == 2
+
+
+async def test_a_plan_that_broke_off_behind_a_change_changes_nothing_again(url: str) -> None:
+    """What it has cancelled and replaced stands, and the calls in their place are not made
+    anew."""
+    made: list[int] = []
+    failing = asyncio.Event()
+
+    @tool
+    async def broken() -> int:
+        """Fails once all that is planned runs."""
+        await failing.wait()
+        raise ValueError("no")
+
+    @tool
+    async def slow(n: int) -> int:
+        """Takes long for n below 10."""
+        made.append(n)
+        if made == [2, 3]:
+            failing.set()
+        if n < 10:
+            await asyncio.Event().wait()
+        return n
+
+    first = "1. broken()\n2. slow(n=2)\n3. slow(n=3)\njoin()"
+    lines = "replace($3, slow(n=33))\ncancel($2)\n4. slow(n=44)\n"
+    more: Any = {"journal": url, "replan_early": True}
+    async with (
+        Agent([broken, slow], runtime=Stuck([first, lines]), **more) as agent,
+        agent.run("How much?", run_id="changed") as run,
+    ):
+        async for event in run:
+            if isinstance(event, TaskDone) and event.task_id == 4:
+                break
+    texts = [f"{lines}5. slow(n=$4)\njoin()", "It is 44 [5].\nAnswer: 44 [5]"]
+    runtime = ScriptedRuntime(texts)
+    async with Agent([broken, slow], runtime=runtime, **more) as agent:
+        answer = await agent.resume("changed")
+    assert made == [2, 3, 33, 44]
+    assert answer.faults == ()
+    assert answer.outcomes[5] == Ok(44)
+    assert "slow(n=3)" in runtime.requests[0].messages[-1].content, "asked as it was then"
