@@ -421,6 +421,8 @@ class Machine:
             items = elements(over, self.outcomes)
         except PlanError as error:
             return [Settle(task.id, Failed(str(error), "reference"))]
+        if len(self.tasks) + len(items) > self.limits.max_tasks:
+            return [Settle(task.id, self._too_many())]
         return self._spawn(task, items, 0) or [Settle(task.id, Ok([]))]
 
     def _spawn(self, task: Task, items: Sequence[Any], start: int) -> list[Command]:
@@ -534,7 +536,7 @@ class Machine:
         task, policy = call.task, call.policy
         if limit := self.stopped_by or self.budget.take_step(policy.cost):
             self._admission.release(call.lane)
-            commands = self._stop_planning(limit)
+            commands = self._begin_no_more(limit)
             if not call.attempts:
                 commands.append(Settle(task.id, call.failure or self._unspent()))
             return commands
@@ -868,25 +870,27 @@ class Machine:
     def _unspent(self) -> Failed:
         return Failed(f"not called: the run was stopped by {self.stopped_by}", "limit")
 
-    def _stop_planning(self, limit: str) -> list[Command]:
+    def _begin_no_more(self, limit: str) -> list[Command]:
+        """Nothing new is planned, and nobody is asked about what could not begin anyway."""
         self.stopped_by = self.stopped_by or limit
-        if not self._planning:
-            return []
-        self._planning = False
-        self.budget.forfeit("plan")
-        return [Cancel("plan", self.round, why=f"stopped by {limit}")]
+        why = f"stopped by {limit}"
+        commands: list[Command] = []
+        if self._planning:
+            self._planning = False
+            self.budget.forfeit("plan")
+            commands.append(Cancel("plan", self.round, why=why))
+        for id in self._asked:
+            commands += [Cancel("ask", id, why=why), Settle(id, self._unspent())]
+        self._asked.clear()
+        return commands
 
     def _stop(self, limit: str) -> list[Command]:
         """Nothing begins any more and what runs is cancelled: the answer is made of the rest."""
-        commands = self._stop_planning(limit)
+        commands = self._begin_no_more(limit)
         ended: list[Command] = []
         for id, call in self._calls.items():
             commands += self._drop(call, f"stopped by {limit}")
             ended.append(Settle(id, Failed(f"stopped by {limit}", "limit")))
-        for id in self._asked:
-            commands.append(Cancel("ask", id, why=f"stopped by {limit}"))
-            ended.append(Settle(id, Failed(f"stopped by {limit}", "limit")))
-        self._asked.clear()
         return commands + (ended or self._join_if_quiet())
 
     def _end(self) -> list[Command]:

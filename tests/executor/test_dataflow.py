@@ -549,3 +549,12 @@ def test_a_planner_reads_whole_lists_and_not_their_parts() -> None:
     tasks[2_000_001] = Task(2_000_001, "get", {"n": 0}, (1,), part=(2, 0))
     outcomes = {1: Ok([{"n": 0}]), 2_000_001: Ok(0), 2: Ok([0])}
     assert brought_in(tasks, outcomes, ()) == (1, 2)
+
+
+def test_a_list_longer_than_max_tasks_is_not_begun() -> None:
+    """The whole would fail for its last elements anyway."""
+    get = Flaky(1.0)
+    tasks = [Task.of(1, "pages", count=9), Task.of(2, "get", n=EACH_N)]
+    machine, _ = drive(tasks, pages, get, limits=Limits(max_tasks=10))
+    assert machine.outcomes[2] == Failed("the plan has more than max_tasks=10 tasks", "plan")
+    assert get.began == []

@@ -610,3 +610,18 @@ def test_what_runs_beside_a_call_that_fails_the_run_is_stopped() -> None:
     commands = machine.handle(TaskDone(30, Failed("deaf", "timeout"), at=2.5))
     assert any(isinstance(c, Cancel) and (c.id, c.attempt) == (30, 2) for c in commands)
     assert isinstance(commands[-1], Finish)
+
+
+def test_nobody_is_asked_about_a_call_that_can_not_be_paid_any_more() -> None:
+    """The run does not wait for an approver whose word changes nothing."""
+
+    async def approve(task: Task, args: Mapping[str, Any]) -> bool:
+        await asyncio.sleep(600.0)
+        return True
+
+    send, get = Flaky(1.0, name="send", effect="write"), Flaky(1.0)
+    tasks = [Task.of(1, "send"), Task.of(2, "get", n=2), Task.of(3, "get", n=3, after=Ref(2))]
+    machine, events = drive(tasks, send, get, limits=Limits(max_steps=1), approve=approve)
+    assert events[-1].at == pytest.approx(1.0)
+    stopped = Failed("not called: the run was stopped by max_steps=1", "limit")
+    assert (machine.outcomes[1], machine.outcomes[3]) == (stopped, stopped)
