@@ -20,7 +20,7 @@ from typing import Annotated, Any, Protocol, TypedDict
 
 from agentpar.errors import MissingPackage, UsageError
 from agentpar.events import ApprovalGiven, Event, RunFinished, RunStarted
-from agentpar.executor.commands import Ask, Command, Plan
+from agentpar.executor.commands import Ask, Command, Plan, Wake
 from agentpar.executor.record import decode, encode
 from agentpar.ids import new_run_id
 from agentpar.session import Session
@@ -221,6 +221,8 @@ class _Boundary:
         match command:
             case Ask():
                 return True
+            case Wake():
+                return False  # nothing is done by it
             case Plan():
                 hold, self._acted = self._acted, True
                 return hold

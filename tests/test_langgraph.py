@@ -160,6 +160,13 @@ def test_nobody_is_asked_for_a_call_that_came_too_late(saver: Any, calls: list[s
     assert state["answer"]["usage"]["stopped_by"] == "deadline=0.5 s"
 
 
+def test_a_deadline_makes_no_checkpoint_of_its_own(calls: list[str]) -> None:
+    """The first plan is asked for at once."""
+    graph = agent_of([PLAN, ANSWER], calls, deadline=60.0).as_graph()
+    parts = graph.stream({"question": "Chile or Peru?"}, stream_mode="updates")
+    assert [name for part in parts for name in part] == ["begin", "work"]
+
+
 def test_verdict_by_task(saver: Any, calls: list[str]) -> None:
     """``resume={"task_id": …}`` allows one call and refuses another, which then is data."""
     from langgraph.types import Command
