@@ -104,7 +104,7 @@ def answer_of(run_id: str, machine: Machine, events: Iterable[Event]) -> Answer:
     usage = prefill = Usage()
     at = 0.0
     stopped_by = machine.stopped_by
-    spent = machine.budget
+    steps, cost = machine.budget.steps, machine.budget.cost
     for event in events:
         at = event.at
         match event:
@@ -119,7 +119,7 @@ def answer_of(run_id: str, machine: Machine, events: Iterable[Event]) -> Answer:
                 usage += used
             case RunFinished():
                 status, error = event.status, event.error
-                stopped_by = event.stopped_by
+                stopped_by, steps, cost = event.stopped_by, event.steps, event.cost_usd
     tasks, outcomes = whole(machine.tasks, machine.outcomes)
     return Answer(
         run_id=run_id,
@@ -130,7 +130,7 @@ def answer_of(run_id: str, machine: Machine, events: Iterable[Event]) -> Answer:
         tasks=dict(sorted(tasks.items())),
         outcomes=dict(sorted(outcomes.items())),
         faults=tuple(machine.faults),
-        usage=replace(usage, steps=spent.steps, cost_usd=spent.cost, stopped_by=stopped_by),
+        usage=replace(usage, steps=steps, cost_usd=cost, stopped_by=stopped_by),
         prefill=prefill,
         rounds=machine.round,
         seconds=at,

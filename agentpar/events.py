@@ -300,12 +300,14 @@ class ModelUsed:
 @dataclass(frozen=True, slots=True)
 class RunFinished:
     """The last event of a run. ``stopped_by`` names the limit that kept it from doing all that
-    it had planned, if one did."""
+    it had planned, if one did; ``steps`` and ``cost_usd`` are what it has spent."""
 
     status: Literal["answered", "failed", "cancelled"]
     error: str = ""
     at: float = 0.0
     stopped_by: str = ""
+    steps: int = 0
+    cost_usd: float = 0.0
 
 
 Event = (

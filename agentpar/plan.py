@@ -129,7 +129,7 @@ class Failed:
 
     error: str
     kind: FailureKind = "tool"
-    kept: bool = field(default=False, repr=False)
+    kept: bool = field(default=False, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,23 @@ def test_usage_says_what_was_spent() -> None:
     assert usage.cost_usd == pytest.approx(1.0 + usage.prompt_tokens)
 
 
+def test_a_recorded_answer_is_the_answer(tmp_path: Path) -> None:
+    """What was spent and what an error stands for included."""
+    population, _ = populations({}, cost=0.5, on_error="keep", retries=1, backoff=0.01)
+    runtime = ScriptedRuntime(
+        [PLAN.replace("Peru", "Atlantis"), "Chile has 19,116,201 people [1]."]
+    )
+
+    async def twice() -> None:
+        url = f"sqlite:///{tmp_path / 'j.db'}"
+        async with Agent([population], runtime=runtime, journal=url) as agent:
+            answer = await agent.ask("Chile or Atlantis?", run_id="one")
+            assert (answer.usage.steps, answer.usage.cost_usd) == (3, 1.5)
+            assert await agent.resume("one") == answer
+
+    asyncio.run(twice())
+
+
 def test_a_cache_serves_the_next_question_and_says_so() -> None:
     """As long as the agent lives."""
     population, asked = populations({})

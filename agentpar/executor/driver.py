@@ -232,7 +232,9 @@ class Driver:
 
     def _end(self, status: Literal["answered", "failed", "cancelled"], error: str) -> None:
         """Tell every observer the last event, those behind one that raises too."""
-        event: Event = RunFinished(status, error, self.clock.now(), self.machine.stopped_by)
+        machine, now = self.machine, self.clock.now()
+        spent = machine.budget
+        event: Event = RunFinished(status, error, now, machine.stopped_by, spent.steps, spent.cost)
         if self._redact is not None:
             event = self._redact(event)
         with ExitStack() as last_first:

@@ -173,6 +173,7 @@ class Machine:
         self._begun: dict[str, list[int]] = {}  # of tools that hedge: calls begun, hedges
         self._timers: list[tuple[float, int, str, int]] = []  # (when, turn, what, task)
         self._paused: set[int] = set()  # tasks between two attempts
+        self._unmended = ""  # the failure for which the next plan is to be asked for
         self._late = False  # so late that the time left is for the answer
         self._turn = 0
         self._armed = NEVER
@@ -359,7 +360,7 @@ class Machine:
     def _plan_ended(self, event: PlanEnded) -> list[Command]:
         self._planning = False
         self._ranked = 0  # the whole of it is known only now
-        return self._drop_unneeded() or self._join_if_quiet()
+        return self._drop_unneeded() + self._mend() or self._join_if_quiet()
 
     def _plan_failed(self, event: PlanFailed) -> list[Command]:
         if not self._planning:
@@ -640,8 +641,9 @@ class Machine:
                     stops = [command for command in commands if isinstance(command, Cancel)]
                     return [*stops, *self._cancel_all(why), *self._finish(Finish("failed", why))]
         self.outcomes[id] = outcome
-        if id not in self._parts and self._replans_early(outcome):
-            commands += self._plan(self._failure(self.tasks[id], outcome))
+        if self.limits.replan_early and id not in self._parts and _is_mendable(outcome):
+            self._unmended = self._failure(self.tasks[id], outcome)
+            commands += self._mend()
         if id in self._dependants:
             unmet = self._unmet
             for dependant in self._dependants.pop(id):
@@ -786,17 +788,17 @@ class Machine:
         self._unmet[id] = 0
         return [*commands, *self._await_needs(task)]
 
-    def _replans_early(self, outcome: Outcome) -> TypeGuard[Failed]:
-        """Whether this is a failure for which the next plan is not put off."""
-        return (
-            self.limits.replan_early
-            and isinstance(outcome, Failed)
-            and outcome.kind in ("tool", "timeout", "throttled", "size", "reference")
-            and not (self._planning or self.stopped_by or self._late)
-            and self.round <= self.limits.max_replans
-            and bool(self._unmet)
-            and not self._forbids_plan()
-        )
+    def _mend(self) -> list[Command]:
+        """Ask for the next plan because of a failure, while others go on; a plan that is still
+        being written is waited for."""
+        why = self._unmended
+        if not why or self._planning:
+            return []
+        self._unmended = ""
+        spent = self.stopped_by or self._late or self.round > self.limits.max_replans
+        if spent or not self._unmet or self._forbids_plan():
+            return []
+        return self._plan(why)
 
     def _failure(self, task: Task, outcome: Failed) -> str:
         """What went wrong, by the numbers that the planner knows."""
@@ -968,3 +970,14 @@ def _by_value(args: Mapping[str, Any]) -> bytes:
     it does not matter whether two equal parts are one object.
     """
     return marshal.dumps(sorted(args.items()), 2)
+
+
+def _is_mendable(outcome: Outcome) -> TypeGuard[Failed]:
+    """Whether another plan may do better where this came out."""
+    return isinstance(outcome, Failed) and outcome.kind in (
+        "tool",
+        "timeout",
+        "throttled",
+        "size",
+        "reference",
+    )

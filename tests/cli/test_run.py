@@ -211,7 +211,7 @@ def test_ctrl_c_leaves_nothing_half_done(
     assert done.stderr == f"carry it on: agentpar resume {run.name}\nagentpar: cancelled\n"
     assert events(run)[-1] | {"at": 0} == {
         "event": "RunFinished", "status": "cancelled", "error": "cancelled by the caller", "at": 0,
-        "stopped_by": "",
+        "stopped_by": "", "steps": events(run)[-1]["steps"], "cost_usd": 0.0,
     }  # fmt: skip
     assert sorted(file.name for file in run.iterdir()) == [
         "events.jsonl", "plan.mmd", "timeline.html",

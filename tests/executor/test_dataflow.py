@@ -325,6 +325,24 @@ def test_a_failure_asks_for_the_next_plan_while_others_go_on() -> None:
     assert sum(id == 5 for id, _ in started(events)) == 1
 
 
+def test_a_failure_while_the_plan_is_written_is_mended_when_it_is_complete() -> None:
+    """Two planners at once would write over each other."""
+    bad, slow = Flaky(ValueError("no"), name="bad"), Flaky(10.0, name="slow")
+    rounds: list[tuple[int, str]] = []
+
+    async def plan(command: Plan, emit: Emit) -> None:
+        rounds.append((command.round, command.why))
+        if command.round == 1:
+            emit(TaskPlanned(1, Task.of(1, "bad")))
+            emit(TaskPlanned(1, Task.of(2, "slow")))
+            await asyncio.sleep(2.0)
+        emit(PlanEnded(command.round))
+
+    limits = Limits(replan_early=True, max_replans=1)
+    drive([], bad, slow, planning=plan, limits=limits)
+    assert rounds == [(1, ""), (2, "call 1 (bad) failed: ValueError: no")]
+
+
 def test_a_call_that_has_ended_is_not_replaced() -> None:
     """Its result stands."""
     machine = Machine()
