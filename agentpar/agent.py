@@ -280,6 +280,11 @@ class Agent:
             approve,
             tuple(permissions),
         )
+        if policies is not None and not isinstance(policies, Mapping):
+            raise UsageError(
+                f"policies are fields by pattern, such as {{'web_*': {{'retries': 3}}}}, got "
+                f"{policies!r}"
+            )
         self._policies = tuple(
             PolicyRule((pattern,), changes) for pattern, changes in (policies or {}).items()
         )

@@ -376,12 +376,10 @@ def _event_line(event: Event, story: Story) -> str:
             what = f"{'allowed' if allowed else 'denied'} {id} {one_line(reason, 300)}".rstrip()
         case TaskStarted(id):
             named = story.tasks[id].task.label
-            what = (
-                f"started {named}" if event.attempt == 1 else f"attempt {event.attempt} of {named}"
-            )
+            what = f"started {named}" + (f" (attempt {event.attempt})" if event.attempt > 1 else "")
         case AttemptFailed(id, outcome):
             what = (
-                f"attempt {event.attempt} of {story.tasks[id].task.label} failed: "
+                f"attempt {event.attempt} of call {story.tasks[id].task.label} failed: "
                 f"{one_line(outcome.error, 500)}"
             )
         case TaskCancelled(id, why):

@@ -18,6 +18,11 @@ from agentpar.errors import UsageError
 OnError = Literal["skip", "keep", "fail"]
 
 
+def _check_number(name: str, value: object) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise UsageError(f"{name} must be a number (times in seconds), got {value!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """How one tool is called. Times are in seconds.
@@ -39,7 +44,8 @@ class Policy:
     When the last attempt has failed, ``on_error`` says what that means: ``skip`` what needs the
     value, ``keep`` going with ``{"error": "…"}`` as the value, or ``fail`` the run.
 
-    ``cache`` is how long a result may serve later runs. ``hedge``: a call that takes longer than
+    ``cache`` is how long a result may serve later runs; a tool that writes, sends or is not
+    idempotent keeps none. ``hedge``: a call that takes longer than
     nearly all before it (their 95th percentile) is made a second time, and the first result
     counts; at most one call in twenty is. ``cost`` is the price of one attempt in USD.
     """
@@ -59,6 +65,8 @@ class Policy:
     host: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("timeout", "cache", "rate", "backoff", "max_backoff", "cost", "retries"):
+            _check_number(name, getattr(self, name))
         for name in ("timeout", "cache", "rate"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise UsageError(f"{name} must be more than 0, or None, got {value!r}")
@@ -141,6 +149,8 @@ class Limits:
     price: Price = field(default_factory=Price)
 
     def __post_init__(self) -> None:
+        for name in ("max_steps", "max_tokens", "max_cost_usd", "deadline", "host_rate"):
+            _check_number(name, getattr(self, name))
         least = {"max_tasks": 1, "max_replans": 0, "concurrency": 1, "max_steps": 0, "per_host": 1}
         for name, lowest in least.items():
             if (value := getattr(self, name)) is not None and value < lowest:
@@ -160,6 +170,10 @@ class PolicyRule:
     def __post_init__(self) -> None:
         if unknown := set(self.changes) - {known.name for known in fields(Policy)}:
             raise UsageError(f"a policy has no {', '.join(map(repr, sorted(unknown)))}")
+        try:
+            replace(PLAIN, **self.changes)
+        except UsageError as error:
+            raise UsageError(f"policy for {', '.join(map(repr, self.tools))}: {error}") from None
 
     def matches(self, tool: str) -> bool:
         return any(fnmatch.fnmatchcase(tool, pattern) for pattern in self.tools)

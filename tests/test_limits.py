@@ -126,6 +126,30 @@ def test_usage_says_what_was_spent() -> None:
     assert usage.cost_usd == pytest.approx(1.0 + usage.prompt_tokens)
 
 
+def test_a_write_is_never_served_by_a_cache() -> None:
+    """It would be told as done, and not be done."""
+    sent: list[str] = []
+
+    @tool(effect="write")
+    async def send(to: str) -> str:
+        """Send. to: whom."""
+        sent.append(to)
+        return "sent"
+
+    script = ['1. send(to="ann")\njoin()', "It was sent [1]."]
+    agent = Agent(
+        [send],
+        runtime=ScriptedRuntime(script * 2),
+        approve=lambda task, args: True,
+        policies={"*": {"cache": 60.0}},
+    )
+    agent.ask_sync("Greet Ann")
+    agent.ask_sync("Greet Ann")
+    assert sent == ["ann", "ann"]
+    with pytest.raises(UsageError, match="cannot be served by a cache"):
+        tool(send.function, effect="write", cache=60.0)
+
+
 def test_a_recorded_answer_is_the_answer(tmp_path: Path) -> None:
     """What was spent and what an error stands for included."""
     population, _ = populations({}, cost=0.5, on_error="keep", retries=1, backoff=0.01)
@@ -203,7 +227,10 @@ def test_the_end_of_a_run_names_the_limit(tmp_path: Path) -> None:
         ({"max_steps": -1}, "max_steps must be at least 0, got -1"),
         ({"deadline": 0}, "deadline must be more than 0, or None, got 0"),
         ({"max_cost_usd": -1}, "max_cost_usd must be more than 0, or None, got -1"),
+        ({"deadline": "20s"}, "deadline must be a number (times in seconds), got '20s'"),
         ({"policies": {"*": {"retires": 3}}}, "a policy has no 'retires'"),
+        ({"policies": {"*": {"cache": "1h"}}}, "policy for '*': cache must be a number"),
+        ({"policies": [{"retries": 3}]}, "policies are fields by pattern"),
     ],
 )
 def test_limits_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:

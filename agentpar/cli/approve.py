@@ -54,7 +54,7 @@ class AskAtTerminal:
                 call,
                 "?",
                 (where, "yellow"),
-                "\ny allows, any key denies",
+                "\ny allows, any other key denies",
             )
             # What was typed before the question was no answer to it: it is thrown away here.
             with _single_keys(sys.stdin.fileno()):

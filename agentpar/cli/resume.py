@@ -46,14 +46,18 @@ def resume(
             "journal"
         )
     output = output_of(json, quiet)
-    raise typer.Exit(asyncio.run(_orphans(url, output) if orphans else _one(url, run, output)))
+    work = _orphans(url, output) if orphans else _one(url, run, output, None if journal else runs)
+    raise typer.Exit(asyncio.run(work))
 
 
-async def _one(url: str, name: str, output: Output) -> int:
+async def _one(url: str, name: str, output: Output, folder: Path | None) -> int:
     from agentpar.executor.journal import open_journal
 
     async with open_journal(url) as journal:
-        run = _chosen(await journal.runs(), name, journal.place)
+        known_runs = await journal.runs()
+        if name == "last" and folder is not None:
+            _refuse_older(known_runs, folder)
+        run = _chosen(known_runs, name, journal.place)
         if run.status in ("answered", "failed"):
             known = await journal.begin(run.id, run.question, agent=run.agent)
             return _shown(_wish(run, url, output), run, known.history)
@@ -76,6 +80,16 @@ async def _orphans(url: str, output: Output) -> int:
             typer.echo(f"agentpar: {error}", err=True)
             failed += 1
     return 1 if failed else 0
+
+
+def _refuse_older(runs: list[JournaledRun], folder: Path) -> None:
+    """``last`` means the newest run of the folder, which the journal may not know."""
+    newest = max((path.parent.name for path in folder.glob("*/events.jsonl")), default="")
+    if runs and newest > runs[-1].id and newest not in {run.id for run in runs}:
+        raise UsageError(
+            f"the newest run, {newest}, is in no journal here (demo and --no-journal keep none); "
+            f"the newest that can be carried on is {runs[-1].id}"
+        )
 
 
 def _chosen(runs: list[JournaledRun], name: str, place: str) -> JournaledRun:

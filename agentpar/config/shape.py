@@ -117,11 +117,14 @@ def _entry(node: Node) -> Node:
 def _instead(key: str, section: type[Section]) -> str:
     """What to write instead: the nearest field here, then the nearest anywhere, then all."""
     here = {**{name: name for name in section.model_fields}, **section.also}
-    if near := difflib.get_close_matches(key, here, n=1, cutoff=0.7):
-        return f"did you mean {here[near[0]]}?"
+    near = difflib.get_close_matches(key, here, n=1, cutoff=0.7)
     sections = list(_sections(AgentFile))
     anywhere = {word: path + name for path, s in sections for word, name in s.also.items()}
     anywhere |= {name: path + name for path, s in reversed(sections) for name in s.model_fields}
+    if key in anywhere:
+        return f"did you mean {anywhere[key]}?"
+    if near:
+        return f"did you mean {here[near[0]]}?"
     if near := difflib.get_close_matches(key, anywhere, n=1, cutoff=0.75):
         return f"did you mean {anywhere[near[0]]}?"
     fields = ", ".join(section.model_fields)

@@ -34,6 +34,11 @@ class Budget:
         self.cost += cost
         return ""
 
+    def take_again(self, cost: float) -> None:
+        """An attempt was begun anew after a crash, whatever the limits: it is spent twice."""
+        self.steps += 1
+        self.cost += cost
+
     def give_back_step(self, cost: float) -> None:
         """A step that was spent needed no call after all."""
         self.steps -= 1

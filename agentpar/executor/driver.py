@@ -463,7 +463,7 @@ class Driver:
             self.emit(TaskStarted(task.id, command.args, now(), attempt))
             if self._calls is not None:
                 await self._calls.intend(command, tool)
-            if tool.policy.cache is None or self._results is None:
+            if self._results is None or not tool.may_be_kept:
                 outcome, wait = await self._call(tool, command.args, key)
             else:
                 outcome, wait, via = await self._cached(tool, command.args, key, self._results)

@@ -34,6 +34,7 @@ from agentpar.events import (
     TaskItem,
     TaskPlanned,
     TaskReplaced,
+    TaskStarted,
     Woke,
 )
 from agentpar.executor.admission import NEVER, Admission, Lane
@@ -102,6 +103,7 @@ class _Call:
     began: float = 0.0
     attempts: dict[int, float] = field(default_factory=dict)  # running: when each began
     last: int = 0  # number of the attempt that began last
+    seen: int = 0  # number of the attempt that was told last to have begun
     tries: int = 0  # attempts that were no hedges
     waiting: bool = False  # an attempt waits for a place
     hedging: bool = False  # ... and it, or the one that began last, is a hedge
@@ -185,6 +187,7 @@ class Machine:
         self._handlers: dict[type, Callable[[Any], list[Command]]] = {
             TaskPlanned: self._task_planned,
             TaskDone: self._task_done,
+            TaskStarted: self._task_started,
             AttemptFailed: self._attempt_failed,
             TaskItem: self._task_item,
             TaskReplaced: self._task_replaced,
@@ -585,6 +588,16 @@ class Machine:
         return self._expected.get(call.task.tool, 1.0) if rank is None else rank
 
     # Ending calls
+
+    def _task_started(self, event: TaskStarted) -> list[Command]:
+        """An attempt that begins a second time broke off with its process: both count."""
+        call = self._calls.get(event.task_id)
+        if call is not None:
+            if event.attempt > call.seen:
+                call.seen = event.attempt
+            else:
+                self.budget.take_again(call.policy.cost)
+        return []
 
     def _attempt_failed(self, event: AttemptFailed) -> list[Command]:
         call = self._calls.get(event.task_id)

@@ -106,7 +106,9 @@ def describe(proof: Proof) -> str:
     calls = f"{len(proof.tasks)} calls, {len(proof.sinks)} of them sinks"
     if proof.unapproved:
         where = ", ".join(str(sink.task.id) for sink in proof.unapproved)
-        lines.append(f"NOT PROVED: {calls}; untrusted data reach {where} and nobody is asked")
+        lines.append(f"NOT PROVED: {calls}; untrusted data reach call {where} and nobody is asked")
+    elif not proof.sinks:
+        lines.append(f"nothing to prove: none of {len(proof.tasks)} calls writes or sends")
     else:
         lines.append(f"proved: {calls}; untrusted data reach none unless somebody is asked")
     for tool, verdict in proof.later:

@@ -240,7 +240,13 @@ def _policy(chance: Random, name: str, plain: bool) -> Policy:
 def _kept(chance: Random, tasks: list[Task], policies: Mapping[str, Policy]) -> frozenset[int]:
     """Of calls whose arguments are known beforehand."""
     plain = [task for task in tasks if not task.needs]
-    cached = [task.args["me"] for task in plain if policies[task.tool].cache is not None]
+    cached = [
+        task.args["me"]
+        for task in plain
+        if task.tool != WRITE
+        and policies[task.tool].cache is not None
+        and policies[task.tool].idempotent is not False
+    ]
     return frozenset(id for id in cached if chance.random() < 0.3)
 
 

@@ -106,6 +106,8 @@ def tool(
     name = checked_name(str(name or getattr(fn, "__name__", type(fn).__name__)))
     if effect not in typing.get_args(Effect):
         raise UsageError(f"tool {name!r}: effect must be 'read' or 'write', got {effect!r}")
+    if called.get("cache") is not None and (sends or effect == "write"):
+        raise UsageError(f"tool {name!r}: a call that writes or sends cannot be served by a cache")
     if pure and (sends or effect == "write"):
         raise UsageError(
             f"tool {name!r}: a pure tool only works out its result; it cannot write or send as well"

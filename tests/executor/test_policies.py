@@ -578,6 +578,15 @@ def test_a_retry_that_was_due_is_made_after_the_break() -> None:
         assert len(due) == len({repr(command) for command in due})
 
 
+def test_an_attempt_that_is_made_again_after_a_crash_counts_again() -> None:
+    """What it may have cost was paid twice."""
+    machine = Machine(Limits(max_steps=9), policies={"get": Policy(cost=0.5)})
+    begun = [TaskStarted(1, {"n": 1}), TaskStarted(1, {"n": 1})]
+    for event in [RunStarted("run", "?"), TaskPlanned(1, calls(1)[0]), *begun]:
+        machine.handle(event)
+    assert (machine.budget.steps, machine.budget.cost) == (2, 1.0)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

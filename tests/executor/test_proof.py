@@ -40,7 +40,7 @@ def test_an_open_path_is_found_and_told() -> None:
     assert [sink.task.id for sink in open_.unapproved] == [5]
     shut = prove(PLAN, Permissions((Rule("send", "allow"),), FLOWS))
     assert not shut.unapproved
-    assert "NOT PROVED: 6 calls, 2 of them sinks; untrusted data reach 5" in describe(open_)
+    assert "NOT PROVED: 6 calls, 2 of them sinks; untrusted data reach call 5" in describe(open_)
 
 
 def test_the_text_says_path_verdict_and_reason() -> None:
