@@ -71,7 +71,7 @@ def other(url: str, world: acting.World) -> Agent:
 
 async def taken_over(agent: Agent) -> Answer:
     """The answer of the first run that is left behind, as soon as one is."""
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + 60
     while (answer := await agent.resume_orphan()) is None:
         assert time.monotonic() < give_up, "nothing was ever left behind"
         await asyncio.sleep(0.02)

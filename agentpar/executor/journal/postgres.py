@@ -35,7 +35,7 @@ _CONNECTION: dict[str, Any] = {
     "tcp_user_timeout": 10_000,
 }
 _SETTINGS = (
-    "-c synchronous_commit=on -c lock_timeout=10s -c idle_in_transaction_session_timeout=10s "
+    "-c synchronous_commit=on -c lock_timeout=10s -c idle_in_transaction_session_timeout=3s "
     "-c client_min_messages=warning"
 )
 _TABLES = """
