@@ -157,16 +157,11 @@ def references(value: Any) -> Iterator[Ref]:
 
     It looks into lists, tuples and dicts.
     """
-    if isinstance(value, Ref):
-        yield value
-    elif isinstance(value, Pick):
-        yield from value.refs
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from references(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from references(item)
+    for item in _operands(value):
+        if isinstance(item, Pick):
+            yield from item.refs
+        else:
+            yield item
 
 
 def picks(value: Any) -> Iterator[Pick]:

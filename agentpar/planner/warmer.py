@@ -148,13 +148,14 @@ class Warmer:
 
     def _news(self, run: RunView) -> tuple[Message, ...] | None:
         """What can be read now, where that is enough more than was read, and in time."""
-        if len(run.tasks) > MAX_RESULTS or run.tasks.keys() <= run.outcomes.keys():
+        tasks, outcomes = run.tasks, run.outcomes  # worked out anew at each look
+        if len(tasks) > MAX_RESULTS or tasks.keys() <= outcomes.keys():
             return None
         messages = join_prefix(
-            run.tasks,
-            run.outcomes,
+            tasks,
+            outcomes,
             run.faults,
-            self._sources(run.tasks, run.outcomes),
+            self._sources(tasks, outcomes),
             final=run.final_round,
             instructions=self._instructions,
         )
