@@ -38,7 +38,7 @@ class Ledger:
         Raises `JournalError`: such a call must then not be made.
         """
         enter_call(CurrentCall(self._run_id, call.task.id, call.attempt, tool, call.args))
-        if self._journal is not None and tool.effect == "write":
+        if self._journal is not None and tool.sink:
             await self._journal.flush()
 
     def observe(self, event: Event) -> None:

@@ -55,10 +55,15 @@ class Tool:
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
     @property
+    def sink(self) -> bool:
+        """Whether a call has consequences outside the run: it writes or sends."""
+        return self.effect == "write" or self.sends
+
+    @property
     def may_be_kept(self) -> bool:
         """Whether a result may serve a later call: never where the call itself is the point."""
-        reads = self.effect == "read" and not self.sends and self.policy.idempotent is not False
-        return reads and self.policy.cache is not None
+        repeatable = not self.sink and self.policy.idempotent is not False
+        return repeatable and self.policy.cache is not None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the decorated function directly, as if it had never been made a tool."""

@@ -297,6 +297,12 @@ async def send(n: int) -> int:
     return n
 
 
+@tool(sends=True)
+async def post(n: int) -> int:
+    """Hand n to others."""
+    return n
+
+
 @tool(effect="write", idempotent=True)
 async def put(n: int) -> int:
     """Put."""
@@ -315,6 +321,7 @@ GOT = (*BEGUN, ("", TaskDone(1, Ok(5))))
         (BEGUN, double, None),
         (BEGUN, put, None),
         (BEGUN, send, "interrupted"),
+        (BEGUN, post, "interrupted"),
         (FAILED, double, None),
         (FAILED, send, "tool"),
         (GOT, double, "ok"),

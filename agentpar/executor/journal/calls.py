@@ -48,7 +48,7 @@ class PastCalls:
         known = self._outcomes[task_id, key]
         if isinstance(known, Ok):
             return known
-        if tool.effect == "read":
+        if not tool.sink:
             return None
         if known is None and not tool.policy.idempotent:
             return Failed(
