@@ -191,12 +191,14 @@ class PostgresStore:
                 if append.run not in lost
             ]
             if rows:
-                with connection.cursor() as cursor:
-                    cursor.executemany(
-                        "INSERT INTO agentpar_events (run, seq, key, line) VALUES (%s, %s, %s, %s)"
-                        " ON CONFLICT (run, seq) DO NOTHING",
-                        rows,
-                    )
+                # One statement, not executemany, whose pipeline could stand still half sent: the
+                # server does not count that as idle, and our rows would stay locked.
+                connection.execute(
+                    "INSERT INTO agentpar_events (run, seq, key, line)"
+                    " SELECT * FROM unnest(%s::text[], %s::bigint[], %s::text[], %s::text[])"
+                    " ON CONFLICT (run, seq) DO NOTHING",
+                    [list(column) for column in zip(*rows, strict=True)],
+                )
         return lost
 
     def supersede(self, run: str, epoch: int, seq: int) -> bool:
