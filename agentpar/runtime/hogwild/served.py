@@ -1,0 +1,68 @@
+"""Rows on a vLLM server that runs our plugin, over HTTP.
+
+Knows the two doors: ``/hogwild``, where the server says whether it shares, and the ``vllm_xargs``
+of a completion (flat names, see `plugin.params`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from agentpar.errors import ModelServerError
+from agentpar.events import Usage
+from agentpar.ports import Message
+from agentpar.runtime.hogwild.rows import Row
+
+if TYPE_CHECKING:
+    from agentpar.runtime.client import OpenAIRuntime
+
+_ENDINGS = ("", ".", "!", "?", ":", ";", ")", "]", "}", '"', "'", "`", "*", "**", "```", "$", "$$")
+
+
+class ServedRows:
+    """Rows on the server of ``runtime``."""
+
+    def __init__(self, runtime: OpenAIRuntime) -> None:
+        self._runtime = runtime
+
+    async def cannot_share(self) -> str:
+        told = await self._runtime.ask("/hogwild")
+        if not isinstance(told, dict):
+            return "the server runs without the plugin; 'agentpar serve --hogwild' starts one with"
+        return str(told.get("cannot_share") or "")
+
+    async def tokenize(self, text: str | Sequence[Message]) -> tuple[int, ...]:
+        body: dict[str, Any] = {"model": await self._runtime.model()}
+        if isinstance(text, str):
+            body |= {"prompt": text, "add_special_tokens": False}
+        else:
+            chat = [{"role": message.role, "content": message.content} for message in text]
+            body |= {"messages": chat, "add_generation_prompt": True}
+        told = await self._runtime.ask("/tokenize", body)
+        if not isinstance(told, dict) or "tokens" not in told:
+            raise ModelServerError(f"{self._runtime.base_url} has no /tokenize, which groups need")
+        return tuple(told["tokens"])
+
+    async def step_tokens(self) -> tuple[int, ...]:
+        # The vocabulary cannot be asked for; these are how sentences and blocks end before a
+        # blank line. A step that ends in another way is part of the next one.
+        ends = [await self.tokenize(f"{ending}\n\n") for ending in _ENDINGS]
+        return tuple(sorted({ids[-1] for ids in ends}))
+
+    async def write(self, row: Row) -> AsyncGenerator[str | Usage, None]:
+        from agentpar.runtime.hogwild.plugin.params import to_xargs
+
+        body: dict[str, Any] = {
+            "model": await self._runtime.model(),
+            "prompt": list(row.tokens),
+            "max_tokens": row.max_tokens,
+            "temperature": row.temperature,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "vllm_xargs": to_xargs(row),
+        }
+        if row.seed is not None:
+            body["seed"] = row.seed
+        async for piece in self._runtime.post_stream("/completions", body):
+            yield piece
