@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,7 @@ class Session:
             beside=self._beside if warmer else None,
             redact=redactor.data if redactor else None,
         )
+        ledger.emit = lambda event: self.driver.emit(replace(event, at=self.driver.clock.now()))
         if journal is not None:
             journal.on_error = self.driver.fail
 

@@ -36,9 +36,10 @@ FLOORS = (
         "permissions",
         "optimize",
         "redact",
+        "workers",
     ),
     ("planner", "executor", "memory", "runtime", "miniweb"),
-    ("agent", "answer", "fuzzing", "partial", "session", "watchers"),
+    ("agent", "answer", "fuzzing", "partial", "session", "thinking", "watchers"),
     ("config", "display", "timeline", "drawing", "story", "langgraph", "watch"),
     ("cli", "doctor", "__init__"),
 )

@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pydantic import ValidationError
 
@@ -26,7 +26,9 @@ from agentpar.policy import PolicyFields, Price
 from agentpar.ports import Watch
 from agentpar.redact import SHORTEST
 from agentpar.tools.base import Tool
+from agentpar.workers import Workers
 
+_BACKENDS: dict[str, Literal["auto", "log"]] = {"hogwild": "auto", "log": "log"}
 _AUTO = {"auto": None, "always": True, "never": False}
 _LIMITS = tuple(LimitFields.model_fields)
 
@@ -81,6 +83,9 @@ class AgentSpec:
             arguments["examples"] = tuple(
                 Example(example.question, example.plan) for example in file.planner.examples
             )
+        if file.workers is not None:
+            said = file.workers.model_dump(exclude={"mode"})
+            arguments["workers"] = Workers(**said, backend=_BACKENDS[file.workers.mode])
         if file.journal is not None:
             arguments["journal"] = _from(self.path, revealed(file.journal))
         if file.model is not None:

@@ -6,7 +6,18 @@ or where the journal lies.
 
 from __future__ import annotations
 
-from agentpar.events import Event, RunFinished, TaskStarted
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from agentpar.events import (
+    Event,
+    ModelUsed,
+    RunFinished,
+    TaskStarted,
+    WorkersStarted,
+    WorkerText,
+)
 from agentpar.executor.commands import Execute
 from agentpar.executor.journal import RunJournal
 from agentpar.executor.machine import Machine
@@ -23,6 +34,8 @@ class Ledger:
         self._machine = machine
         self._journal = journal
         self._keys: dict[int, str] = {}
+        self.emit: Callable[[Event], None] = lambda _: None
+        """Where what calls tell of themselves goes."""
 
     def known(self, call: Execute, tool: Tool) -> Outcome | None:
         """What stands in place of ``call``; None where it is to be made."""
@@ -37,9 +50,17 @@ class Ledger:
 
         Raises `JournalError`: such a call must then not be made.
         """
-        enter_call(CurrentCall(self._run_id, call.task.id, call.attempt, tool, call.args))
+        tell = partial(self._tell, call)
+        enter_call(CurrentCall(self._run_id, call.task.id, call.attempt, tool, call.args, tell))
         if self._journal is not None and tool.sink:
             await self._journal.flush()
+
+    def _tell(self, call: Execute, event: WorkersStarted | WorkerText | ModelUsed) -> None:
+        round = self._machine.round
+        if isinstance(event, ModelUsed):
+            self.emit(replace(event, round=round))
+        else:
+            self.emit(replace(event, round=round, task_id=call.task.id))
 
     def observe(self, event: Event) -> None:
         """Write ``event`` to the journal. Raises what keeps it from being written.

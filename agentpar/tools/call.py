@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from agentpar.errors import UsageError
+from agentpar.events import ModelUsed, WorkersStarted, WorkerText
 from agentpar.tools.base import Tool
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
@@ -40,6 +41,10 @@ class CurrentCall:
     attempt: int
     tool: Tool
     args: Mapping[str, Any]
+    tell: Callable[[WorkersStarted | WorkerText | ModelUsed], None] = field(
+        default=lambda _: None, compare=False, repr=False
+    )
+    """Tell the run what a model is doing in this call; when and for which task is filled in."""
 
     @property
     def idempotency_key(self) -> str:

@@ -10,8 +10,10 @@ import pytest
 from agentpar.errors import ModelServerError, UsageError
 from agentpar.events import Usage
 from agentpar.ports import Capability, Message, ModelRequest
-from agentpar.runtime.hogwild.group import GroupSettings, Piece, WorkerGroup, open_group
+from agentpar.runtime.hogwild.group import WorkerGroup
+from agentpar.runtime.hogwild.opening import open_group
 from agentpar.runtime.scripted import ScriptedRuntime
+from agentpar.workers import Piece, Workers
 
 
 class Counting:
@@ -62,7 +64,7 @@ async def text_of(group: WorkerGroup) -> dict[str, str]:
 async def test_each_round_all_workers_read_the_same_log() -> None:
     """What the others wrote is there in the next round, and everyone's is in one order."""
     runtime = Counting()
-    settings = GroupSettings(max_tokens=4, sync_every=2)
+    settings = Workers(max_tokens=4, sync_every=2)
     async with open_group(runtime, "Count.", ["Alice", "Bob"], settings) as group:
         texts = await text_of(group)
     assert texts == {"Alice": "n1 n2 n3 n4 ", "Bob": "n1 n2 n3 n4 "}
@@ -73,7 +75,7 @@ async def test_each_round_all_workers_read_the_same_log() -> None:
 async def test_up_to_the_last_words_the_prompts_of_a_round_are_equal() -> None:
     """A server that caches prefixes reads the log once, not once a worker."""
     runtime = Counting()
-    settings = GroupSettings(max_tokens=6, sync_every=2)
+    settings = Workers(max_tokens=6, sync_every=2)
     async with open_group(runtime, "Count.", ["Alice", "Bob", "Carol"], settings) as group:
         await text_of(group)
     prompts = [
@@ -86,7 +88,7 @@ async def test_up_to_the_last_words_the_prompts_of_a_round_are_equal() -> None:
 async def test_what_is_injected_is_read_from_the_next_round_on() -> None:
     """A tool's result, for all at once."""
     runtime = Counting()
-    settings = GroupSettings(max_tokens=4, sync_every=2)
+    settings = Workers(max_tokens=4, sync_every=2)
     async with open_group(runtime, "Count.", ["Alice", "Bob"], settings) as group:
         await group.inject("search", "Lima has 10 million people.")
         await text_of(group)
@@ -96,7 +98,7 @@ async def test_what_is_injected_is_read_from_the_next_round_on() -> None:
 async def test_one_who_joins_is_in_the_next_round() -> None:
     """And sees what was written before."""
     runtime = Counting()
-    settings = GroupSettings(max_tokens=4, sync_every=2)
+    settings = Workers(max_tokens=4, sync_every=2)
     async with open_group(runtime, "Count.", ["Alice"], settings) as group:
         async for piece in group:
             if piece == Piece("Alice", "n2 "):
@@ -108,7 +110,7 @@ async def test_one_who_joins_is_in_the_next_round() -> None:
 async def test_one_who_leaves_is_not_waited_for_and_what_it_wrote_stays() -> None:
     """The others' next round begins without it."""
     runtime = Counting()
-    settings = GroupSettings(max_tokens=6, sync_every=3)
+    settings = Workers(max_tokens=6, sync_every=3)
     async with open_group(runtime, "Count.", ["Alice", "Bob"], settings) as group:
         async for piece in group:
             if piece == Piece("Bob", "n2 "):
@@ -122,7 +124,7 @@ async def test_one_who_leaves_is_not_waited_for_and_what_it_wrote_stays() -> Non
 async def test_one_who_has_nothing_to_say_any_more_ends() -> None:
     """A text that ends by itself ends its worker; the others go on."""
     runtime = Counting(ends=3)
-    settings = GroupSettings(max_tokens=50, sync_every=2)
+    settings = Workers(max_tokens=50, sync_every=2)
     async with open_group(runtime, "Count.", ["Alice", "Bob"], settings) as group:
         texts = await text_of(group)
         assert group.workers == ()
@@ -133,7 +135,7 @@ async def test_one_who_has_nothing_to_say_any_more_ends() -> None:
 async def test_the_answer_is_written_behind_the_whole_log() -> None:
     """The workers stop, and one text is written with all of theirs in sight."""
     runtime = Counting()
-    settings = GroupSettings(max_tokens=4, sync_every=2)
+    settings = Workers(max_tokens=4, sync_every=2)
     async with open_group(runtime, "Count.", ["Alice", "Bob"], settings) as group:
         async for piece in group:
             if piece.text == "n3 ":
@@ -173,7 +175,7 @@ async def test_a_worker_whose_request_fails_is_told_of() -> None:
 async def test_a_worker_is_asked_from_time_to_time_whether_its_work_is_redundant() -> None:
     """After ``check_every`` tokens, once."""
     runtime = Counting()
-    settings = GroupSettings(max_tokens=8, sync_every=2, check_every=4)
+    settings = Workers(max_tokens=8, sync_every=2, check_every=4)
     async with open_group(runtime, "Count.", ["Alice", "Bob"], settings) as group:
         await text_of(group)
     checks = ["already does" in asked(r) for r in runtime.requests if asked(r)[:5] == "Alice"]
@@ -195,7 +197,7 @@ async def test_a_runtime_that_cannot_share_says_why() -> None:
         assert group.backend == "log"
         assert group.why == "Counting has no cache that could be shared"
     with pytest.raises(UsageError, match="Counting has no cache"):
-        async with open_group(runtime, "Count.", ["Alice"], backend="rows"):
+        async with open_group(runtime, "Count.", ["Alice"], Workers(backend="rows")):
             pass
 
 
@@ -225,8 +227,10 @@ async def test_a_name_is_not_used_twice() -> None:
             group.leave("Carol")
 
 
-@pytest.mark.parametrize("setting", [{"max_tokens": 0}, {"sync_every": 0}, {"check_every": -1}])
+@pytest.mark.parametrize(
+    "setting", [{"n": 0}, {"n": 9}, {"max_tokens": 0}, {"sync_every": 0}, {"check_every": -1}]
+)
 def test_settings_that_mean_nothing_are_refused(setting: dict[str, int]) -> None:
     """With the name and the value."""
     with pytest.raises(UsageError, match=next(iter(setting))):
-        GroupSettings(**setting)
+        Workers(**setting)

@@ -1,62 +1,19 @@
-"""A group of workers that write at once and read each other: one interface, whatever shares.
-
-`open_group` picks what the runtime can do: *rows* of one KV cache where it can share one (see
-`RowServer`), else a *log* that all workers read again every few tokens. Which of them, and
-why, is `WorkerGroup.backend` and `WorkerGroup.why`.
-"""
+"""A group of workers that write at once and read each other: one interface, whatever shares."""
 
 from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 from agentpar.errors import UsageError
 from agentpar.events import Usage
-from agentpar.ports import Message, Runtime
+from agentpar.ports import Message
 from agentpar.runtime.hogwild import prompts
-from agentpar.runtime.hogwild.spans import Layout
-
-Backend = Literal["rows", "log"]
-"""``rows``: workers read each other's keys and values, token by token. ``log``: they read each
-other's text, every ``sync_every`` tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """``worker`` has written ``text``."""
-
-    worker: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class GroupSettings:
-    """How a group works.
-
-    ``max_tokens`` each worker may write. After every ``check_every`` tokens a worker is asked
-    whether it does again what another has done (0: never). Worker i samples with
-    ``temperature`` and ``seed`` + i. ``layout`` is for rows, ``sync_every`` (tokens) for a log.
-    """
-
-    max_tokens: int = 512
-    layout: Layout = "combined"
-    check_every: int = 0
-    sync_every: int = 64
-    temperature: float = 0.0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("max_tokens", "sync_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be at least 1")
-        if self.check_every < 0:
-            raise UsageError(f"check_every is {self.check_every!r}; 0 means never")
+from agentpar.workers import Backend, Piece, Workers
 
 
 class WorkerGroup(ABC):
@@ -72,7 +29,7 @@ class WorkerGroup(ABC):
         self,
         messages: Sequence[Message],
         workers: Sequence[str],
-        settings: GroupSettings,
+        settings: Workers,
         *,
         why: str = "",
     ) -> None:
@@ -173,38 +130,3 @@ class WorkerGroup(ABC):
         for name in self.workers:
             self.leave(name)
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-@asynccontextmanager
-async def open_group(
-    runtime: Runtime,
-    shared: str | Sequence[Message],
-    workers: Sequence[str],
-    settings: GroupSettings | None = None,
-    *,
-    backend: Backend | Literal["auto"] = "auto",
-) -> AsyncGenerator[WorkerGroup, None]:
-    """A group of ``workers`` on the task that ``shared`` states, at work.
-
-    ``backend`` "rows" raises `UsageError` where the runtime cannot share a cache, with the
-    reason; "auto" then takes a log.
-    """
-    from agentpar.runtime.hogwild.logsync import LogGroup
-    from agentpar.runtime.hogwild.rows import RowGroup, row_server
-
-    messages = (Message("user", shared),) if isinstance(shared, str) else tuple(shared)
-    settings = settings or GroupSettings()
-    why = ""
-    group: WorkerGroup | None = None
-    if backend != "log":
-        rows = row_server(runtime)
-        if rows is None:
-            why = f"{type(runtime).__name__} has no cache that could be shared"
-        elif not (why := await rows.cannot_share()):
-            group = RowGroup(rows, messages, workers, settings)
-        if why and backend == "rows":
-            raise UsageError(f"workers cannot share a cache here: {why}")
-    if group is None:
-        group = LogGroup(runtime, messages, workers, settings, why=why)
-    async with group:
-        yield group

@@ -14,7 +14,8 @@ from contextlib import aclosing
 from agentpar.events import Usage
 from agentpar.ports import Message, ModelRequest, Runtime
 from agentpar.runtime.hogwild import prompts
-from agentpar.runtime.hogwild.group import Backend, GroupSettings, WorkerGroup
+from agentpar.runtime.hogwild.group import WorkerGroup
+from agentpar.workers import Backend, Workers
 
 
 def recomputed(workers: int, tokens: int, sync_every: int, header: float, block: int) -> float:
@@ -36,7 +37,7 @@ class LogGroup(WorkerGroup):
         runtime: Runtime,
         messages: Sequence[Message],
         workers: Sequence[str],
-        settings: GroupSettings,
+        settings: Workers,
         *,
         why: str = "",
     ) -> None:

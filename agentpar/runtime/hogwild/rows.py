@@ -16,8 +16,8 @@ from agentpar.events import Usage
 from agentpar.ids import new_run_id
 from agentpar.ports import Message
 from agentpar.runtime.hogwild import prompts
-from agentpar.runtime.hogwild.group import Backend, GroupSettings, WorkerGroup
-from agentpar.runtime.hogwild.spans import Layout
+from agentpar.runtime.hogwild.group import WorkerGroup
+from agentpar.workers import Backend, Layout, Workers
 
 HOLD = 30.0
 """Seconds for which a server keeps what a group wrote when nobody writes, for who comes next."""
@@ -90,7 +90,7 @@ class RowGroup(WorkerGroup):
         server: RowServer,
         messages: Sequence[Message],
         workers: Sequence[str],
-        settings: GroupSettings,
+        settings: Workers,
     ) -> None:
         super().__init__(messages, workers, settings)
         self._server = server

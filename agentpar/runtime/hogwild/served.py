@@ -6,42 +6,51 @@ of a completion (flat names, see `plugin.params`).
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, Protocol
 
 from agentpar.errors import ModelServerError
 from agentpar.events import Usage
 from agentpar.ports import Message
 from agentpar.runtime.hogwild.rows import Row
 
-if TYPE_CHECKING:
-    from agentpar.runtime.client import OpenAIRuntime
-
 _ENDINGS = ("", ".", "!", "?", ":", ";", ")", "]", "}", '"', "'", "`", "*", "**", "```", "$", "$$")
 
 
-class ServedRows:
-    """Rows on the server of ``runtime``."""
+class Client(Protocol):
+    """Who can ask the server."""
 
-    def __init__(self, runtime: OpenAIRuntime) -> None:
-        self._runtime = runtime
+    base_url: str
+
+    async def model(self) -> str: ...
+
+    async def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any: ...
+
+    def post_stream(self, path: str, body: dict[str, Any]) -> AsyncGenerator[str | Usage, None]: ...
+
+
+class ServedRows:
+    """Rows on the server that ``client`` asks."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
 
     async def cannot_share(self) -> str:
-        told = await self._runtime.ask("/hogwild")
+        told = await self._client.ask("/hogwild")
         if not isinstance(told, dict):
             return "the server runs without the plugin; 'agentpar serve --hogwild' starts one with"
         return str(told.get("cannot_share") or "")
 
     async def tokenize(self, text: str | Sequence[Message]) -> tuple[int, ...]:
-        body: dict[str, Any] = {"model": await self._runtime.model()}
+        body: dict[str, Any] = {"model": await self._client.model()}
         if isinstance(text, str):
             body |= {"prompt": text, "add_special_tokens": False}
         else:
             chat = [{"role": message.role, "content": message.content} for message in text]
             body |= {"messages": chat, "add_generation_prompt": True}
-        told = await self._runtime.ask("/tokenize", body)
+        told = await self._client.ask("/tokenize", body)
         if not isinstance(told, dict) or "tokens" not in told:
-            raise ModelServerError(f"{self._runtime.base_url} has no /tokenize, which groups need")
+            raise ModelServerError(f"{self._client.base_url} has no /tokenize, which groups need")
         return tuple(told["tokens"])
 
     async def step_tokens(self) -> tuple[int, ...]:
@@ -54,7 +63,7 @@ class ServedRows:
         from agentpar.runtime.hogwild.plugin.params import to_xargs
 
         body: dict[str, Any] = {
-            "model": await self._runtime.model(),
+            "model": await self._client.model(),
             "prompt": list(row.tokens),
             "max_tokens": row.max_tokens,
             "temperature": row.temperature,
@@ -64,5 +73,5 @@ class ServedRows:
         }
         if row.seed is not None:
             body["seed"] = row.seed
-        async for piece in self._runtime.post_stream("/completions", body):
+        async for piece in self._client.post_stream("/completions", body):
             yield piece
