@@ -519,7 +519,8 @@ class Agent:
         if not model.startswith(("http://", "https://", "vllm:")):
             from agentpar.runtime.server import ensure
 
-            model = (await ensure(model)).base_url
+            shares = self._workers is not None and self._workers.backend != "log"
+            model = (await ensure(model, sharing=shares)).base_url
         return open_runtime(
             model,
             model_id=self._model_id,
