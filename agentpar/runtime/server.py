@@ -46,8 +46,8 @@ _STAGES = (
 class ServerHandle:
     """A server: where it answers, its process group, its log, and the model it serves.
 
-    ``sharing``: its requests may share one KV cache. ``since`` is when it was started, in Unix seconds; ``started`` says whether the call that
-    returned this handle did it.
+    ``sharing``: its requests may share one KV cache. ``since`` is when it was started, in Unix
+    seconds; ``started`` says whether the call that returned this handle did it.
     """
 
     base_url: str
