@@ -53,9 +53,12 @@ _STYLES: dict[str, Style] = {
     "phi3": "halves",
     "stablelm": "halves",
     "starcoder2": "halves",
+    "gemma": "halves",
     "granite": "halves",
+    "olmo": "halves",
     "olmo2": "halves",
     "seed_oss": "halves",
+    "smollm3": "halves",
     "glm": "pairs",
     "glm4": "pairs",
     "cohere": "pairs",
@@ -103,6 +106,9 @@ def rope_of(config: Config) -> Rope:
             reason = f"its rotary embedding is of a type not known here, {other!r}"
     raise _refusal(kind, reason)
 
+
+_OTHER_THETA = frozenset({"cohere", "ernie4_5", "helium", "mixtral"})
+"""Where a config that leaves theta out does not mean 10,000, or not in each version."""
 
 _PARTIAL = {"phi": 0.5, "glm": 0.5, "glm4": 0.5, "stablelm": 0.25}
 """Share of a head that turns, where a config leaves it out."""
@@ -169,7 +175,9 @@ def _parameters(kind: object, config: Config) -> dict[str, Any]:
     if found["rope_type"] == "mrope":
         raise _refusal(kind, "it is multimodal: its positions have several axes (M-RoPE)")
     if found.get("rope_theta") is None:
-        found["rope_theta"] = config.get("rope_theta", 10000.0)
+        found["rope_theta"] = config.get("rope_theta") or (
+            None if kind in _OTHER_THETA else 10000.0
+        )
     if found.get("original_max_position_embeddings") is None:
         found["original_max_position_embeddings"] = config.get(
             "original_max_position_embeddings"
