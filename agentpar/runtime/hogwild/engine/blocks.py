@@ -21,6 +21,10 @@ class Pool:
         """How many blocks nobody holds."""
         return len(self._free)
 
+    def holders(self, block: int) -> int:
+        """How many hold ``block``."""
+        return self._holders[block]
+
     def take(self, count: int) -> list[int] | None:
         """``count`` free blocks, each with one holder now; None, and none taken, if there are
         too few."""

@@ -12,7 +12,9 @@ from agentpar.errors import MissingPackage, UsageError
 from agentpar.runtime.hogwild.engine.attention import Attend, attend
 from agentpar.runtime.hogwild.engine.group import Group
 from agentpar.runtime.hogwild.engine.model import Decoder
+from agentpar.runtime.hogwild.engine.replay import Replayed, replay
 from agentpar.runtime.hogwild.spans import Layout
+from agentpar.runtime.hogwild.transcript import Transcript
 
 
 class Engine:
@@ -92,6 +94,11 @@ class Engine:
             chunk=self.chunk,
             encode=self.encode,
         )
+
+    def replay(self, transcript: Transcript) -> Replayed:
+        """`replay` of ``transcript`` with this model, without gradients."""
+        with torch.no_grad():
+            return replay(self.decoder, transcript)
 
     def encode(self, text: str | Sequence[int]) -> tuple[int, ...]:
         """Token ids of ``text``, without special tokens added; ids are only checked."""

@@ -126,7 +126,7 @@ class Group:
 
     @property
     def running(self) -> bool:
-        """Whether a step would do anything."""
+        """Whether any row has something to compute yet."""
         return any(row.member.finish is None for row in self._rows.values())
 
     def join(
@@ -165,6 +165,11 @@ class Group:
             row.blocks = []
         self._cache.pool.release(self._blocks)
         self._blocks = []
+
+    @property
+    def blocks(self) -> tuple[tuple[int, ...], ...]:
+        """The blocks of the prefix, and of each row in the order they joined."""
+        return (tuple(self._blocks), *(tuple(row.blocks) for row in self._rows.values()))
 
     def transcript(self) -> Transcript:
         """What has been computed so far, and in which steps; also of a group that is closed."""
