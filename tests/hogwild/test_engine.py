@@ -14,7 +14,8 @@ from agentpar.errors import CannotShare, UsageError
 from agentpar.runtime.hogwild.engine import Engine
 from agentpar.runtime.hogwild.engine.attention import Piece, attend
 from agentpar.runtime.hogwild.engine.rotary import Rotary
-from agentpar.runtime.hogwild.spans import Layout, Span, rotation
+from agentpar.runtime.hogwild.spans import Span, rotation
+from agentpar.workers import Layout
 
 LAYOUTS: tuple[Layout, ...] = ("contiguous", "interleaved", "combined")
 MODELS: dict[str, dict[str, Any]] = {

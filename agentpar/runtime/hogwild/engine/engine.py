@@ -13,8 +13,8 @@ from agentpar.runtime.hogwild.engine.attention import Attend, attend
 from agentpar.runtime.hogwild.engine.group import Group
 from agentpar.runtime.hogwild.engine.model import Decoder
 from agentpar.runtime.hogwild.engine.replay import Replayed, replay
-from agentpar.runtime.hogwild.spans import Layout
 from agentpar.runtime.hogwild.transcript import Transcript
+from agentpar.workers import Layout
 
 
 class Engine:

@@ -20,8 +20,9 @@ from agentpar.runtime.hogwild.engine.cache import Cache
 from agentpar.runtime.hogwild.engine.model import Batch, Decoder
 from agentpar.runtime.hogwild.engine.picking import Picker
 from agentpar.runtime.hogwild.sampling import Sampling
-from agentpar.runtime.hogwild.spans import Board, Layout, rotation
+from agentpar.runtime.hogwild.spans import Board, rotation
 from agentpar.runtime.hogwild.transcript import Step, Transcript
+from agentpar.workers import Layout
 
 Finish = Literal["stop", "length", "read", "left", "cancelled"]
 """Why a row writes no more: a token that ends it; its own, the cache's or the context's limit; an
