@@ -516,7 +516,7 @@ class Agent:
 
     async def _open_model(self, model: str) -> Runtime:
         """A runtime for ``model``; the name of known weights means a vLLM on this machine."""
-        if not model.startswith(("http://", "https://", "vllm:")):
+        if not model.startswith(("http://", "https://", "vllm:", "torch:")):
             from agentpar.runtime.server import ensure
 
             shares = self._workers is not None and self._workers.backend != "log"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,14 @@ import tenacity
 from agentpar.errors import GrammarRefused, ModelServerError, UsageError
 from agentpar.events import Usage
 from agentpar.net import retry_after
-from agentpar.ports import Capability, ModelRequest
+from agentpar.ports import Capability, Message, ModelRequest
 from agentpar.redact import HIDDEN, Redactor, public_url, url_credentials
 from agentpar.runtime.launch import BACKGROUND
 from agentpar.runtime.refusal import refusal
+from agentpar.workers import Workers
 
 if TYPE_CHECKING:
+    from agentpar.runtime.hogwild.group import WorkerGroup
     from agentpar.runtime.hogwild.rows import RowServer
 
 MAX_LINE = 16 << 20  # bytes; no honest piece of a stream is longer
@@ -164,6 +166,17 @@ class OpenAIRuntime:
             return json.loads(await self._read(root + path, absent=_NO_SUCH_PAGE, body=body) or "")
         except ValueError:
             return None
+
+    def group(
+        self,
+        shared: str | Sequence[Message],
+        workers: Sequence[str],
+        settings: Workers | None = None,
+    ) -> AbstractAsyncContextManager[WorkerGroup]:
+        """Workers on the task that ``shared`` states: see `open_group`."""
+        from agentpar.runtime.hogwild.opening import open_group
+
+        return open_group(self, shared, workers, settings)
 
     def rows(self) -> RowServer:
         """Requests to this server as rows of one cache, where it shares one."""
