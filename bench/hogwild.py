@@ -5,16 +5,16 @@
 
 ``speed``: n workers write N tokens each, behind one prompt, on one vLLM that runs the plugin; ways
 take turns. Independent requests read nothing of each other; rows read each other's cache; a
-log is read again every k tokens. The last columns are about the log: prompt tokens that the server
-had to compute, and what the formula says, which is workers x tokens (each token once, as part of the
-log) + rounds x workers x (own header + half a block).
+log is read again every k tokens. The last columns are about the log: prompt tokens that the
+server had to compute, and what the formula says, which is workers x tokens (each token once, as
+part of the log) + rounds x workers x (own header + half a block).
 
-``quality``: each task has parts, small sums with one right result each; a worker that takes some of
-them leaves the others to the rest. Every way has the same number of forward passes: ``--budget`` for
-thinking, then as many for the answer. Ways: one worker; two that know nothing of each other, whose
-results are voted on (the first's where they differ); two by a log; two by rows. Told is the
-share of right parts with its 95 % interval (bootstrap over tasks), and the difference to one worker,
-task by task. Whichever wins is what is printed.
+``quality``: each task has parts, small sums with one right result each; a worker that takes some
+of them leaves the others to the rest. Every way has the same number of forward passes:
+``--budget`` for thinking, then as many for the answer. Ways: one worker; two that know nothing of
+each other, whose results are voted on (the first's where they differ); two by a log; two by rows.
+Told is the share of right parts with its 95 % interval (bootstrap over tasks), and the difference
+to one worker, task by task. Whichever wins is what is printed.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ async def speed(runtime: OpenAIRuntime, tokens: int, repeat: int) -> list[str]:
     ]
     for n in (1, 2, 4, 8):
         timings: dict[str, list[Timing]] = {way: [] for way in ways}
-        for at in range(repeat):
+        for _ in range(repeat):
             for way in ways:
                 prompt = f"[{random.random()}] Tell, one after another, what you know of rivers."
                 settings = Workers(n, max_tokens=tokens, layout="contiguous", backend="rows")
