@@ -115,6 +115,17 @@ class Engine:
                 )
         return ids
 
+    def tokens_with(self, text: str) -> frozenset[int]:
+        """All tokens that have ``text`` in them, such as ``"\\n\\n"``: separators for a group."""
+        if self.tokenizer is None:
+            raise UsageError("this engine has no tokenizer: give token ids, or a tokenizer")
+        found = (
+            token
+            for token in range(min(len(self.tokenizer), self.decoder.vocabulary))
+            if text in self.tokenizer.decode([token])
+        )
+        return frozenset(found)
+
 
 def _ends(model: Any) -> frozenset[int]:
     """The tokens that end a text of ``model``."""

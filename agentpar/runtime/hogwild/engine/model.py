@@ -116,7 +116,7 @@ class Decoder:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Query, key and value of ``x`` [n, hidden size], not rotated: [n, heads, head_dim]."""
         q, k, v = (
-            projection(x).view(len(x), -1, self.head_dim)
+            projection(x).unflatten(-1, (-1, self.head_dim))
             for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
         if hasattr(attention, "q_norm"):  # Qwen3
