@@ -519,8 +519,8 @@ class Agent:
         if not model.startswith(("http://", "https://", "vllm:", "torch:")):
             from agentpar.runtime.server import ensure
 
-            shares = self._workers is not None and self._workers.backend != "log"
-            model = (await ensure(model, sharing=shares)).base_url
+            by_rows = self._workers is not None and self._workers.backend != "log"
+            model = (await ensure(model, sharing=None if by_rows else False)).base_url
         return open_runtime(
             model,
             model_id=self._model_id,

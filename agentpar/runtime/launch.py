@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from agentpar.errors import MissingPackage, ModelServerError
+from agentpar.errors import CannotShare, MissingPackage, ModelServerError
 from agentpar.runtime.hogwild import plugin
+from agentpar.runtime.hogwild.rope import rope_of
 
 GIB = 1 << 30
 
@@ -68,6 +69,16 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def can_share(device: str, folder: Path) -> bool:
+    """Whether requests to a vLLM on ``device`` can share the cache of the model in ``folder``."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        rope_of(config)
+    except (OSError, ValueError, CannotShare):
+        return False
+    return device in plugin.DEVICES
 
 
 def command(

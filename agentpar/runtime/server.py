@@ -67,13 +67,14 @@ async def ensure(
     port: int | None = None,
     progress: Progress | None = None,
     extra_args: Sequence[str] = (),
-    sharing: bool = False,
+    sharing: bool | None = False,
 ) -> ServerHandle:
     """A healthy server for ``model``: one that runs already, or a new one.
 
     ``model`` as for `models.resolve`, which may download it first. A running server is
     taken if model, ``extra_args`` (added to vLLM's command line) and, where given, ``port``
-    are the same, and if it does what ``sharing`` asks for: that requests may share one KV cache.
+    are the same, and if it does what ``sharing`` asks for: that requests may share one KV cache (None: where
+    model and machine allow it).
     ``progress(step, done, total)`` is told seconds while the server starts,
     with ``total`` learned from the last start.
 
@@ -85,6 +86,8 @@ async def ensure(
     engine = launch.engine()
     folder = await _resolve(model, report)
     model = _served_name(model, folder)
+    if sharing is None:
+        sharing = launch.can_share(engine.device, folder)
     async with _turn(report):
         handle = _same(running(), model, port, tuple(extra_args), sharing)
         if handle is None:

@@ -17,7 +17,7 @@ from agentpar.runtime.hogwild.engine import Engine, Group
 from agentpar.runtime.hogwild.engine.blocks import Pool
 from agentpar.runtime.hogwild.engine.picking import Picker
 from agentpar.runtime.hogwild.sampling import Sampling
-from agentpar.runtime.hogwild.spans import Layout
+from agentpar.workers import Layout
 
 LAYOUTS: tuple[Layout, ...] = ("contiguous", "interleaved", "combined")
 

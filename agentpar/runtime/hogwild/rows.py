@@ -19,7 +19,7 @@ from agentpar.runtime.hogwild import prompts
 from agentpar.runtime.hogwild.group import WorkerGroup
 from agentpar.workers import Backend, Layout, Workers
 
-HOLD = 30.0
+HOLD = 10.0
 """Seconds for which a server keeps what a group wrote when nobody writes, for who comes next."""
 
 

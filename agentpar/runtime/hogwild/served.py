@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from agentpar.errors import ModelServerError
 from agentpar.events import Usage
 from agentpar.ports import Message
+from agentpar.runtime.hogwild.plugin.params import PREFIX
 from agentpar.runtime.hogwild.rows import Row
 
 _ENDINGS = ("", ".", "!", "?", ":", ";", ")", "]", "}", '"', "'", "`", "*", "**", "```", "$", "$$")
@@ -60,8 +61,6 @@ class ServedRows:
         return tuple(sorted({ids[-1] for ids in ends}))
 
     async def write(self, row: Row) -> AsyncGenerator[str | Usage, None]:
-        from agentpar.runtime.hogwild.plugin.params import to_xargs
-
         body: dict[str, Any] = {
             "model": await self._client.model(),
             "prompt": list(row.tokens),
@@ -69,9 +68,24 @@ class ServedRows:
             "temperature": row.temperature,
             "stream": True,
             "stream_options": {"include_usage": True},
-            "vllm_xargs": to_xargs(row),
+            "vllm_xargs": xargs(row),
         }
         if row.seed is not None:
             body["seed"] = row.seed
         async for piece in self._client.post_stream("/completions", body):
             yield piece
+
+
+def xargs(row: Row) -> dict[str, Any]:
+    """What ``row`` says of its group, as `plugin.params.parse` reads it."""
+    said: dict[str, Any] = {
+        "group": row.group,
+        "worker": row.name,
+        "prefix": row.prefix,
+        "layout": row.layout,
+        "hold": row.hold,
+    }
+    said |= {"size": row.size} if row.size else {"late": 1}
+    if row.steps:
+        said["steps"] = list(row.steps)
+    return {PREFIX + name: value for name, value in said.items()}

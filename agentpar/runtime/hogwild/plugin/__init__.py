@@ -7,7 +7,8 @@ but those that ``agentpar serve --hogwild`` starts. Light: must never load vLLM 
 from __future__ import annotations
 
 import os
-from typing import Literal
+
+from agentpar.errors import UsageError
 
 SWITCH = "AGENTPAR_HOGWILD"
 """Environment variable: ``1`` in a server that was started for groups."""
@@ -16,18 +17,29 @@ RECORD = "AGENTPAR_HOGWILD_RECORD"
 WAIT = "AGENTPAR_HOGWILD_WAIT"
 """Environment variable: seconds that a group waits for the rows it expects."""
 
+DEVICES = ("cpu",)
+"""Where the plugin runs."""
+
 _HOME = "agentpar.runtime.hogwild.plugin"
 
 
-def serve_args(device: Literal["cpu"] = "cpu") -> list[str]:
-    """What the command line of a vLLM server for groups has in addition."""
-    if device != "cpu":
-        raise NotImplementedError(f"the plugin for vLLM on {device!r} is not there yet")
+def serve_args(device: str = "cpu") -> list[str]:
+    """What the command line of a vLLM server for groups has in addition.
+
+    Raises `UsageError` for a ``device`` that is not in `DEVICES`.
+    """
+    if device not in DEVICES:
+        raise UsageError(
+            f"workers cannot share a cache in vLLM on {device!r} yet: leave out --hogwild, and "
+            "they share a log"
+        )
     return [
         "--worker-cls",
         f"{_HOME}.cpu.worker.HogwildCPUWorker",
         "--scheduler-cls",
         f"{_HOME}.scheduler.HogwildScheduler",
+        "--middleware",
+        f"{_HOME}.door.Door",
     ]
 
 

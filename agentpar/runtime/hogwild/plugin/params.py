@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from agentpar.errors import UsageError
-from agentpar.runtime.hogwild.spans import Layout
+from agentpar.workers import Layout
 
 PREFIX = "hogwild_"
 """What the name of each of our keys begins with."""
@@ -20,6 +20,7 @@ PREFIX = "hogwild_"
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 MAX_NAME = 128  # characters of a group's or worker's name
 MAX_ROWS = 1024
+MAX_HOLD = 60  # seconds
 MAX_STEPS = 256  # token ids that end a step
 
 
@@ -28,8 +29,10 @@ class Member:
     """One request as a row of a group.
 
     ``group`` and ``worker`` name the group and the row in it. ``prefix`` is the number of prompt
-    tokens that all rows have in common. The group begins once ``size`` rows are there. ``steps``
-    are the token ids that end a step of this row.
+    tokens that all rows have in common. The group begins once ``size`` rows are there; a ``late``
+    row joins one that has begun, and begins none. ``steps`` are the token ids that end a step of
+    this row. If it is the last of its group to finish, what the group wrote is kept for ``hold``
+    seconds, for rows that come late.
     """
 
     group: str
@@ -38,6 +41,8 @@ class Member:
     size: int = 1
     layout: Layout = "contiguous"
     steps: frozenset[int] = frozenset()
+    late: bool = False
+    hold: float = 0.0
 
 
 def is_member(arguments: Mapping[str, Any] | None) -> bool:
@@ -57,7 +62,7 @@ def parse(arguments: Mapping[str, Any] | None) -> Member | None:
         for key, value in (arguments or {}).items()
         if key.startswith(PREFIX)
     }
-    known = ("group", "worker", "prefix", "size", "layout", "steps")
+    known = ("group", "worker", "prefix", "size", "layout", "steps", "late", "hold")
     for key in found:
         if key not in known:
             raise UsageError(
@@ -74,6 +79,8 @@ def parse(arguments: Mapping[str, Any] | None) -> Member | None:
         size=_count(found, "size", least=1, most=MAX_ROWS, default=1),
         layout=layout,
         steps=_tokens(found.get("steps", [])),
+        late=bool(_count(found, "late", least=0, most=1, default=0)),
+        hold=_seconds(found.get("hold", 0)),
     )
 
 
@@ -131,6 +138,15 @@ def _count(
         bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise UsageError(f"{PREFIX}{key} is {value!r}; it must be a whole number {bounds}")
     return int(value)
+
+
+def _seconds(value: Any) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= MAX_HOLD:
+        raise UsageError(
+            f"{PREFIX}hold is {value!r}; it must be a number of seconds from 0 to {MAX_HOLD}"
+        )
+    return float(value)
 
 
 def _tokens(value: Any) -> frozenset[int]:

@@ -53,6 +53,8 @@ class _Group:
     promised: int = 0  # blocks
     cached: int = 0  # full blocks of the prefix that its rows hold and the prefix cache knows
     leader: str | None = None  # the request that computes the prefix for the others
+    hold: float = 0.0  # seconds that it is kept when all its rows have finished
+    held_until: float = 0.0
 
 
 @dataclass(slots=True)
@@ -180,6 +182,8 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
                 f"{self.max_num_active_reqs} requests at once (--max-num-seqs)"
             )
         group = self._groups.get(member.group)
+        if member.late and group is None:
+            raise UsageError(f"{row} comes late: the group has ended")
         present = [*(group.rows.values() if group else ()), *self._line.get(member.group, ())]
         for other in present:
             _require_alike(other, request, member)
@@ -194,6 +198,7 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
             return super().schedule(throttle_prefills)
         self._resting.clear()
         self._next_in_line = None
+        self._end_the_held()
         aside: list[Request] = []
         if self._pause_state == PauseState.UNPAUSED:
             self._begin_groups()
@@ -255,6 +260,7 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
             waiting.group = group
             group.rows[waiting.request.request_id] = waiting
             group.live[waiting.request.request_id] = None
+            group.hold = waiting.member.hold
             self._joined.append(_joined(group, waiting))
         group.promised = self._pool.worst([*present, *new])
         return free - need
@@ -404,8 +410,15 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
         group = waiting.group
         group.live.pop(request.request_id, None)
         if not group.live:
-            self._end(group)
+            group.held_until = time.monotonic() + group.hold
+            self._end_the_held()
         return found
+
+    def _end_the_held(self) -> None:
+        """Groups none of whose rows write any more end when nobody has come for so long."""
+        now = time.monotonic()
+        for group in [g for g in self._groups.values() if not g.live and g.held_until <= now]:
+            self._end(group)
 
     def _end(self, group: _Group) -> None:
         """All rows have finished: their blocks go back, and the name is free again."""
