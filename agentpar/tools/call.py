@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from agentpar.errors import UsageError
+from agentpar.gate import HostGate, Visit, unlimited
 from agentpar.tools.base import Tool
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
@@ -40,6 +42,7 @@ class CurrentCall:
     attempt: int
     tool: Tool
     args: Mapping[str, Any]
+    gate: HostGate | None = field(default=None, repr=False, compare=False)
 
     @property
     def idempotency_key(self) -> str:
@@ -69,6 +72,15 @@ def current_call() -> CurrentCall:
         raise UsageError(
             "current_call() is for tools that an agent calls; here nobody does"
         ) from None
+
+
+def visiting(host: str, patience: float) -> AbstractAsyncContextManager[Visit]:
+    """A stay at ``host`` within the limits of the run that the current call is of; see
+    `agentpar.gate.Visiting`."""
+    call = _current.get(None)
+    if call is None or call.gate is None:
+        return unlimited(host, patience)
+    return call.gate.visit(host, patience, (call.task_id, call.attempt))
 
 
 def enter_call(call: CurrentCall) -> None:
