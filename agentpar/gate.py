@@ -34,7 +34,8 @@ class Visit:
     """A stay at a host: for one request, from before it is sent until all of it has come back."""
 
     def throttled(self, retry_after: float | None) -> None:
-        """The host said that this was too much; keep away for so many seconds, if it named any."""
+        """The host said that this was too much, and perhaps for how many seconds to keep away. It
+        takes nothing up there any more."""
 
     def succeeded(self) -> None:
         """The host did not mind."""
@@ -95,11 +96,11 @@ class HostGate:
             return
         line = self._line(host)
         await self._enter(line, patience, caller)
+        stay = _Stay(self, line, caller, self._loop.time())
         try:
-            yield _Stay(self, line, caller, self._loop.time())
+            yield stay
         finally:
-            line.resource.give_back()
-            self._admit(line)
+            stay.end()
 
     def held_back(self, caller: Caller) -> float:
         """Seconds that ``caller`` has waited here: they are no fault of its tool."""
@@ -112,9 +113,15 @@ class HostGate:
         """The run is over: nobody is told of anything any more."""
         self._tell = None
 
+    def leave(self, line: _Line) -> None:
+        """A visit to the host of ``line`` is over."""
+        line.resource.give_back()
+        self._admit(line)
+
     def throttled(self, line: _Line, caller: Caller, began: float, wait: float | None) -> None:
-        """The host of ``line`` said to a request that ``began`` then that it was too much."""
+        """A visit that ``began`` then is over: the host of ``line`` said that it was too much."""
         now, resource = self._loop.time(), line.resource
+        resource.give_back()
         resource.throttled(now, began, wait)
         closed = resource.closed_until - now
         for turn in line.waiting:
@@ -207,8 +214,15 @@ class _Stay(Visit):
 
     def __init__(self, gate: HostGate, line: _Line, caller: Caller, began: float) -> None:
         self._gate, self._line, self._caller, self._began = gate, line, caller, began
+        self._ended = False
+
+    def end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._gate.leave(self._line)
 
     def throttled(self, retry_after: float | None) -> None:
+        self._ended = True
         self._gate.throttled(self._line, self._caller, self._began, retry_after)
 
     def succeeded(self) -> None:
