@@ -16,7 +16,7 @@ from agentpar.errors import UsageError
 from agentpar.fingerprint import fingerprint
 from agentpar.labels import Label, Origin
 from agentpar.plan import Task
-from agentpar.tools.base import Effect, Tool
+from agentpar.tools.base import Effect, Tool, is_sink
 
 Action = Literal["allow", "ask", "deny"]
 Data = Literal["any", "trusted", "untrusted"]
@@ -77,8 +77,8 @@ class Flow:
 
     @property
     def sink(self) -> bool:
-        """Whether what goes in has consequences outside the run."""
-        return self.effect == "write" or self.sends
+        """See `agentpar.tools.base.is_sink`."""
+        return is_sink(self.effect, self.sends)
 
     def __str__(self) -> str:
         does = ["changes things"] * (self.effect == "write") + ["sends data out"] * self.sends

@@ -24,7 +24,9 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 def call_key(tool: Tool, args: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of what decides a call's result: the tool, its version, the inputs.
 
-    Inputs that are equal as JSON give equal keys, whatever the order of their fields.
+    Inputs that are equal as JSON give equal keys, whatever the order of their fields. Anything else
+    raises `UsageError`: under this key a result stands for a call that is then not made, so it must
+    not be made up from how a value prints, as a `agentpar.fingerprint` may be.
     """
     try:
         text = _CANONICAL([tool.name, tool.version, args])
