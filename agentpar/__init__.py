@@ -1,4 +1,4 @@
-"""Agents that work in parallel on your own GPU: the names a user needs, each loaded when used."""
+"""Agents that work in parallel on your own machine: what a user needs, each loaded when used."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

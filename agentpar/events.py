@@ -191,6 +191,20 @@ class AttemptFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class HostThrottled:
+    """An attempt of this call has found a host that asks for less: of a request it sent, or still.
+
+    ``retry_after`` as in `AttemptFailed`. The call may do without that host and go on.
+    """
+
+    task_id: int
+    host: str
+    retry_after: float | None = None
+    at: float = 0.0
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class TaskDone:
     """The task has ended. ``via`` says where a result comes from that no call of this task
     brought: "same call as 3", "cache", "journal"."""
@@ -322,6 +336,7 @@ Event = (
     | ApprovalGiven
     | TaskStarted
     | AttemptFailed
+    | HostThrottled
     | TaskDone
     | TaskItem
     | TaskReplaced

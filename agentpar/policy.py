@@ -125,7 +125,8 @@ class Limits:
     ``concurrency`` counts tool calls in flight, ``max_steps`` attempts of tool calls,
     ``max_tokens`` tokens read and written by the model, ``max_cost_usd`` both in money.
     ``deadline`` is seconds from the run's start to its answer. ``per_host`` and ``host_rate``
-    bound the calls in flight, and begun in a second, at one host.
+    bound what is in flight, and begins in a second, at one host: the requests of our web tools, and
+    calls of tools that name their host (see `Policy`).
 
     ``replan_early``: a call that fails while others run asks for the next plan at once, which may
     add, replace and cancel calls while they go on; otherwise a plan is over before the next.

@@ -16,6 +16,7 @@ from agentpar.events import (
     ApprovalGiven,
     AttemptFailed,
     Event,
+    HostThrottled,
     JoinFailed,
     JoinStarted,
     JoinText,
@@ -170,7 +171,7 @@ class Story:
                 task_.via = event.via
             case TaskReplaced(number, task, at):
                 self.tasks[task.id] = TaskStory(task, number, at)
-            case TaskItem() | TaskCancelled() | Woke():
+            case HostThrottled() | TaskItem() | TaskCancelled() | Woke():
                 pass  # what comes of it is told by other events
             case JoinStarted(number, at):
                 round_ = self._round(number)

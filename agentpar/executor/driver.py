@@ -81,6 +81,10 @@ class Calls(Protocol):
         """The call is about to be made, in this coroutine. Raises where it must not be."""
         ...
 
+    def held_back(self, task_id: int, attempt: int) -> float:
+        """Seconds that an attempt has waited for others to let it go on."""
+        ...
+
 
 class RunClock:
     """Seconds of the running event loop since this clock was made, more by ``start``: what
@@ -299,8 +303,8 @@ class Driver:
         del self._work[key]
         if key in self._unwanted:
             self._unwanted.remove(key)
-        if key in self._late:
-            self._late.remove(key)
+        if key in self._alarms:
+            self._late.discard(key)
             self._alarms.pop(key).cancel()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._break(error)
@@ -361,12 +365,20 @@ class Driver:
 
     def _wake(self, at: float) -> None:
         self._timer = None
-        self._tell(Woke(max(at, self.clock.now())))
+        self.tell(Woke(max(at, self.clock.now())))
 
-    def _too_late(self, key: Key, tool: str, limit: float) -> None:
-        """The time of an attempt is over: it is cancelled, and given up on if it goes on."""
+    def _too_late(self, key: Key, tool: str, limit: float, granted: float = 0.0) -> None:
+        """The time of an attempt is over: it is cancelled, and given up on if it goes on.
+
+        What it was held back beyond the seconds that it was ``granted`` for that, it gets.
+        """
         task = self._work.get(key)
         if task is None or key in self._unwanted:
+            return
+        held = 0.0 if self._calls is None else self._calls.held_back(key[1], key[2])
+        if held > granted:
+            again = partial(self._too_late, key, tool, limit, held)
+            self._alarms[key] = self._loop.call_later(held - granted, again)
             return
         self._late.add(key)
         task.cancel()
@@ -378,9 +390,9 @@ class Driver:
             return
         self._unwanted.add(key)
         error = f"{tool} gave no result within {limit:g} s, and does not stop when cancelled"
-        self._tell(TaskDone(key[1], Failed(error, "timeout"), self.clock.now(), key[2]))
+        self.tell(TaskDone(key[1], Failed(error, "timeout"), self.clock.now(), key[2]))
 
-    def _tell(self, event: Event) -> None:
+    def tell(self, event: Event) -> None:
         """`emit` for callbacks, which have nobody to raise to."""
         try:
             self.emit(event)

@@ -21,6 +21,7 @@ from agentpar.events import (
     ApprovalGiven,
     AttemptFailed,
     Event,
+    HostThrottled,
     JoinFailed,
     ModelUsed,
     PlanEnded,
@@ -37,7 +38,7 @@ from agentpar.events import (
     TaskStarted,
     Woke,
 )
-from agentpar.executor.admission import NEVER, Admission, Lane
+from agentpar.executor.admission import Admission, Lane
 from agentpar.executor.budget import Budget
 from agentpar.executor.commands import (
     Ask,
@@ -75,6 +76,7 @@ from agentpar.plan import (
     ready,
 )
 from agentpar.policy import PLAIN, Limits, Policy
+from agentpar.resource import NEVER
 
 HEDGE_AFTER = 0.95
 """The share of earlier calls that were quicker than one that is hedged."""
@@ -109,6 +111,7 @@ class _Call:
     hedging: bool = False  # ... and it, or the one that began last, is a hedge
     failure: Failed | None = None
     followers: list[int] | None = None  # tasks with the same call, which wait for this one
+    heard: int = 0  # number of the attempt that said which host asks for less
 
 
 class Machine:
@@ -189,6 +192,7 @@ class Machine:
             TaskDone: self._task_done,
             TaskStarted: self._task_started,
             AttemptFailed: self._attempt_failed,
+            HostThrottled: self._host_throttled,
             TaskItem: self._task_item,
             TaskReplaced: self._task_replaced,
             TaskCancelled: self._task_cancelled,
@@ -606,7 +610,7 @@ class Machine:
             return []
         admission, now = self._admission, self._now
         admission.release(call.lane)
-        if event.outcome.kind == "throttled":
+        if event.outcome.kind == "throttled" and call.heard != event.attempt:
             admission.throttled(call.lane, call.task.tool, now, began, event.retry_after)
         call.failure = event.outcome
         if call.attempts or call.waiting:
@@ -617,6 +621,16 @@ class Machine:
         self._paused.add(call.task.id)
         call.hedging = False
         return self._wake(now + max(pause, event.retry_after or 0.0), "retry", call.task.id)
+
+    def _host_throttled(self, event: HostThrottled) -> list[Command]:
+        """A host asks for less: what its calls are told holds for all calls to it."""
+        call, began = self._calls.get(event.task_id), None
+        if call is not None:
+            call.heard = event.attempt
+            began = call.attempts.get(event.attempt)
+        began = self._now if began is None else began
+        self._admission.host_throttled(event.host, self._now, began, event.retry_after)
+        return []
 
     def _may_retry(self, call: _Call) -> bool:
         assert call.failure is not None

@@ -20,7 +20,6 @@ from agentpar.events import (
     TaskDone,
     TaskPlanned,
 )
-from agentpar.executor.admission import NEVER
 from agentpar.executor.commands import (
     Ask,
     Cancel,
@@ -35,6 +34,7 @@ from agentpar.executor.commands import (
 )
 from agentpar.executor.machine import Machine
 from agentpar.plan import Task
+from agentpar.resource import NEVER
 
 
 def catch_up(machine: Machine, history: Iterable[Event]) -> list[Command]:

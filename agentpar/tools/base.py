@@ -15,6 +15,11 @@ from agentpar.policy import PLAIN, Policy
 Effect = Literal["read", "write"]
 
 
+def is_sink(effect: Effect, sends: bool) -> bool:
+    """Whether a call has consequences outside the run: it writes or sends."""
+    return effect == "write" or sends
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Tool:
     """Something a plan can call.
@@ -56,8 +61,8 @@ class Tool:
 
     @property
     def sink(self) -> bool:
-        """Whether a call has consequences outside the run: it writes or sends."""
-        return self.effect == "write" or self.sends
+        """See `is_sink`."""
+        return is_sink(self.effect, self.sends)
 
     @property
     def may_be_kept(self) -> bool:

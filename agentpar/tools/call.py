@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from agentpar.errors import UsageError
+from agentpar.gate import HostGate, Visit, unlimited
 from agentpar.tools.base import Tool
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
@@ -22,7 +24,9 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 def call_key(tool: Tool, args: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of what decides a call's result: the tool, its version, the inputs.
 
-    Inputs that are equal as JSON give equal keys, whatever the order of their fields.
+    Inputs that are equal as JSON give equal keys, whatever the order of their fields. Anything else
+    raises `UsageError`: under this key a result stands for a call that is then not made, so it must
+    not be made up from how a value prints, as a `agentpar.fingerprint` may be.
     """
     try:
         text = _CANONICAL([tool.name, tool.version, args])
@@ -40,6 +44,7 @@ class CurrentCall:
     attempt: int
     tool: Tool
     args: Mapping[str, Any]
+    gate: HostGate | None = field(default=None, repr=False, compare=False)
 
     @property
     def idempotency_key(self) -> str:
@@ -69,6 +74,15 @@ def current_call() -> CurrentCall:
         raise UsageError(
             "current_call() is for tools that an agent calls; here nobody does"
         ) from None
+
+
+def visiting(host: str, patience: float) -> AbstractAsyncContextManager[Visit]:
+    """A stay at ``host`` within the limits of the run that the current call is of; see
+    `agentpar.gate.Visiting`."""
+    call = _current.get(None)
+    if call is None or call.gate is None:
+        return unlimited(host, patience)
+    return call.gate.visit(host, patience, (call.task_id, call.attempt))
 
 
 def enter_call(call: CurrentCall) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Unpack, overload
 from agentpar.errors import UsageError
 from agentpar.policy import Policy, PolicyFields
 from agentpar.tools.arguments import make_schema, read_signature
-from agentpar.tools.base import Effect, Tool
+from agentpar.tools.base import Effect, Tool, is_sink
 from agentpar.tools.docstring import read_docstring, spell
 from agentpar.tools.langchain import from_langchain
 from agentpar.tools.names import checked_name
@@ -106,9 +106,10 @@ def tool(
     name = checked_name(str(name or getattr(fn, "__name__", type(fn).__name__)))
     if effect not in typing.get_args(Effect):
         raise UsageError(f"tool {name!r}: effect must be 'read' or 'write', got {effect!r}")
-    if called.get("cache") is not None and (sends or effect == "write"):
+    sink = is_sink(effect, sends)
+    if called.get("cache") is not None and sink:
         raise UsageError(f"tool {name!r}: a call that writes or sends cannot be served by a cache")
-    if pure and (sends or effect == "write"):
+    if pure and sink:
         raise UsageError(
             f"tool {name!r}: a pure tool only works out its result; it cannot write or send as well"
         )
