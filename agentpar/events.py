@@ -180,7 +180,8 @@ class TaskStarted:
 class AttemptFailed:
     """An attempt has failed, and the call has not ended with it: another runs or may follow.
 
-    ``retry_after`` is how many seconds the far side asked to be left alone, if it did.
+    ``retry_after`` is how many seconds the far side asked to be left alone, if it did. One that
+    is ``abandoned`` was cancelled and goes on: what it took up is taken until `AttemptEnded`.
     """
 
     task_id: int
@@ -188,6 +189,17 @@ class AttemptFailed:
     at: float = 0.0
     attempt: int = 1
     retry_after: float | None = None
+    abandoned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded:
+    """An attempt that was cancelled or abandoned runs no more: the places and the lock that it
+    took are free. Nobody hears what it brought."""
+
+    task_id: int
+    attempt: int = 1
+    at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +334,7 @@ Event = (
     | ApprovalGiven
     | TaskStarted
     | AttemptFailed
+    | AttemptEnded
     | TaskDone
     | TaskItem
     | TaskReplaced

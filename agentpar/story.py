@@ -14,6 +14,7 @@ from agentpar.events import (
     Answered,
     ApprovalAsked,
     ApprovalGiven,
+    AttemptEnded,
     AttemptFailed,
     Event,
     JoinFailed,
@@ -170,7 +171,7 @@ class Story:
                 task_.via = event.via
             case TaskReplaced(number, task, at):
                 self.tasks[task.id] = TaskStory(task, number, at)
-            case TaskItem() | TaskCancelled() | Woke():
+            case TaskItem() | TaskCancelled() | AttemptEnded() | Woke():
                 pass  # what comes of it is told by other events
             case JoinStarted(number, at):
                 round_ = self._round(number)

@@ -27,6 +27,7 @@ from agentpar.errors import BackendError
 from agentpar.events import (
     ApprovalAsked,
     ApprovalGiven,
+    AttemptEnded,
     AttemptFailed,
     Event,
     JoinFailed,
@@ -57,6 +58,7 @@ from agentpar.executor.machine import Machine
 from agentpar.plan import Failed, Ok, Outcome
 from agentpar.ports import Clock, Results
 from agentpar.tools.base import Tool
+from agentpar.tools.behind import left_behind
 from agentpar.tools.call import call_key
 from agentpar.tools.data import to_data
 
@@ -299,6 +301,8 @@ class Driver:
         del self._work[key]
         if key in self._unwanted:
             self._unwanted.remove(key)
+            if key[0] == "call":
+                self._let_go(key, task)
         if key in self._late:
             self._late.remove(key)
             self._alarms.pop(key).cancel()
@@ -306,6 +310,13 @@ class Driver:
             self._break(error)
         if len(self._work) <= len(self._unwanted):
             self._see_whether_over()
+
+    def _let_go(self, key: Key, task: asyncio.Task[None]) -> None:
+        """An attempt that nobody waits for has ended: told once what it left behind has, too."""
+        if (work := left_behind(task)) is not None:
+            work.add_done_callback(lambda _: self._let_go(key, task))
+        elif self._over is not None:
+            self._tell(AttemptEnded(key[1], key[2], self.clock.now()))
 
     def _see_whether_over(self) -> None:
         """The run is over when nothing that is wanted runs and nothing waits for its time."""
@@ -344,7 +355,10 @@ class Driver:
         key = (command.what, command.id, command.attempt)
         if command.what == "plan":
             self._inbox.append(PlanFailed(command.id, command.why, self.clock.now()))
-        if (task := self._work.get(key)) is not None:
+        if (task := self._work.get(key)) is None:
+            if command.what == "call":  # it ended with the process that had begun it
+                self._inbox.append(AttemptEnded(command.id, command.attempt, self.clock.now()))
+        elif key not in self._unwanted:
             self._unwanted.add(key)
             task.cancel()
         self.held = [held for held in self.held if _key_of(held) != key]
@@ -377,8 +391,8 @@ class Driver:
         if key not in self._late or key in self._unwanted:
             return
         self._unwanted.add(key)
-        error = f"{tool} gave no result within {limit:g} s, and does not stop when cancelled"
-        self._tell(TaskDone(key[1], Failed(error, "timeout"), self.clock.now(), key[2]))
+        outcome = _too_slow(tool, limit, goes_on=True)
+        self._tell(AttemptFailed(key[1], outcome, self.clock.now(), key[2], abandoned=True))
 
     def _tell(self, event: Event) -> None:
         """`emit` for callbacks, which have nobody to raise to."""
@@ -469,7 +483,11 @@ class Driver:
                 outcome, wait, via = await self._cached(tool, command.args, key, self._results)
         if key in self._unwanted:
             return
-        if isinstance(outcome, Failed) and (command.retry or outcome.kind == "throttled"):
+        if key in self._late and left_behind(asyncio.current_task()) is not None:
+            assert isinstance(outcome, Failed)
+            self._unwanted.add(key)
+            self.emit(AttemptFailed(task.id, outcome, now(), attempt, abandoned=True))
+        elif isinstance(outcome, Failed) and (command.retry or outcome.kind == "throttled"):
             self.emit(AttemptFailed(task.id, outcome, now(), attempt, wait))
         else:
             self.emit(TaskDone(task.id, outcome, now(), attempt, via))
@@ -518,7 +536,9 @@ class Driver:
             if alarm is not None:
                 alarm.cancel()
         if key in self._late:
-            return Failed(f"{tool.name} gave no result within {limit:g} s", "timeout"), None
+            assert limit is not None
+            goes_on = left_behind(asyncio.current_task()) is not None
+            return _too_slow(tool.name, limit, goes_on=goes_on), None
         try:
             value = to_data(returned)
         except Exception as error:
@@ -562,6 +582,11 @@ def _key_of(command: Command) -> Key | None:
             return "plan", round, 0
         case _:
             return None
+
+
+def _too_slow(tool: str, limit: float, *, goes_on: bool) -> Failed:
+    text = f"{tool} gave no result within {limit:g} s"
+    return Failed(f"{text}, and does not stop when cancelled" if goes_on else text, "timeout")
 
 
 _CANCELLED_ITSELF = "the call cancelled itself"

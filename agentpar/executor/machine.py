@@ -19,6 +19,7 @@ from agentpar.errors import PlanError
 from agentpar.events import (
     Answered,
     ApprovalGiven,
+    AttemptEnded,
     AttemptFailed,
     Event,
     JoinFailed,
@@ -88,6 +89,8 @@ JOIN_SHARE = 0.3
 """The share of a deadline kept for the answer while nothing is known of how long one takes."""
 JOIN = "join()"
 """Under this name the machine learns how long answers take; no tool can have it."""
+PATIENCE = 30.0
+"""Seconds for which calls wait where only calls that do not stop keep them from beginning."""
 PARTS = 1_000_000
 """The parts of task 3 are numbered from 3,000,001: no plan counts that far."""
 
@@ -175,6 +178,8 @@ class Machine:
         self._begun: dict[str, list[int]] = {}  # of tools that hedge: calls begun, hedges
         self._timers: list[tuple[float, int, str, int]] = []  # (when, turn, what, task)
         self._paused: set[int] = set()  # tasks between two attempts
+        self._lingering: dict[tuple[int, int], Lane] = {}  # attempts that were let go, not ended
+        self._stuck_since: float | None = None  # nothing can begin before one of those ends
         self._unmended = ""  # the failure for which the next plan is to be asked for
         self._late = False  # so late that the time left is for the answer
         self._turn = 0
@@ -189,6 +194,7 @@ class Machine:
             TaskDone: self._task_done,
             TaskStarted: self._task_started,
             AttemptFailed: self._attempt_failed,
+            AttemptEnded: self._attempt_ended,
             TaskItem: self._task_item,
             TaskReplaced: self._task_replaced,
             TaskCancelled: self._task_cancelled,
@@ -219,6 +225,8 @@ class Machine:
         admission = self._admission
         if admission.waiting and admission.running < admission.slots and self.finished is None:
             commands += self._admit()
+        if self._lingering or self._stuck_since is not None:
+            commands += self._look_whether_stuck()
         return commands
 
     @property
@@ -605,18 +613,67 @@ class Machine:
         if call is None or began is None:
             return []
         admission, now = self._admission, self._now
-        admission.release(call.lane)
+        commands: list[Command] = []
+        if event.abandoned:
+            commands = self._let_go(call, event.attempt, event.outcome.error)
+        else:
+            admission.release(call.lane)
         if event.outcome.kind == "throttled":
             admission.throttled(call.lane, call.task.tool, now, began, event.retry_after)
         call.failure = event.outcome
         if call.attempts or call.waiting:
-            return []  # another attempt may still bring it
+            return commands  # another attempt may still bring it
         if not self._may_retry(call):
-            return [Settle(call.task.id, event.outcome)]
+            return [*commands, Settle(call.task.id, event.outcome)]
         pause = call.policy.pause(call.last, f"{self.seed}/{call.task.id}")
         self._paused.add(call.task.id)
         call.hedging = False
-        return self._wake(now + max(pause, event.retry_after or 0.0), "retry", call.task.id)
+        at = now + max(pause, event.retry_after or 0.0)
+        return [*commands, *self._wake(at, "retry", call.task.id)]
+
+    def _let_go(self, call: _Call, attempt: int, why: str) -> list[Command]:
+        """Nobody waits for this attempt any more. What it took up stays taken until it ends."""
+        self._lingering[call.task.id, attempt] = call.lane
+        return [Cancel("call", call.task.id, attempt, why)]
+
+    def _attempt_ended(self, event: AttemptEnded) -> list[Command]:
+        if (lane := self._lingering.pop((event.task_id, event.attempt), None)) is not None:
+            self._admission.release(lane)
+        return []
+
+    def _look_whether_stuck(self) -> list[Command]:
+        """Calls wait, and nothing but the end of calls that do not stop can let them begin: they
+        are not waited for without end."""
+        if not self._is_stuck():
+            self._stuck_since = None
+        elif self._stuck_since is None:
+            self._stuck_since = self._now
+            return self._wake(self._now + PATIENCE, "stuck")
+        return []
+
+    def _is_stuck(self) -> bool:
+        admission = self._admission
+        return (
+            self.finished is None
+            and admission.waiting > 0
+            and admission.running == len(self._lingering)
+            and not (self._planning or self._asked or self._paused)
+            and admission.opens(self._now) == NEVER
+        )
+
+    def _give_up_waiting(self) -> list[Command]:
+        """Calls whose places are held by others that do not stop have failed."""
+        if self._stuck_since is None or self._now < self._stuck_since + PATIENCE:
+            return []
+        self._stuck_since = None
+        held = ", ".join(f"call {id}" for id in dict.fromkeys(id for id, _ in self._lingering))
+        error = f"not called: {held} does not stop when cancelled, and leaves no place for it"
+        commands: list[Command] = []
+        for id, call in self._calls.items():
+            if call.waiting:
+                commands += self._drop(call, error)
+                commands.append(Settle(id, call.failure or Failed(error, "timeout")))
+        return commands
 
     def _may_retry(self, call: _Call) -> bool:
         assert call.failure is not None
@@ -710,8 +767,7 @@ class Machine:
                 self._begun[call.task.tool][1] -= 1
         commands: list[Command] = []
         for attempt in call.attempts:
-            self._admission.release(call.lane)
-            commands.append(Cancel("call", id, attempt, why))
+            commands += self._let_go(call, attempt, why)
         call.attempts.clear()
         return commands
 
@@ -844,6 +900,8 @@ class Machine:
                         commands += self._offer(self._calls[id])
                 case "hedge":
                     commands += self._hedge(id)
+                case "stuck":
+                    commands += self._give_up_waiting()
                 case "wind down":
                     self._late = True
                     if not self._joining:
