@@ -981,6 +981,8 @@ class Machine:
     def _cancel_all(self, why: str) -> list[Command]:
         commands: list[Command] = []
         if self._planning:
+            self._planning = False
+            self.budget.forfeit("plan")
             commands.append(Cancel("plan", self.round, why=why))
         for call in self._calls.values():
             commands += self._drop(call, why)

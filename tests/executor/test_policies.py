@@ -257,6 +257,21 @@ def test_on_error_fail_ends_the_run() -> None:
     assert 2 not in machine.outcomes
 
 
+def test_a_plan_that_a_failure_breaks_off_is_paid_for() -> None:
+    """What it has written by then was asked for: the run's last event counts what it may cost."""
+    bad = Flaky(ValueError("no"), name="bad", on_error="fail")
+
+    async def plan(command: Plan, emit: Emit) -> None:
+        emit(TaskPlanned(1, Task.of(1, "bad")))
+        await asyncio.sleep(1000.0)
+
+    limits = Limits(plan_tokens=500, price=Price(1.0, 1000.0))
+    machine, events = drive([], bad, limits=limits, planning=plan)
+    assert machine.budget.tokens == 500
+    assert isinstance(events[-1], RunFinished)
+    assert events[-1].cost_usd == pytest.approx(0.5)
+
+
 # Places
 
 
