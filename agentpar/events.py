@@ -222,6 +222,7 @@ class TaskItem:
     index: int
     value: Any
     at: float = 0.0
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True)

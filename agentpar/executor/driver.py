@@ -555,7 +555,7 @@ class Driver:
         async with aclosing(items):
             async for item in items:
                 values.append(to_data(item))
-                emit(TaskItem(key[1], len(values) - 1, values[-1], self.clock.now()))
+                emit(TaskItem(key[1], len(values) - 1, values[-1], self.clock.now(), key[2]))
         return values
 
     async def _unless_cancelled(self, key: Key, work: Awaitable[T]) -> T:

@@ -455,18 +455,29 @@ class Machine:
         return [Expand(task.id, tuple(parts))] if parts else []
 
     def _task_item(self, event: TaskItem) -> list[Command]:
-        """An element of a list that is still coming: what goes over that list may begin."""
+        """An element of a list that is still coming: what goes over that list may begin. A list
+        is read by one attempt: whichever tells an element first goes on alone."""
         id = event.task_id
+        if id not in self._unmet:
+            return []
         items = self._items.setdefault(id, [])
-        if id not in self._unmet or event.index != len(items):
-            return []  # it has ended, or tells again what an earlier attempt has told
+        if event.index != len(items):  # an attempt of an earlier part of the run has told it
+            return [] if items[event.index : event.index + 1] == [event.value] else self._reread(id)
         items.append(event.value)
         commands: list[Command] = []
+        if (call := self._calls.get(id)) is not None and (len(call.attempts) > 1 or call.waiting):
+            commands = self._drop(call, "another attempt has begun its list", but=event.attempt)
         for dependant in self._dependants.get(id, ()):
             task = self.tasks[dependant]
             if self._goes_over(task, id):
                 commands += self._spawn(task, items, len(self._parts.get(dependant, ())))
         return commands
+
+    def _reread(self, id: int) -> list[Command]:
+        """A list that was read again, after a crash, is another than what others began on."""
+        error = "its list was read again and differs from the elements that calls have begun on"
+        commands = self._drop(self._calls[id], error) if id in self._calls else []
+        return [*commands, Settle(id, Failed(error))]
 
     def _spawn_rest(self, task: Task, list_of: int) -> list[Command]:
         """The list has ended: parts for the elements that have not been told one by one."""
@@ -693,8 +704,12 @@ class Machine:
         id = event.task_id
         if self._unmet.get(id) != 0:
             return []  # ended already
-        del self._unmet[id]
         outcome = event.outcome
+        if id in self._items and isinstance(outcome, Ok):
+            told = self._items[id]
+            if outcome.value[: len(told)] != told:
+                return self._reread(id)
+        del self._unmet[id]
         commands: list[Command] = []
         call = self._calls.pop(id, None)
         if call is not None:
@@ -756,8 +771,8 @@ class Machine:
                 commands.append(Settle(follower, outcome, f"same call as {id}"))
         return commands
 
-    def _drop(self, call: _Call, why: str) -> list[Command]:
-        """Nothing of ``call`` runs, waits or will be tried again."""
+    def _drop(self, call: _Call, why: str, *, but: int = 0) -> list[Command]:
+        """Nothing of ``call`` runs, ``but`` perhaps one attempt, waits or will be tried again."""
         id = call.task.id
         self._paused.discard(id)
         if call.waiting:
@@ -766,9 +781,9 @@ class Machine:
             if call.hedging:
                 self._begun[call.task.tool][1] -= 1
         commands: list[Command] = []
-        for attempt in call.attempts:
+        for attempt in [attempt for attempt in call.attempts if attempt != but]:
+            del call.attempts[attempt]
             commands += self._let_go(call, attempt, why)
-        call.attempts.clear()
         return commands
 
     def _task_cancelled(self, event: TaskCancelled) -> list[Command]:
@@ -925,6 +940,8 @@ class Machine:
         call = self._calls.get(id)
         if call is None or len(call.attempts) != 1 or call.waiting or self.stopped_by:
             return []
+        if id in self._items:
+            return []  # others have begun on what the first one tells
         if not (call.policy.hedge and self._is_idempotent(call.task.tool)):
             return []  # of a tool that another call has replaced by now, perhaps
         begun = self._begun[call.task.tool]

@@ -134,9 +134,7 @@ class SpanTree:
         self._open: dict[Key, None] = {}  # in the order of opening
         self._seen: set[Key] = set()
         self._tasks: dict[int, tuple[int, Task]] = {}
-        self._result: dict[
-            int, Key
-        ] = {}  # task -> the attempt that brought its result, or the last
+        self._result: dict[int, Key] = {}  # the attempt that brought it, or the last, by task
         self._texts: dict[Key, list[str]] = {}
         self._usage = Usage()
         self._chats = 0
