@@ -40,6 +40,7 @@ from agentpar.events import (
     Woke,
 )
 from agentpar.executor.approval import Approve, consult
+from agentpar.executor.batching import Batches
 from agentpar.executor.commands import (
     Ask,
     Cancel,
@@ -149,6 +150,7 @@ class Driver:
         self._command_observers = tuple(command_observers)
         self._beside = beside
         self._last_beside = 0
+        self._batches = Batches(partial(self._start_beside, what="batch"))
         self._redact = redact
         self._inbox: deque[Event] = deque()
         self._draining = False
@@ -284,13 +286,17 @@ class Driver:
         task = self._work[key] = self._loop.create_task(work)
         task.add_done_callback(partial(self._ended, key))
 
-    def _start_beside(self, work: Coroutine[Any, Any, None]) -> None:
-        """Nobody waits for it, so it is unwanted from the start."""
+    def _start_beside(
+        self, work: Coroutine[Any, Any, None], what: str = "beside"
+    ) -> asyncio.Task[None] | None:
+        """The run does not wait for it (for a batch its calls do), so it is unwanted from the
+        start."""
         self._last_beside += 1
-        key = ("beside", self._last_beside, 0)
+        key = (what, self._last_beside, 0)
         self._start(key, work)
         if key in self._work:
             self._unwanted.add(key)
+        return self._work.get(key)
 
     def _stop_besides(self) -> None:
         for key, task in self._work.items():
@@ -522,6 +528,8 @@ class Driver:
         try:
             if tool.streams:
                 returned = await self._streamed(tool.call(**arguments), key)
+            elif tool.batch is not None:
+                returned = await self._batches.call(tool, arguments)
             else:
                 returned = await tool.call(**arguments)
         except asyncio.CancelledError:

@@ -12,7 +12,7 @@ from agentpar.executor.journal import RunJournal
 from agentpar.executor.machine import Machine
 from agentpar.plan import Outcome
 from agentpar.tools.base import Tool
-from agentpar.tools.call import CurrentCall, call_key, enter_call
+from agentpar.tools.call import CurrentCall, call_key, enter_calls
 
 
 class Ledger:
@@ -37,7 +37,7 @@ class Ledger:
 
         Raises `JournalError`: such a call must then not be made.
         """
-        enter_call(CurrentCall(self._run_id, call.task.id, call.attempt, tool, call.args))
+        enter_calls(CurrentCall(self._run_id, call.task.id, call.attempt, tool, call.args))
         if self._journal is not None and tool.sink:
             await self._journal.flush()
 
