@@ -242,6 +242,60 @@ def test_a_batch_that_does_not_stop_keeps_the_places_of_its_calls() -> None:
     assert machine.outcomes[3] == Ok(6)
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 10),
+    st.integers(1, 5),
+    st.sampled_from((None, 0.55)),
+    st.lists(st.tuples(st.sampled_from((0.1, 0.5, 2.0)), st.booleans()), min_size=1, max_size=6),
+    st.lists(st.tuples(st.sampled_from((0.0, 0.1, 0.4, 0.6)), st.integers(1, 10)), max_size=4),
+)
+def test_whoever_leaves_a_batch_the_places_hold(
+    count: int,
+    places: int,
+    timeout: float | None,
+    goes: list[tuple[float, bool]],
+    drops: list[tuple[float, int]],
+) -> None:
+    """Whatever times out, is dropped or does not stop: no more items are asked for at once than
+    there are places, every call ends, and nothing is left."""
+    now_asked = most = 0
+
+    async def many(calls: list[dict[str, Any]]) -> list[int]:
+        nonlocal now_asked, most
+        seconds, deaf = goes.pop(0) if len(goes) > 1 else goes[0]
+        now_asked += len(calls)
+        most = max(most, now_asked)
+        time = asyncio.get_running_loop().time
+        until = time() + seconds
+        try:
+            while time() < until:
+                with contextlib.suppress(*([asyncio.CancelledError] if deaf else [])):
+                    await asyncio.sleep(until - time())
+        finally:
+            now_asked -= len(calls)
+        return [2 * one["n"] for one in calls]
+
+    async def double(n: int) -> int:
+        """Twice the number."""
+        return (await many([{"n": n}]))[0]
+
+    async def drop(driver: Driver) -> None:
+        began = driver.clock.now()
+        for second, id in sorted(drops):
+            await asyncio.sleep(max(0.0, began + second - driver.clock.now()))
+            if id <= count and driver.machine.finished is None:
+                driver.emit(TaskCancelled(id, "not wanted", driver.clock.now()))
+
+    policy = {"concurrency": places, "timeout": timeout, "retries": 1, "backoff": 0.1}
+    made = tool(double, batch=many, batch_size=3, **policy)  # type: ignore[call-overload]
+    machine, _ = drive(doubling(*range(1, count + 1)), made, inside=drop, limits=Limits())
+    assert most <= places
+    assert sorted(machine.outcomes) == list(range(1, count + 1))
+    for id, outcome in machine.outcomes.items():
+        assert outcome == Ok(2 * id) or isinstance(outcome, Failed)
+
+
 # Who is called
 
 
