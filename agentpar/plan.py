@@ -11,6 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeGuard
 
 from agentpar.errors import PlanError
+from agentpar.quick import quick
 
 if TYPE_CHECKING:  # networkx loads when a plan is analysed, not when agentpar is imported
     import networkx as nx
@@ -98,6 +99,7 @@ class Task:
         return str(self.id) if self.part is None else f"{self.part[0]}[{self.part[1]}]"
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Ok:
     """The task's tool returned ``value`` (JSON-like data)."""
