@@ -251,8 +251,9 @@ class Driver:
             return
         match command:
             case Execute():
-                key = ("call", command.task.id, command.attempt)
-                self._start(key, self._execute(command, key))
+                if self._over is not None:
+                    key = ("call", command.task.id, command.attempt)
+                    self._work[key] = self._loop.create_task(self._execute(command, key))
             case Expand(_, parts):
                 round, now = self.machine.round, self.clock.now()
                 self._inbox.extend(TaskPlanned(round, part, now) for part in parts)
@@ -279,8 +280,16 @@ class Driver:
             # its result is told, but nothing new starts.
             work.close()
             return
-        task = self._work[key] = self._loop.create_task(work)
-        task.add_done_callback(partial(self._ended, key))
+        self._work[key] = self._loop.create_task(work)
+        self._watch(key)
+
+    def _watch(self, key: Key) -> None:
+        """Have the event loop tell when what runs under ``key`` has ended, however it ends.
+
+        A call tells itself, which is quicker, unless it goes wrong or is cancelled: what is
+        cancelled before it has begun never runs.
+        """
+        self._work[key].add_done_callback(partial(self._ended, key))
 
     def _start_beside(self, work: Coroutine[Any, Any, None]) -> None:
         """Nobody waits for it, so it is unwanted from the start."""
@@ -296,14 +305,19 @@ class Driver:
                 task.cancel()
 
     def _ended(self, key: Key, task: asyncio.Task[None]) -> None:
-        del self._work[key]
-        if key in self._unwanted:
-            self._unwanted.remove(key)
-        if key in self._late:
-            self._late.remove(key)
-            self._alarms.pop(key).cancel()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._break(error)
+        if self._work.get(key) is task:  # the first that tells of it
+            self._leave(key)
+
+    def _leave(self, key: Key) -> None:
+        """What ran under ``key`` has ended."""
+        del self._work[key]
+        if self._unwanted:
+            self._unwanted.discard(key)
+        if self._late and key in self._late:
+            self._late.remove(key)
+            self._alarms.pop(key).cancel()
         if len(self._work) <= len(self._unwanted):
             self._see_whether_over()
 
@@ -329,6 +343,7 @@ class Driver:
         while self._work and (left := give_up - self._loop.time()) > 0:
             for key, task in self._work.items():
                 if key not in told:
+                    self._watch(key)
                     task.cancel()
             told.clear()  # whoever swallows one cancellation gets another
             try:
@@ -346,6 +361,7 @@ class Driver:
             self._inbox.append(PlanFailed(command.id, command.why, self.clock.now()))
         if (task := self._work.get(key)) is not None:
             self._unwanted.add(key)
+            self._watch(key)
             task.cancel()
         self.held = [held for held in self.held if _key_of(held) != key]
 
@@ -369,6 +385,7 @@ class Driver:
         if task is None or key in self._unwanted:
             return
         self._late.add(key)
+        self._watch(key)
         task.cancel()
         patience = min(1.0, self._grace)
         self._alarms[key] = self._loop.call_later(patience, self._give_up_on, key, tool, limit)
@@ -451,6 +468,17 @@ class Driver:
         self.emit(ApprovalGiven(id, verdict is True, reason, bound, now()))
 
     async def _execute(self, command: Execute, key: Key) -> None:
+        try:
+            event = await self._outcome(command, key)
+            if not self._unwanted or key not in self._unwanted:
+                self.emit(event)
+        except BaseException:
+            self._watch(key)
+            raise
+        self._leave(key)
+
+    async def _outcome(self, command: Execute, key: Key) -> TaskDone | AttemptFailed:
+        """Make the call, if it has to be made, and say what came of it."""
         task, attempt, now = command.task, command.attempt, self.clock.now
         tool = self._tools.get(task.tool)
         outcome: Outcome
@@ -467,12 +495,9 @@ class Driver:
                 outcome, wait = await self._call(tool, command.args, key)
             else:
                 outcome, wait, via = await self._cached(tool, command.args, key, self._results)
-        if key in self._unwanted:
-            return
         if isinstance(outcome, Failed) and (command.retry or outcome.kind == "throttled"):
-            self.emit(AttemptFailed(task.id, outcome, now(), attempt, wait))
-        else:
-            self.emit(TaskDone(task.id, outcome, now(), attempt, via))
+            return AttemptFailed(task.id, outcome, now(), attempt, wait)
+        return TaskDone(task.id, outcome, now(), attempt, via)
 
     async def _cached(
         self, tool: Tool, args: Mapping[str, Any], key: Key, results: Results
