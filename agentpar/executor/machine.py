@@ -10,7 +10,6 @@ reached.
 from __future__ import annotations
 
 import heapq
-import marshal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
@@ -54,6 +53,7 @@ from agentpar.executor.commands import (
 )
 from agentpar.executor.latency import Latency
 from agentpar.executor.ranks import upward_ranks
+from agentpar.executor.twins import Twins
 from agentpar.labels import brought_in, label_of
 from agentpar.permissions import Permissions, bound_to
 from agentpar.plan import (
@@ -165,13 +165,11 @@ class Machine:
         self._follows: dict[int, int] = {}  # task -> the call whose result it waits for
         self._admission = Admission(self.limits, self.policies, self.latency)
         # Reading twice does no harm and brings nothing: these run once for equal arguments.
-        self._shared = frozenset(
+        self._twins = Twins(
             name
             for name, policy in self.policies.items()
             if policy.idempotent is not False and not self.permissions.flow(name).sink
         )
-        # By tool and arguments: the first task with this call.
-        self._first: dict[str, dict[bytes, int]] = {name: {} for name in self._shared}
         self._begun: dict[str, list[int]] = {}  # of tools that hedge: calls begun, hedges
         self._timers: list[tuple[float, int, str, int]] = []  # (when, turn, what, task)
         self._paused: set[int] = set()  # tasks between two attempts
@@ -305,21 +303,25 @@ class Machine:
 
     def _await_needs(self, task: Task) -> list[Command]:
         """The task waits for what it needs, or starts where that has ended."""
-        id, unmet = task.id, 0
-        for need in task.needs:
-            if need in self._unmet and need != id:
-                unmet += 1
-            elif need not in self.outcomes:
-                error = f"refers to ${need}, which is not planned before task {id}"
-                return [Settle(id, Failed(error, "plan"))]
-        for need in task.needs:
-            if need not in self.outcomes:
-                self._dependants.setdefault(need, []).append(id)
-        self._unmet[id] = unmet
-        if task.special and unmet and any(picks(task.args)):
+        id, unmet = task.id, self._unmet
+        waits_for = [need for need in task.needs if need in unmet and need != id]
+        if len(waits_for) < len(task.needs):
+            for need in task.needs:
+                if need not in self.outcomes and need not in waits_for:
+                    error = f"refers to ${need}, which is not planned before task {id}"
+                    return [Settle(id, Failed(error, "plan"))]
+        if not waits_for:
+            return self._start(task)
+        unmet[id] = len(waits_for)
+        for need in waits_for:
+            if need in self._dependants:
+                self._dependants[need].append(id)
+            else:
+                self._dependants[need] = [id]
+        if task.special and any(picks(task.args)):
             self._picking.add(id)
             return self._start_early(task)
-        return [] if unmet else self._start(task)
+        return []
 
     def _start_early(self, task: Task) -> list[Command]:
         """A task that picks among others needs no more of them than it picks."""
@@ -506,19 +508,17 @@ class Machine:
         return [Settle(event.task_id, Failed(f"not approved: {event.reason}", "denied"))]
 
     def _call(self, task: Task, args: Mapping[str, Any]) -> list[Command]:
-        known = self._first.get(task.tool)
-        if known is not None:
-            key = _by_value(args)
-            first = known.setdefault(key, task.id)
-            if first != task.id:
-                outcome = self.outcomes.get(first)
-                if isinstance(outcome, Ok):
-                    return [Settle(task.id, outcome, f"same call as {first}")]
-                if (running := self._calls.get(first)) is not None:
-                    running.followers = [*(running.followers or ()), task.id]
-                    self._follows[task.id] = first
-                    return []
-                known[key] = task.id  # the first one failed: it may be tried anew
+        first = self._twins.first(task.id, task.tool, args)
+        if first != task.id:
+            outcome = self.outcomes.get(first)
+            if isinstance(outcome, Ok):
+                return [Settle(task.id, outcome, f"same call as {first}")]
+            if (running := self._calls.get(first)) is not None:
+                running.followers = [*(running.followers or ()), task.id]
+                self._follows[task.id] = first
+                return []
+            # The first one failed: it may be tried anew.
+            self._twins.begin_anew(task.id, task.tool, args)
         lane = self._admission.lane(task.tool, args)
         call = self._calls[task.id] = _Call(task, args, lane.policy, lane)
         if task.id in self._tried:
@@ -558,7 +558,11 @@ class Machine:
     def _admit(self) -> list[Command]:
         """Give the places that are free to those who wait, the most urgent first."""
         admission = self._admission
-        if len(self.tasks) - self._ranked > self._ranked // 16 or self._has_learned():
+        if (
+            len(self.tasks) - self._ranked > self._ranked // 16
+            or len(self.outcomes) >= self._learns_at
+            and self._has_learned()
+        ):
             self._ranked = len(self.tasks)
             self._expected = self.latency.expected()
             self._ranks = upward_ranks(self._unmet, self.tasks, self._expected)
@@ -573,8 +577,6 @@ class Machine:
     def _has_learned(self) -> bool:
         """Whether the ranks count some tool as quicker or slower, beside the others, than it has
         turned out. Asked when twice as many tasks have ended as when it was asked last."""
-        if len(self.outcomes) < self._learns_at:
-            return False
         self._learns_at = 2 * len(self.outcomes)
         drift = [
             (seconds + MOMENT) / (self._expected.get(name, 1.0) + MOMENT)
@@ -633,15 +635,12 @@ class Machine:
         return not self.permissions.flow(tool).sink if said is None else said
 
     def _task_done(self, event: TaskDone) -> list[Command]:
-        id = event.task_id
-        if self._unmet.get(id) != 0:
+        id, outcome, unmet = event.task_id, event.outcome, self._unmet
+        if unmet.get(id) != 0:
             return []  # ended already
-        del self._unmet[id]
-        outcome = event.outcome
-        commands: list[Command] = []
+        del unmet[id]
         call = self._calls.pop(id, None)
-        if call is not None:
-            commands = self._close(call, event)
+        commands = [] if call is None else self._close(call, event)
         called = call is not None or event.via  # what shares the result of a call shares its end
         if called and isinstance(outcome, Failed) and outcome.kind not in ("limit", "cancelled"):
             tool = self.tasks[id].tool
@@ -657,19 +656,17 @@ class Machine:
         if self.limits.replan_early and id not in self._parts and _is_mendable(outcome):
             self._unmended = self._failure(self.tasks[id], outcome)
             commands += self._mend()
-        if id in self._dependants:
-            unmet = self._unmet
-            for dependant in self._dependants.pop(id):
-                if id in self._items and dependant in self._parts:
-                    commands += self._spawn_rest(self.tasks[dependant], id)
-                unmet[dependant] -= 1
-                if not unmet[dependant]:
-                    if self._picking:
-                        self._picking.discard(dependant)
-                    commands += self._start(self.tasks[dependant])
-                elif dependant in self._picking:
-                    commands += self._start_early(self.tasks[dependant])
-        if self._unmet or self._planning:
+        told_early, picking = id in self._items, self._picking
+        for dependant in self._dependants.pop(id, ()):
+            if told_early and dependant in self._parts:
+                commands += self._spawn_rest(self.tasks[dependant], id)
+            left = unmet[dependant] = unmet[dependant] - 1
+            if not left:
+                picking.discard(dependant)
+                commands += self._start(self.tasks[dependant])
+            elif picking and dependant in picking:
+                commands += self._start_early(self.tasks[dependant])
+        if unmet or self._planning:
             return commands
         return commands + self._join_if_quiet()
 
@@ -784,9 +781,7 @@ class Machine:
         commands = self._take_out(id, "replaced")
         if (call := self._calls.pop(id, None)) is not None:
             self._tried[id] = call.last
-            known = self._first.get(call.task.tool, {})
-            for key in [key for key, first in known.items() if first == id]:
-                del known[key]
+            self._twins.forget(id, call.task.tool)
             for follower in call.followers or ():
                 del self._follows[follower]
                 commands += self._call(self.tasks[follower], call.args)
@@ -974,15 +969,6 @@ class Machine:
     def _finish(self, command: Finish) -> list[Command]:
         self.finished = command
         return [command]
-
-
-def _by_value(args: Mapping[str, Any]) -> bytes:
-    """Equal for equal arguments, in whatever order they are named; 1, 1.0 and True differ.
-
-    Arguments are plain data, and nothing writes that faster. Format 2 knows no references:
-    it does not matter whether two equal parts are one object.
-    """
-    return marshal.dumps(sorted(args.items()), 2)
 
 
 def _is_mendable(outcome: Outcome) -> TypeGuard[Failed]:
