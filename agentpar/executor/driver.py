@@ -9,6 +9,7 @@ every choice is the machine's.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import (
     AsyncIterator,
@@ -87,7 +88,10 @@ class RunClock:
     earlier parts of the same run took."""
 
     def __init__(self, start: float = 0.0) -> None:
-        self._time = asyncio.get_running_loop().time
+        loop = asyncio.get_running_loop()
+        # asyncio's own loops ask this very clock.
+        own = type(loop).time is asyncio.BaseEventLoop.time
+        self._time = time.monotonic if own else loop.time
         self._zero = self._time() - start
 
     def now(self) -> float:
@@ -172,7 +176,8 @@ class Driver:
                 for command in due:
                     self._perform(command)
                 self._inbox.extend(events)
-                self._drain()
+                if self._inbox:
+                    self.emit(self._inbox.popleft())
                 self._see_whether_over()
                 await over
             finally:
@@ -199,36 +204,33 @@ class Driver:
         Facts that come while one is being handled wait their turn, so that observers and
         the machine see every fact in one and the same order.
         """
-        self._inbox.append(event)
-        if not self._draining:
-            self._drain()
-
-    def fail(self, error: Exception) -> None:
-        """End the run: `run` raises ``error``. To be called inside the event loop; without
-        effect before the run begins and after it has ended."""
-        self._break(error)
-
-    def _drain(self) -> None:
+        inbox, beside, redact = self._inbox, self._beside, self._redact
+        inbox.append(event)
+        if self._draining:
+            return
         self._draining = True
-        inbox, handle, observers = self._inbox, self.machine.handle, self._observers
-        redact = self._redact
         try:
             while inbox:
                 event = inbox.popleft()
                 if redact is not None:
                     event = redact(event)
-                for observe in observers:
+                for observe in self._observers:
                     observe(event)
-                for command in handle(event):
+                for command in self.machine.handle(event):
                     for notice in self._command_observers:
                         notice(command)
                     self._perform(command)
-                if self._beside is not None and (work := self._beside(event)) is not None:
+                if beside is not None and (work := beside(event)) is not None:
                     self._start_beside(work)
         except Exception as error:
             raise _Broken from error
         finally:
             self._draining = False
+
+    def fail(self, error: Exception) -> None:
+        """End the run: `run` raises ``error``. To be called inside the event loop; without
+        effect before the run begins and after it has ended."""
+        self._break(error)
 
     def _end(self, status: Literal["answered", "failed", "cancelled"], error: str) -> None:
         """Tell every observer the last event, those behind one that raises too."""
@@ -253,7 +255,8 @@ class Driver:
             case Execute():
                 if self._over is not None:
                     key = ("call", command.task.id, command.attempt)
-                    self._work[key] = self._loop.create_task(self._execute(command, key))
+                    work = self._execute(command, key)
+                    self._work[key] = self._loop.create_task(work, name=command.task.tool)
             case Expand(_, parts):
                 round, now = self.machine.round, self.clock.now()
                 self._inbox.extend(TaskPlanned(round, part, now) for part in parts)
@@ -468,36 +471,33 @@ class Driver:
         self.emit(ApprovalGiven(id, verdict is True, reason, bound, now()))
 
     async def _execute(self, command: Execute, key: Key) -> None:
-        try:
-            event = await self._outcome(command, key)
-            if not self._unwanted or key not in self._unwanted:
-                self.emit(event)
-        except BaseException:
-            self._watch(key)
-            raise
-        self._leave(key)
-
-    async def _outcome(self, command: Execute, key: Key) -> TaskDone | AttemptFailed:
-        """Make the call, if it has to be made, and say what came of it."""
         task, attempt, now = command.task, command.attempt, self.clock.now
         tool = self._tools.get(task.tool)
         outcome: Outcome
         wait, via = None, ""
-        if tool is None:  # planned in an earlier part of the run, by an agent that had it
-            outcome = Failed(f"the agent has no tool {task.tool!r} any more", "plan")
-        elif self._calls is not None and (known := self._calls.known(command, tool)) is not None:
-            outcome, via = known, "journal"
-        else:
-            self.emit(TaskStarted(task.id, command.args, now(), attempt))
-            if self._calls is not None:
-                await self._calls.intend(command, tool)
-            if self._results is None or not tool.may_be_kept:
-                outcome, wait = await self._call(tool, command.args, key)
+        try:
+            if tool is None:  # planned in an earlier part of the run, by an agent that had it
+                outcome = Failed(f"the agent has no tool {task.tool!r} any more", "plan")
+            elif self._calls is not None and (kept := self._calls.known(command, tool)) is not None:
+                outcome, via = kept, "journal"
             else:
-                outcome, wait, via = await self._cached(tool, command.args, key, self._results)
-        if isinstance(outcome, Failed) and (command.retry or outcome.kind == "throttled"):
-            return AttemptFailed(task.id, outcome, now(), attempt, wait)
-        return TaskDone(task.id, outcome, now(), attempt, via)
+                self.emit(TaskStarted(task.id, command.args, now(), attempt))
+                if self._calls is not None:
+                    await self._calls.intend(command, tool)
+                if self._results is None or not tool.may_be_kept:
+                    outcome, wait = await self._call(tool, command.args, key)
+                else:
+                    outcome, wait, via = await self._cached(tool, command.args, key, self._results)
+            if self._unwanted and key in self._unwanted:
+                pass
+            elif type(outcome) is Failed and (command.retry or outcome.kind == "throttled"):
+                self.emit(AttemptFailed(task.id, outcome, now(), attempt, wait))
+            else:
+                self.emit(TaskDone(task.id, outcome, now(), attempt, via))
+        except BaseException:
+            self._watch(key)
+            raise
+        self._leave(key)
 
     async def _cached(
         self, tool: Tool, args: Mapping[str, Any], key: Key, results: Results
@@ -542,13 +542,13 @@ class Driver:
         finally:
             if alarm is not None:
                 alarm.cancel()
-        if key in self._late:
+        if self._late and key in self._late:
             return Failed(f"{tool.name} gave no result within {limit:g} s", "timeout"), None
         try:
             value = to_data(returned)
         except Exception as error:
             return Failed(described(error)), None
-        if exceeds(value, self._max_result_bytes):
+        if type(value) not in _SMALL and exceeds(value, self._max_result_bytes):
             limit_text = f"max_result_bytes={self._max_result_bytes:,}"
             return Failed(f"{tool.name} returned more than {limit_text}", "size"), None
         return Ok(value), None
@@ -611,12 +611,12 @@ async def running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         await asyncio.wait([task])
 
 
-_SMALL = bool | int | float | None
+_SMALL = frozenset((bool, int, float, type(None)))
 
 
 def exceeds(value: Any, limit: int) -> bool:
     """Whether ``value`` is larger than about ``limit`` bytes as JSON; stops counting there."""
-    if isinstance(value, _SMALL):
+    if type(value) in _SMALL:
         return False
     left = limit
     stack = [value]
