@@ -544,14 +544,14 @@ class Machine:
             if not call.attempts:
                 commands.append(Settle(task.id, call.failure or self._unspent()))
             return commands
-        call.last += 1
+        attempt = call.last = call.last + 1
         if not call.tries:
             call.began = self._now
-        call.attempts[call.last] = self._now
+        call.attempts[attempt] = self._now
         if not call.hedging:
             call.tries += 1
         if not (policy.hedge or policy.retries):
-            return [Execute(task, call.args, call.last)]
+            return [Execute(task, call.args, attempt)]
         commands = self._watch(call) if policy.hedge else []
         return [*commands, Execute(task, call.args, call.last, retry=True)]
 
@@ -686,7 +686,9 @@ class Machine:
                     lane.far.succeeded()
         if call.attempts or call.waiting or id in self._paused:
             commands = self._drop(call, "another attempt has brought the result")
-        for follower in call.followers or ():
+        if not call.followers:
+            return commands
+        for follower in call.followers:
             del self._follows[follower]
             if self.stopped_by and not isinstance(outcome, Ok):
                 commands.append(Settle(follower, self._unspent()))
