@@ -558,11 +558,7 @@ class Machine:
     def _admit(self) -> list[Command]:
         """Give the places that are free to those who wait, the most urgent first."""
         admission = self._admission
-        if (
-            len(self.tasks) - self._ranked > self._ranked // 16
-            or len(self.outcomes) >= self._learns_at
-            and self._has_learned()
-        ):
+        if len(self.tasks) - self._ranked > self._ranked // 16 or self._has_learned():
             self._ranked = len(self.tasks)
             self._expected = self.latency.expected()
             self._ranks = upward_ranks(self._unmet, self.tasks, self._expected)
@@ -577,6 +573,8 @@ class Machine:
     def _has_learned(self) -> bool:
         """Whether the ranks count some tool as quicker or slower, beside the others, than it has
         turned out. Asked when twice as many tasks have ended as when it was asked last."""
+        if len(self.outcomes) < self._learns_at:
+            return False
         self._learns_at = 2 * len(self.outcomes)
         drift = [
             (seconds + MOMENT) / (self._expected.get(name, 1.0) + MOMENT)
