@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from agentpar.labels import TRUSTED, Label
 from agentpar.plan import Failed, Outcome, Task
+from agentpar.quick import quick
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,7 @@ class PlanText:
     at: float = 0.0
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class TaskPlanned:
     round: int
@@ -166,6 +168,7 @@ class ApprovalGiven:
     at: float = 0.0
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class TaskStarted:
     """An attempt of the call has begun; a second may run beside the first (see `Policy`)."""
@@ -202,6 +205,7 @@ class AttemptEnded:
     at: float = 0.0
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class TaskDone:
     """The task has ended. ``via`` says where a result comes from that no call of this task

@@ -10,7 +10,6 @@ reached.
 from __future__ import annotations
 
 import heapq
-import marshal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
@@ -55,6 +54,7 @@ from agentpar.executor.commands import (
 )
 from agentpar.executor.latency import Latency
 from agentpar.executor.ranks import upward_ranks
+from agentpar.executor.twins import Twins
 from agentpar.labels import brought_in, label_of
 from agentpar.permissions import Permissions, bound_to
 from agentpar.plan import (
@@ -168,13 +168,11 @@ class Machine:
         self._follows: dict[int, int] = {}  # task -> the call whose result it waits for
         self._admission = Admission(self.limits, self.policies, self.latency)
         # Reading twice does no harm and brings nothing: these run once for equal arguments.
-        self._shared = frozenset(
+        self._twins = Twins(
             name
             for name, policy in self.policies.items()
             if policy.idempotent is not False and not self.permissions.flow(name).sink
         )
-        # By tool and arguments: the first task with this call.
-        self._first: dict[str, dict[bytes, int]] = {name: {} for name in self._shared}
         self._begun: dict[str, list[int]] = {}  # of tools that hedge: calls begun, hedges
         self._timers: list[tuple[float, int, str, int]] = []  # (when, turn, what, task)
         self._paused: set[int] = set()  # tasks between two attempts
@@ -313,21 +311,25 @@ class Machine:
 
     def _await_needs(self, task: Task) -> list[Command]:
         """The task waits for what it needs, or starts where that has ended."""
-        id, unmet = task.id, 0
-        for need in task.needs:
-            if need in self._unmet and need != id:
-                unmet += 1
-            elif need not in self.outcomes:
-                error = f"refers to ${need}, which is not planned before task {id}"
-                return [Settle(id, Failed(error, "plan"))]
-        for need in task.needs:
-            if need not in self.outcomes:
-                self._dependants.setdefault(need, []).append(id)
-        self._unmet[id] = unmet
-        if task.special and unmet and any(picks(task.args)):
+        id, unmet = task.id, self._unmet
+        waits_for = [need for need in task.needs if need in unmet and need != id]
+        if len(waits_for) < len(task.needs):
+            for need in task.needs:
+                if need not in self.outcomes and need not in waits_for:
+                    error = f"refers to ${need}, which is not planned before task {id}"
+                    return [Settle(id, Failed(error, "plan"))]
+        if not waits_for:
+            return self._start(task)
+        unmet[id] = len(waits_for)
+        for need in waits_for:
+            if need in self._dependants:
+                self._dependants[need].append(id)
+            else:
+                self._dependants[need] = [id]
+        if task.special and any(picks(task.args)):
             self._picking.add(id)
             return self._start_early(task)
-        return [] if unmet else self._start(task)
+        return []
 
     def _start_early(self, task: Task) -> list[Command]:
         """A task that picks among others needs no more of them than it picks."""
@@ -525,19 +527,17 @@ class Machine:
         return [Settle(event.task_id, Failed(f"not approved: {event.reason}", "denied"))]
 
     def _call(self, task: Task, args: Mapping[str, Any]) -> list[Command]:
-        known = self._first.get(task.tool)
-        if known is not None:
-            key = _by_value(args)
-            first = known.setdefault(key, task.id)
-            if first != task.id:
-                outcome = self.outcomes.get(first)
-                if isinstance(outcome, Ok):
-                    return [Settle(task.id, outcome, f"same call as {first}")]
-                if (running := self._calls.get(first)) is not None:
-                    running.followers = [*(running.followers or ()), task.id]
-                    self._follows[task.id] = first
-                    return []
-                known[key] = task.id  # the first one failed: it may be tried anew
+        first = self._twins.first(task.id, task.tool, args)
+        if first != task.id:
+            outcome = self.outcomes.get(first)
+            if isinstance(outcome, Ok):
+                return [Settle(task.id, outcome, f"same call as {first}")]
+            if (running := self._calls.get(first)) is not None:
+                running.followers = [*(running.followers or ()), task.id]
+                self._follows[task.id] = first
+                return []
+            # The first one failed: it may be tried anew.
+            self._twins.begin_anew(task.id, task.tool, args)
         lane = self._admission.lane(task.tool, args)
         call = self._calls[task.id] = _Call(task, args, lane.policy, lane)
         if task.id in self._tried:
@@ -563,14 +563,14 @@ class Machine:
             if not call.attempts:
                 commands.append(Settle(task.id, call.failure or self._unspent()))
             return commands
-        call.last += 1
+        attempt = call.last = call.last + 1
         if not call.tries:
             call.began = self._now
-        call.attempts[call.last] = self._now
+        call.attempts[attempt] = self._now
         if not call.hedging:
             call.tries += 1
         if not (policy.hedge or policy.retries):
-            return [Execute(task, call.args, call.last)]
+            return [Execute(task, call.args, attempt)]
         commands = self._watch(call) if policy.hedge else []
         return [*commands, Execute(task, call.args, call.last, retry=True)]
 
@@ -701,19 +701,16 @@ class Machine:
         return not self.permissions.flow(tool).sink if said is None else said
 
     def _task_done(self, event: TaskDone) -> list[Command]:
-        id = event.task_id
-        if self._unmet.get(id) != 0:
+        id, outcome, unmet = event.task_id, event.outcome, self._unmet
+        if unmet.get(id) != 0:
             return []  # ended already
-        outcome = event.outcome
         if id in self._items and isinstance(outcome, Ok):
             told = self._items[id]
             if outcome.value[: len(told)] != told:
                 return self._reread(id)
-        del self._unmet[id]
-        commands: list[Command] = []
+        del unmet[id]
         call = self._calls.pop(id, None)
-        if call is not None:
-            commands = self._close(call, event)
+        commands = [] if call is None else self._close(call, event)
         called = call is not None or event.via  # what shares the result of a call shares its end
         if called and isinstance(outcome, Failed) and outcome.kind not in ("limit", "cancelled"):
             tool = self.tasks[id].tool
@@ -729,19 +726,17 @@ class Machine:
         if self.limits.replan_early and id not in self._parts and _is_mendable(outcome):
             self._unmended = self._failure(self.tasks[id], outcome)
             commands += self._mend()
-        if id in self._dependants:
-            unmet = self._unmet
-            for dependant in self._dependants.pop(id):
-                if id in self._items and dependant in self._parts:
-                    commands += self._spawn_rest(self.tasks[dependant], id)
-                unmet[dependant] -= 1
-                if not unmet[dependant]:
-                    if self._picking:
-                        self._picking.discard(dependant)
-                    commands += self._start(self.tasks[dependant])
-                elif dependant in self._picking:
-                    commands += self._start_early(self.tasks[dependant])
-        if self._unmet or self._planning:
+        told_early, picking = id in self._items, self._picking
+        for dependant in self._dependants.pop(id, ()):
+            if told_early and dependant in self._parts:
+                commands += self._spawn_rest(self.tasks[dependant], id)
+            left = unmet[dependant] = unmet[dependant] - 1
+            if not left:
+                picking.discard(dependant)
+                commands += self._start(self.tasks[dependant])
+            elif picking and dependant in picking:
+                commands += self._start_early(self.tasks[dependant])
+        if unmet or self._planning:
             return commands
         return commands + self._join_if_quiet()
 
@@ -761,7 +756,9 @@ class Machine:
                     lane.far.succeeded()
         if call.attempts or call.waiting or id in self._paused:
             commands = self._drop(call, "another attempt has brought the result")
-        for follower in call.followers or ():
+        if not call.followers:
+            return commands
+        for follower in call.followers:
             del self._follows[follower]
             if self.stopped_by and not isinstance(outcome, Ok):
                 commands.append(Settle(follower, self._unspent()))
@@ -855,9 +852,7 @@ class Machine:
         commands = self._take_out(id, "replaced")
         if (call := self._calls.pop(id, None)) is not None:
             self._tried[id] = call.last
-            known = self._first.get(call.task.tool, {})
-            for key in [key for key, first in known.items() if first == id]:
-                del known[key]
+            self._twins.forget(id, call.task.tool)
             for follower in call.followers or ():
                 del self._follows[follower]
                 commands += self._call(self.tasks[follower], call.args)
@@ -1051,15 +1046,6 @@ class Machine:
     def _finish(self, command: Finish) -> list[Command]:
         self.finished = command
         return [command]
-
-
-def _by_value(args: Mapping[str, Any]) -> bytes:
-    """Equal for equal arguments, in whatever order they are named; 1, 1.0 and True differ.
-
-    Arguments are plain data, and nothing writes that faster. Format 2 knows no references:
-    it does not matter whether two equal parts are one object.
-    """
-    return marshal.dumps(sorted(args.items()), 2)
 
 
 def _is_mendable(outcome: Outcome) -> TypeGuard[Failed]:

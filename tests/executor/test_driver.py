@@ -25,6 +25,7 @@ from agentpar.events import (
     ReplanAsked,
     RunFinished,
     RunStarted,
+    TaskCancelled,
     TaskDone,
     TaskPlanned,
     TaskStarted,
@@ -568,6 +569,37 @@ async def test_cancelling_at_any_moment_leaves_nothing() -> None:
         cancelled += 1
         assert run.end.status in ("cancelled", "answered")
     assert cancelled > 10
+
+
+async def test_a_call_that_is_cancelled_before_it_begins_is_seen_to_end() -> None:
+    """Its coroutine never runs, so it cannot tell of its end itself."""
+
+    async def plan(command: Plan, emit: Emit) -> None:
+        emit(TaskPlanned(command.round, Task.of(1, "nap", seconds=60)))
+        emit(TaskCancelled(1, "not wanted"))
+        emit(PlanEnded(command.round))
+
+    run = await Run(plan=plan).go()
+    assert run.machine.outcomes == {1: Failed("cancelled: not wanted", "cancelled")}
+    assert not any(isinstance(event, TaskStarted) for event in run.events)
+
+
+async def test_a_loop_that_cancels_everything_leaves_nothing() -> None:
+    """As `asyncio.run` does at its end: calls that had not begun do not hold the run up."""
+
+    async def plan(command: Plan, emit: Emit) -> None:
+        for id in range(1, 4):
+            emit(TaskPlanned(command.round, Task.of(id, "nap", seconds=60)))
+        for task in asyncio.all_tasks() - others:
+            task.cancel()
+
+    others = asyncio.all_tasks()
+    run = Run(plan=plan, grace=30.0)
+    task = asyncio.create_task(run.go())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert run.end.status == "cancelled"
+    assert run.end.error == "cancelled by the caller"
 
 
 async def test_a_tool_that_is_slow_to_stop_starts_nothing_more() -> None:
