@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from agentpar.labels import TRUSTED, Label
 from agentpar.plan import Failed, Outcome, Task
+from agentpar.quick import quick
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,7 @@ class PlanText:
     at: float = 0.0
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class TaskPlanned:
     round: int
@@ -166,6 +168,7 @@ class ApprovalGiven:
     at: float = 0.0
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class TaskStarted:
     """An attempt of the call has begun; a second may run beside the first (see `Policy`)."""
@@ -180,7 +183,8 @@ class TaskStarted:
 class AttemptFailed:
     """An attempt has failed, and the call has not ended with it: another runs or may follow.
 
-    ``retry_after`` is how many seconds the far side asked to be left alone, if it did.
+    ``retry_after`` is how many seconds the far side asked to be left alone, if it did. One that
+    is ``abandoned`` was cancelled and goes on: what it took up is taken until `AttemptEnded`.
     """
 
     task_id: int
@@ -188,6 +192,7 @@ class AttemptFailed:
     at: float = 0.0
     attempt: int = 1
     retry_after: float | None = None
+    abandoned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +209,17 @@ class HostThrottled:
     attempt: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class AttemptEnded:
+    """An attempt that was cancelled or abandoned runs no more: the places and the lock that it
+    took are free. Nobody hears what it brought."""
+
+    task_id: int
+    attempt: int = 1
+    at: float = 0.0
+
+
+@quick
 @dataclass(frozen=True, slots=True)
 class TaskDone:
     """The task has ended. ``via`` says where a result comes from that no call of this task
@@ -224,6 +240,7 @@ class TaskItem:
     index: int
     value: Any
     at: float = 0.0
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +354,7 @@ Event = (
     | TaskStarted
     | AttemptFailed
     | HostThrottled
+    | AttemptEnded
     | TaskDone
     | TaskItem
     | TaskReplaced

@@ -42,12 +42,13 @@ class Policy:
     host then counts against the run's limits per host.
 
     When the last attempt has failed, ``on_error`` says what that means: ``skip`` what needs the
-    value, ``keep`` going with ``{"error": "…"}`` as the value, or ``fail`` the run.
+    value, ``keep`` going with ``{"error": "…"}`` as the value (``$1.error``), or ``fail`` the run.
 
     ``cache`` is how long a result may serve later runs; a tool that writes, sends or is not
     idempotent keeps none. ``hedge``: a call that takes longer than
     nearly all before it (their 95th percentile) is made a second time, and the first result
-    counts; at most one call in twenty is. ``cost`` is the price of one attempt in USD.
+    counts; at most one call in twenty is. One that streams its list is not, once it has told an
+    element. ``cost`` is the price of one attempt in USD.
     """
 
     timeout: float | None = None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,10 +32,44 @@ class Lane:
     far: Resource | None
     """Whom a word of "too many requests" is about, once there was one."""
     running: int = 0
-    waiting: list[tuple[float, int, Any]] = field(default_factory=list)  # (-rank, turn, call)
+    urgent: list[float] = field(default_factory=list)
+    """Heap of the ranks that calls wait with, each once and negative: the highest comes first."""
+    waiting: dict[float, deque[tuple[int, Any]]] = field(default_factory=dict)
+    """By negative rank: (turn, call), who came first at the head. Many calls share few ranks."""
 
     def opens(self, now: float) -> float:
         return max([resource.opens(now) for resource in self.resources], default=now)
+
+    def push(self, rank: float, turn: int, call: Any) -> None:
+        calls = self.waiting.get(-rank)
+        if calls is None:
+            calls = self.waiting[-rank] = deque()
+            heapq.heappush(self.urgent, -rank)
+        calls.append((turn, call))
+
+    def pop(self) -> Any:
+        """The most urgent call, which waits no more."""
+        calls = self.waiting[self.urgent[0]]
+        _, call = calls.popleft()
+        if not calls:
+            del self.waiting[heapq.heappop(self.urgent)]
+        return call
+
+    def head(self) -> tuple[float, int]:
+        """By this, the lane whose first call is the most urgent comes first."""
+        rank = self.urgent[0]
+        return rank, self.waiting[rank][0][0]
+
+    def empty(self) -> list[tuple[int, Any]]:
+        """All that wait, in the order in which they came; they wait no more."""
+        left = sorted((entry for calls in self.waiting.values() for entry in calls), key=_turn)
+        self.urgent.clear()
+        self.waiting.clear()
+        return left
+
+
+def _turn(entry: tuple[int, Any]) -> int:
+    return entry[0]
 
 
 class Admission:
@@ -73,7 +108,7 @@ class Admission:
     def queue(self, call: Any, lane: Lane, rank: float) -> None:
         """``call`` waits for its turn; those of the highest ``rank`` go first."""
         self._turn += 1
-        heapq.heappush(lane.waiting, (-rank, self._turn, call))
+        lane.push(rank, self._turn, call)
         self.waiting += 1
 
     def next(self, now: float) -> Any | None:
@@ -84,23 +119,22 @@ class Admission:
         best: Lane | None = None
         for lane in self._lanes.values():
             if (
-                lane.waiting
-                and (best is None or lane.waiting[0] < best.waiting[0])
+                lane.urgent
+                and (best is None or lane.head() < best.head())
                 and (not lane.resources or lane.opens(now) <= now)
             ):
                 best = lane
         if best is None:
             return None
         self.waiting -= 1
-        _, _, call = heapq.heappop(best.waiting)
         self._take(best, now)
-        return call
+        return best.pop()
 
     def opens(self, now: float) -> float:
         """When a waiting call may start although nothing ends before; `NEVER` if not at all."""
         if not self.waiting or self.running >= self.slots:
             return NEVER
-        return min((lane.opens(now) for lane in self._lanes.values() if lane.waiting), default=now)
+        return min((lane.opens(now) for lane in self._lanes.values() if lane.urgent), default=now)
 
     def release(self, lane: Lane) -> None:
         """A call that had started has ended."""
@@ -111,20 +145,23 @@ class Admission:
 
     def withdraw(self, call: Any, lane: Lane) -> bool:
         """Take a waiting call out of its lane; whether it was there."""
-        left = [entry for entry in lane.waiting if entry[2] is not call]
-        found = len(left) < len(lane.waiting)
-        if found:
-            heapq.heapify(left)
-            lane.waiting = left
-            self.waiting -= 1
-        return found
+        for rank, calls in lane.waiting.items():
+            for entry in calls:
+                if entry[1] is call:
+                    calls.remove(entry)
+                    if not calls:
+                        del lane.waiting[rank]
+                        lane.urgent.remove(rank)
+                        heapq.heapify(lane.urgent)
+                    self.waiting -= 1
+                    return True
+        return False
 
     def reorder(self, rank: Callable[[Any], float]) -> None:
         """Sort every lane anew by ``rank``; among equals who came first stays first."""
         for lane in self._lanes.values():
-            if lane.waiting:
-                lane.waiting = [(-rank(call), turn, call) for _, turn, call in lane.waiting]
-                heapq.heapify(lane.waiting)
+            for turn, call in lane.empty():
+                lane.push(rank(call), turn, call)
 
     def throttled(
         self, lane: Lane, tool: str, now: float, began: float, retry_after: float | None

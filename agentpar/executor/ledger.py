@@ -13,7 +13,7 @@ from agentpar.executor.machine import Machine
 from agentpar.gate import HostGate
 from agentpar.plan import Outcome
 from agentpar.tools.base import Tool
-from agentpar.tools.call import CurrentCall, call_key, enter_call
+from agentpar.tools.call import CurrentCall, call_key, enter_calls
 
 
 class Ledger:
@@ -49,7 +49,7 @@ class Ledger:
         Raises `JournalError`: such a call must then not be made.
         """
         current = CurrentCall(self._run_id, call.task.id, call.attempt, tool, call.args, self._gate)
-        enter_call(current)
+        enter_calls(current)
         if self._journal is not None and tool.sink:
             await self._journal.flush()
 
