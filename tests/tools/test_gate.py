@@ -21,7 +21,7 @@ from agentpar.gate import Caller, HostGate
 from agentpar.miniweb import MiniWeb
 from agentpar.policy import Limits
 from agentpar.tools.base import Tool
-from agentpar.tools.call import CurrentCall, enter_call
+from agentpar.tools.call import CurrentCall, enter_calls
 from agentpar.tools.lookup import web_lookup
 from agentpar.tools.search import web_search
 from agentpar.tools.web import web_fetch
@@ -316,7 +316,7 @@ async def test_in_a_loop_of_its_own_a_tool_is_not_stopped() -> None:
     gate = HostGate(Limits(per_host=1))
     async with serving({"/": reply("a page")}) as server, gate.visit("127.0.0.1", 1.0, (1, 1)):
         fetch = web_fetch(allow_origins=[server.origin])
-        enter_call(CurrentCall("run", 2, 1, fetch, {}, gate))
+        enter_calls(CurrentCall("run", 2, 1, fetch, {}, gate))
 
         async def alone() -> Any:
             page = await fetch.call(url=f"{server.origin}/")
