@@ -144,9 +144,10 @@ class Agent:
     A run may spend ``max_steps`` attempts of tool calls, ``max_tokens`` of the model,
     ``max_cost_usd`` (calls as their tools say, tokens at ``price``), and ``deadline`` seconds: what
     would go beyond is not begun, and the answer is made of what is there
-    (``answer.usage.stopped_by``). ``concurrency`` calls run at once, ``per_host`` at one host,
-    where ``host_rate`` begin in a second. ``policies`` change how tools are called, by a pattern
-    of their names: ``{"web_*": {"retries": 3, "cache": 3600}}``; the fields are those of `Policy`.
+    (``answer.usage.stopped_by``). ``concurrency`` calls run at once. At one host there are at most
+    ``per_host`` requests of the web tools at once, of which ``host_rate`` begin in a second.
+    ``policies`` change how tools are called, by a pattern of their names: ``{"web_*": {"retries":
+    3, "cache": 3600}}``; the fields are those of `Policy`.
 
     ``timeout`` (seconds) holds for tools without one of their own. ``permissions`` are rules,
     the first that covers a call decides; where none does, a call of a tool that writes or

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from agentpar.labels import TRUSTED, Label
 from agentpar.plan import Failed, Outcome, Task
+from agentpar.quick import quick
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,7 @@ class PlanText:
     at: float = 0.0
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class TaskPlanned:
     round: int
@@ -166,6 +168,7 @@ class ApprovalGiven:
     at: float = 0.0
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class TaskStarted:
     """An attempt of the call has begun; a second may run beside the first (see `Policy`)."""
@@ -180,7 +183,8 @@ class TaskStarted:
 class AttemptFailed:
     """An attempt has failed, and the call has not ended with it: another runs or may follow.
 
-    ``retry_after`` is how many seconds the far side asked to be left alone, if it did.
+    ``retry_after`` is how many seconds the far side asked to be left alone, if it did. One that
+    is ``abandoned`` was cancelled and goes on: what it took up is taken until `AttemptEnded`.
     """
 
     task_id: int
@@ -188,8 +192,34 @@ class AttemptFailed:
     at: float = 0.0
     attempt: int = 1
     retry_after: float | None = None
+    abandoned: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class HostThrottled:
+    """An attempt of this call has found a host that asks for less: of a request it sent, or still.
+
+    ``retry_after`` as in `AttemptFailed`. The call may do without that host and go on.
+    """
+
+    task_id: int
+    host: str
+    retry_after: float | None = None
+    at: float = 0.0
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded:
+    """An attempt that was cancelled or abandoned runs no more: the places and the lock that it
+    took are free. Nobody hears what it brought."""
+
+    task_id: int
+    attempt: int = 1
+    at: float = 0.0
+
+
+@quick
 @dataclass(frozen=True, slots=True)
 class TaskDone:
     """The task has ended. ``via`` says where a result comes from that no call of this task
@@ -210,6 +240,7 @@ class TaskItem:
     index: int
     value: Any
     at: float = 0.0
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +383,8 @@ Event = (
     | ApprovalGiven
     | TaskStarted
     | AttemptFailed
+    | HostThrottled
+    | AttemptEnded
     | TaskDone
     | TaskItem
     | TaskReplaced

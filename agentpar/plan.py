@@ -11,6 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeGuard
 
 from agentpar.errors import PlanError
+from agentpar.quick import quick
 
 if TYPE_CHECKING:  # networkx loads when a plan is analysed, not when agentpar is imported
     import networkx as nx
@@ -98,6 +99,7 @@ class Task:
         return str(self.id) if self.part is None else f"{self.part[0]}[{self.part[1]}]"
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Ok:
     """The task's tool returned ``value`` (JSON-like data)."""
@@ -248,17 +250,20 @@ def fill(args: Mapping[str, Any], outcomes: Mapping[int, Outcome]) -> dict[str, 
 
     Raises `PlanError` where a path does not exist in the value.
     """
-    return {name: _fill(value, outcomes) for name, value in args.items()}
+    return {
+        name: value if type(value) in _LITERALS else _fill(value, outcomes)
+        for name, value in args.items()
+    }
 
 
 def _fill(value: Any, outcomes: Mapping[int, Outcome]) -> Any:
     kind = type(value)
-    if kind in _LITERALS:
-        return value
     if kind is Ref:
         if not value.path and type(outcome := outcomes.get(value.task)) is Ok:
             return outcome.value
         return resolve(value, outcomes)
+    if kind in _LITERALS:
+        return value
     if kind is Pick:
         values = [resolve(ref, outcomes) for ref in chosen(value, outcomes)]
         return values[0] if value.k is None else values

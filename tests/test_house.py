@@ -21,7 +21,7 @@ ROOT = Path(agentpar.__file__).parent
 # From the ground up. A module may use its own floor and those below. A name stands for the
 # module or package of that name and all that is in it.
 FLOORS = (
-    ("errors", "plan"),
+    ("errors", "plan", "quick"),
     (
         "events",
         "policy",
@@ -34,6 +34,8 @@ FLOORS = (
         "fingerprint",
         "labels",
         "permissions",
+        "resource",
+        "gate",
         "optimize",
         "redact",
         "workers",

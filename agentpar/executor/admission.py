@@ -12,72 +12,14 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from agentpar.executor.latency import Latency, Samples
 from agentpar.policy import PLAIN, Limits, Policy
-
-NEVER = math.inf
-
-
-@dataclass(slots=True, eq=False)
-class Resource:
-    """Something that calls take up: a tool, a host, a lock.
-
-    ``slots`` bounds the calls at once, ``rate`` those that begin in a second (a burst of one
-    second's worth may begin at once). `window` is what is left of the slots since the far side
-    asked for less: it halves at each such word and grows by one in each round of successes
-    (additive increase, multiplicative decrease: Chiu and Jain 1989).
-    """
-
-    name: str
-    slots: float = math.inf
-    rate: float | None = None
-    running: int = 0
-    window: float = math.inf
-    closed_until: float = 0.0
-    _next: float = 0.0  # when the next call may begin if the burst is used up
-    _shrunk_at: float = -1.0
-
-    def opens(self, now: float) -> float:
-        """When a call may begin: at once (``now``), later, or only when another ends."""
-        if self.running >= min(self.slots, max(1, int(min(self.window, 1e9)))):
-            return NEVER
-        at = max(now, self.closed_until)
-        if self.rate is not None:
-            at = max(at, self._next - max(1.0, self.rate) / self.rate + 1 / self.rate)
-        return at
-
-    def take(self, now: float) -> None:
-        self.running += 1
-        if self.rate is not None:
-            self._next = max(self._next, now) + 1 / self.rate
-
-    def give_back(self) -> None:
-        self.running -= 1
-
-    def succeeded(self) -> None:
-        """A call went well: the window widens until the slots, or nothing, bounds it again."""
-        if self.window < math.inf:
-            self.window += 1 / max(1.0, self.window)
-            if self.window >= self.slots:
-                self.window = math.inf
-
-    def throttled(self, now: float, began: float, retry_after: float | None) -> None:
-        """The far side asked for less, and perhaps for how long to keep away.
-
-        Calls that had begun when it said so the last time tell nothing new.
-        """
-        if retry_after is not None:
-            self.closed_until = max(self.closed_until, now + retry_after)
-        if began <= self._shrunk_at:
-            return
-        self._shrunk_at = now
-        before = min(self.window, self.slots, float(self.running + 1))
-        self.window = max(1.0, before / 2)
+from agentpar.resource import NEVER, Resource, host_of
 
 
 @dataclass(slots=True, eq=False)
@@ -90,10 +32,44 @@ class Lane:
     far: Resource | None
     """Whom a word of "too many requests" is about, once there was one."""
     running: int = 0
-    waiting: list[tuple[float, int, Any]] = field(default_factory=list)  # (-rank, turn, call)
+    urgent: list[float] = field(default_factory=list)
+    """Heap of the ranks that calls wait with, each once and negative: the highest comes first."""
+    waiting: dict[float, deque[tuple[int, Any]]] = field(default_factory=dict)
+    """By negative rank: (turn, call), who came first at the head. Many calls share few ranks."""
 
     def opens(self, now: float) -> float:
         return max([resource.opens(now) for resource in self.resources], default=now)
+
+    def push(self, rank: float, turn: int, call: Any) -> None:
+        calls = self.waiting.get(-rank)
+        if calls is None:
+            calls = self.waiting[-rank] = deque()
+            heapq.heappush(self.urgent, -rank)
+        calls.append((turn, call))
+
+    def pop(self) -> Any:
+        """The most urgent call, which waits no more."""
+        calls = self.waiting[self.urgent[0]]
+        _, call = calls.popleft()
+        if not calls:
+            del self.waiting[heapq.heappop(self.urgent)]
+        return call
+
+    def head(self) -> tuple[float, int]:
+        """By this, the lane whose first call is the most urgent comes first."""
+        rank = self.urgent[0]
+        return rank, self.waiting[rank][0][0]
+
+    def empty(self) -> list[tuple[int, Any]]:
+        """All that wait, in the order in which they came; they wait no more."""
+        left = sorted((entry for calls in self.waiting.values() for entry in calls), key=_turn)
+        self.urgent.clear()
+        self.waiting.clear()
+        return left
+
+
+def _turn(entry: tuple[int, Any]) -> int:
+    return entry[0]
 
 
 class Admission:
@@ -132,7 +108,7 @@ class Admission:
     def queue(self, call: Any, lane: Lane, rank: float) -> None:
         """``call`` waits for its turn; those of the highest ``rank`` go first."""
         self._turn += 1
-        heapq.heappush(lane.waiting, (-rank, self._turn, call))
+        lane.push(rank, self._turn, call)
         self.waiting += 1
 
     def next(self, now: float) -> Any | None:
@@ -143,23 +119,22 @@ class Admission:
         best: Lane | None = None
         for lane in self._lanes.values():
             if (
-                lane.waiting
-                and (best is None or lane.waiting[0] < best.waiting[0])
+                lane.urgent
+                and (best is None or lane.head() < best.head())
                 and (not lane.resources or lane.opens(now) <= now)
             ):
                 best = lane
         if best is None:
             return None
         self.waiting -= 1
-        _, _, call = heapq.heappop(best.waiting)
         self._take(best, now)
-        return call
+        return best.pop()
 
     def opens(self, now: float) -> float:
         """When a waiting call may start although nothing ends before; `NEVER` if not at all."""
         if not self.waiting or self.running >= self.slots:
             return NEVER
-        return min((lane.opens(now) for lane in self._lanes.values() if lane.waiting), default=now)
+        return min((lane.opens(now) for lane in self._lanes.values() if lane.urgent), default=now)
 
     def release(self, lane: Lane) -> None:
         """A call that had started has ended."""
@@ -170,20 +145,23 @@ class Admission:
 
     def withdraw(self, call: Any, lane: Lane) -> bool:
         """Take a waiting call out of its lane; whether it was there."""
-        left = [entry for entry in lane.waiting if entry[2] is not call]
-        found = len(left) < len(lane.waiting)
-        if found:
-            heapq.heapify(left)
-            lane.waiting = left
-            self.waiting -= 1
-        return found
+        for rank, calls in lane.waiting.items():
+            for entry in calls:
+                if entry[1] is call:
+                    calls.remove(entry)
+                    if not calls:
+                        del lane.waiting[rank]
+                        lane.urgent.remove(rank)
+                        heapq.heapify(lane.urgent)
+                    self.waiting -= 1
+                    return True
+        return False
 
     def reorder(self, rank: Callable[[Any], float]) -> None:
         """Sort every lane anew by ``rank``; among equals who came first stays first."""
         for lane in self._lanes.values():
-            if lane.waiting:
-                lane.waiting = [(-rank(call), turn, call) for _, turn, call in lane.waiting]
-                heapq.heapify(lane.waiting)
+            for turn, call in lane.empty():
+                lane.push(rank(call), turn, call)
 
     def throttled(
         self, lane: Lane, tool: str, now: float, began: float, retry_after: float | None
@@ -194,6 +172,12 @@ class Admission:
             lane.far.running += lane.running
             lane.resources = (*lane.resources, lane.far)
         lane.far.throttled(now, began, retry_after)
+
+    def host_throttled(
+        self, host: str, now: float, began: float, retry_after: float | None
+    ) -> None:
+        """A host asked for less, whatever the tool that was told so: all calls to it take heed."""
+        self._host(host).throttled(now, began, retry_after)
 
     # Inside
 
@@ -207,10 +191,7 @@ class Admission:
         policy = self._policies.get(tool, PLAIN)
         host = ""
         if policy.host and isinstance(url := args.get(policy.host), str):
-            try:
-                host = urlsplit(url).hostname or ""
-            except ValueError:
-                host = ""  # no URL: the tool itself will say so
+            host = host_of(url)  # none where it is no URL: the tool itself will say so
         lane = self._lanes.get((tool, host))
         if lane is None:
             lane = self._lanes[tool, host] = self._new_lane(tool, host, policy)
@@ -225,11 +206,14 @@ class Admission:
             far = self._resource(f"tool {tool}", policy.concurrency, policy.rate)
             found.append(far)
         if host:
-            far = self._resource(f"host {host}", self._limits.per_host, self._limits.host_rate)
+            far = self._host(host)
             found.append(far)
         if policy.lock:
             found.append(self._resource(f"lock {policy.lock}", 1))
         return Lane(policy, self._latency.of(tool), tuple(found), far)
+
+    def _host(self, host: str) -> Resource:
+        return self._resource(f"host {host}", self._limits.per_host, self._limits.host_rate)
 
     def _resource(self, name: str, slots: int | None = None, rate: float | None = None) -> Resource:
         if name not in self._resources:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from agentpar.labels import TRUSTED, Label
 from agentpar.plan import Outcome, Task
+from agentpar.quick import quick
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Plan:
     why: str = ""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Execute:
     """Call the task's tool with ``args``, in which every reference is already a value.

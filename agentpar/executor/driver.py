@@ -9,6 +9,7 @@ every choice is the machine's.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import (
     AsyncIterator,
@@ -27,6 +28,7 @@ from agentpar.errors import BackendError
 from agentpar.events import (
     ApprovalAsked,
     ApprovalGiven,
+    AttemptEnded,
     AttemptFailed,
     Event,
     JoinFailed,
@@ -39,6 +41,7 @@ from agentpar.events import (
     Woke,
 )
 from agentpar.executor.approval import Approve, consult
+from agentpar.executor.batching import Batches
 from agentpar.executor.commands import (
     Ask,
     Cancel,
@@ -57,6 +60,7 @@ from agentpar.executor.machine import Machine
 from agentpar.plan import Failed, Ok, Outcome
 from agentpar.ports import Clock, Results
 from agentpar.tools.base import Tool
+from agentpar.tools.behind import left_behind
 from agentpar.tools.call import call_key
 from agentpar.tools.data import to_data
 
@@ -81,13 +85,20 @@ class Calls(Protocol):
         """The call is about to be made, in this coroutine. Raises where it must not be."""
         ...
 
+    def held_back(self, task_id: int, attempt: int) -> float:
+        """Seconds that an attempt has waited for others to let it go on."""
+        ...
+
 
 class RunClock:
     """Seconds of the running event loop since this clock was made, more by ``start``: what
     earlier parts of the same run took."""
 
     def __init__(self, start: float = 0.0) -> None:
-        self._time = asyncio.get_running_loop().time
+        loop = asyncio.get_running_loop()
+        # asyncio's own loops ask this very clock.
+        own = type(loop).time is asyncio.BaseEventLoop.time
+        self._time = time.monotonic if own else loop.time
         self._zero = self._time() - start
 
     def now(self) -> float:
@@ -147,6 +158,7 @@ class Driver:
         self._command_observers = tuple(command_observers)
         self._beside = beside
         self._last_beside = 0
+        self._batches = Batches(partial(self._start_beside, what="batch"))
         self._redact = redact
         self._inbox: deque[Event] = deque()
         self._draining = False
@@ -172,7 +184,8 @@ class Driver:
                 for command in due:
                     self._perform(command)
                 self._inbox.extend(events)
-                self._drain()
+                if self._inbox:
+                    self.emit(self._inbox.popleft())
                 self._see_whether_over()
                 await over
             finally:
@@ -199,36 +212,33 @@ class Driver:
         Facts that come while one is being handled wait their turn, so that observers and
         the machine see every fact in one and the same order.
         """
-        self._inbox.append(event)
-        if not self._draining:
-            self._drain()
-
-    def fail(self, error: Exception) -> None:
-        """End the run: `run` raises ``error``. To be called inside the event loop; without
-        effect before the run begins and after it has ended."""
-        self._break(error)
-
-    def _drain(self) -> None:
+        inbox, beside, redact = self._inbox, self._beside, self._redact
+        inbox.append(event)
+        if self._draining:
+            return
         self._draining = True
-        inbox, handle, observers = self._inbox, self.machine.handle, self._observers
-        redact = self._redact
         try:
             while inbox:
                 event = inbox.popleft()
                 if redact is not None:
                     event = redact(event)
-                for observe in observers:
+                for observe in self._observers:
                     observe(event)
-                for command in handle(event):
+                for command in self.machine.handle(event):
                     for notice in self._command_observers:
                         notice(command)
                     self._perform(command)
-                if self._beside is not None and (work := self._beside(event)) is not None:
+                if beside is not None and (work := beside(event)) is not None:
                     self._start_beside(work)
         except Exception as error:
             raise _Broken from error
         finally:
             self._draining = False
+
+    def fail(self, error: Exception) -> None:
+        """End the run: `run` raises ``error``. To be called inside the event loop; without
+        effect before the run begins and after it has ended."""
+        self._break(error)
 
     def _end(self, status: Literal["answered", "failed", "cancelled"], error: str) -> None:
         """Tell every observer the last event, those behind one that raises too."""
@@ -251,8 +261,10 @@ class Driver:
             return
         match command:
             case Execute():
-                key = ("call", command.task.id, command.attempt)
-                self._start(key, self._execute(command, key))
+                if self._over is not None:
+                    key = ("call", command.task.id, command.attempt)
+                    work = self._execute(command, key)
+                    self._work[key] = self._loop.create_task(work, name=command.task.tool)
             case Expand(_, parts):
                 round, now = self.machine.round, self.clock.now()
                 self._inbox.extend(TaskPlanned(round, part, now) for part in parts)
@@ -279,16 +291,28 @@ class Driver:
             # its result is told, but nothing new starts.
             work.close()
             return
-        task = self._work[key] = self._loop.create_task(work)
-        task.add_done_callback(partial(self._ended, key))
+        self._work[key] = self._loop.create_task(work)
+        self._watch(key)
 
-    def _start_beside(self, work: Coroutine[Any, Any, None]) -> None:
-        """Nobody waits for it, so it is unwanted from the start."""
+    def _watch(self, key: Key) -> None:
+        """Have the event loop tell when what runs under ``key`` has ended, however it ends.
+
+        A call tells itself, which is quicker, unless it goes wrong or is cancelled: what is
+        cancelled before it has begun never runs.
+        """
+        self._work[key].add_done_callback(partial(self._ended, key))
+
+    def _start_beside(
+        self, work: Coroutine[Any, Any, None], what: str = "beside"
+    ) -> asyncio.Task[None] | None:
+        """The run does not wait for it (for a batch its calls do), so it is unwanted from the
+        start."""
         self._last_beside += 1
-        key = ("beside", self._last_beside, 0)
+        key = (what, self._last_beside, 0)
         self._start(key, work)
         if key in self._work:
             self._unwanted.add(key)
+        return self._work.get(key)
 
     def _stop_besides(self) -> None:
         for key, task in self._work.items():
@@ -296,16 +320,30 @@ class Driver:
                 task.cancel()
 
     def _ended(self, key: Key, task: asyncio.Task[None]) -> None:
-        del self._work[key]
-        if key in self._unwanted:
-            self._unwanted.remove(key)
-        if key in self._late:
-            self._late.remove(key)
-            self._alarms.pop(key).cancel()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._break(error)
+        if self._work.get(key) is task:  # the first that tells of it
+            self._leave(key)
+
+    def _leave(self, key: Key) -> None:
+        """What ran under ``key`` has ended."""
+        task = self._work.pop(key)
+        if self._unwanted and key in self._unwanted:
+            self._unwanted.remove(key)
+            if key[0] == "call":
+                self._let_go(key, task)
+        if self._alarms and key in self._alarms:
+            self._late.discard(key)
+            self._alarms.pop(key).cancel()
         if len(self._work) <= len(self._unwanted):
             self._see_whether_over()
+
+    def _let_go(self, key: Key, task: asyncio.Task[None]) -> None:
+        """An attempt that nobody waits for has ended: told once what it left behind has, too."""
+        if (work := left_behind(task)) is not None:
+            work.add_done_callback(lambda _: self._let_go(key, task))
+        elif self._over is not None:
+            self.tell(AttemptEnded(key[1], key[2], self.clock.now()))
 
     def _see_whether_over(self) -> None:
         """The run is over when nothing that is wanted runs and nothing waits for its time."""
@@ -329,6 +367,7 @@ class Driver:
         while self._work and (left := give_up - self._loop.time()) > 0:
             for key, task in self._work.items():
                 if key not in told:
+                    self._watch(key)
                     task.cancel()
             told.clear()  # whoever swallows one cancellation gets another
             try:
@@ -344,8 +383,12 @@ class Driver:
         key = (command.what, command.id, command.attempt)
         if command.what == "plan":
             self._inbox.append(PlanFailed(command.id, command.why, self.clock.now()))
-        if (task := self._work.get(key)) is not None:
+        if (task := self._work.get(key)) is None:
+            if command.what == "call":  # it ended with the process that had begun it
+                self._inbox.append(AttemptEnded(command.id, command.attempt, self.clock.now()))
+        elif key not in self._unwanted:
             self._unwanted.add(key)
+            self._watch(key)
             task.cancel()
         self.held = [held for held in self.held if _key_of(held) != key]
 
@@ -361,14 +404,23 @@ class Driver:
 
     def _wake(self, at: float) -> None:
         self._timer = None
-        self._tell(Woke(max(at, self.clock.now())))
+        self.tell(Woke(max(at, self.clock.now())))
 
-    def _too_late(self, key: Key, tool: str, limit: float) -> None:
-        """The time of an attempt is over: it is cancelled, and given up on if it goes on."""
+    def _too_late(self, key: Key, tool: str, limit: float, granted: float = 0.0) -> None:
+        """The time of an attempt is over: it is cancelled, and given up on if it goes on.
+
+        What it was held back beyond the seconds that it was ``granted`` for that, it gets.
+        """
         task = self._work.get(key)
         if task is None or key in self._unwanted:
             return
+        held = 0.0 if self._calls is None else self._calls.held_back(key[1], key[2])
+        if held > granted:
+            again = partial(self._too_late, key, tool, limit, held)
+            self._alarms[key] = self._loop.call_later(held - granted, again)
+            return
         self._late.add(key)
+        self._watch(key)
         task.cancel()
         patience = min(1.0, self._grace)
         self._alarms[key] = self._loop.call_later(patience, self._give_up_on, key, tool, limit)
@@ -377,10 +429,10 @@ class Driver:
         if key not in self._late or key in self._unwanted:
             return
         self._unwanted.add(key)
-        error = f"{tool} gave no result within {limit:g} s, and does not stop when cancelled"
-        self._tell(TaskDone(key[1], Failed(error, "timeout"), self.clock.now(), key[2]))
+        outcome = _too_slow(tool, limit, goes_on=True)
+        self.tell(AttemptFailed(key[1], outcome, self.clock.now(), key[2], abandoned=True))
 
-    def _tell(self, event: Event) -> None:
+    def tell(self, event: Event) -> None:
         """`emit` for callbacks, which have nobody to raise to."""
         try:
             self.emit(event)
@@ -455,24 +507,33 @@ class Driver:
         tool = self._tools.get(task.tool)
         outcome: Outcome
         wait, via = None, ""
-        if tool is None:  # planned in an earlier part of the run, by an agent that had it
-            outcome = Failed(f"the agent has no tool {task.tool!r} any more", "plan")
-        elif self._calls is not None and (known := self._calls.known(command, tool)) is not None:
-            outcome, via = known, "journal"
-        else:
-            self.emit(TaskStarted(task.id, command.args, now(), attempt))
-            if self._calls is not None:
-                await self._calls.intend(command, tool)
-            if self._results is None or not tool.may_be_kept:
-                outcome, wait = await self._call(tool, command.args, key)
+        try:
+            if tool is None:  # planned in an earlier part of the run, by an agent that had it
+                outcome = Failed(f"the agent has no tool {task.tool!r} any more", "plan")
+            elif self._calls is not None and (kept := self._calls.known(command, tool)) is not None:
+                outcome, via = kept, "journal"
             else:
-                outcome, wait, via = await self._cached(tool, command.args, key, self._results)
-        if key in self._unwanted:
-            return
-        if isinstance(outcome, Failed) and (command.retry or outcome.kind == "throttled"):
-            self.emit(AttemptFailed(task.id, outcome, now(), attempt, wait))
-        else:
-            self.emit(TaskDone(task.id, outcome, now(), attempt, via))
+                self.emit(TaskStarted(task.id, command.args, now(), attempt))
+                if self._calls is not None:
+                    await self._calls.intend(command, tool)
+                if self._results is None or not tool.may_be_kept:
+                    outcome, wait = await self._call(tool, command.args, key)
+                else:
+                    outcome, wait, via = await self._cached(tool, command.args, key, self._results)
+            if self._unwanted and key in self._unwanted:
+                pass
+            elif self._late and key in self._late and left_behind(self._work[key]) is not None:
+                assert isinstance(outcome, Failed)
+                self._unwanted.add(key)
+                self.emit(AttemptFailed(task.id, outcome, now(), attempt, abandoned=True))
+            elif type(outcome) is Failed and (command.retry or outcome.kind == "throttled"):
+                self.emit(AttemptFailed(task.id, outcome, now(), attempt, wait))
+            else:
+                self.emit(TaskDone(task.id, outcome, now(), attempt, via))
+        except BaseException:
+            self._watch(key)
+            raise
+        self._leave(key)
 
     async def _cached(
         self, tool: Tool, args: Mapping[str, Any], key: Key, results: Results
@@ -504,6 +565,8 @@ class Driver:
         try:
             if tool.streams:
                 returned = await self._streamed(tool.call(**arguments), key)
+            elif tool.batch is not None:
+                returned = await self._batches.call(tool, arguments)
             else:
                 returned = await tool.call(**arguments)
         except asyncio.CancelledError:
@@ -517,13 +580,15 @@ class Driver:
         finally:
             if alarm is not None:
                 alarm.cancel()
-        if key in self._late:
-            return Failed(f"{tool.name} gave no result within {limit:g} s", "timeout"), None
+        if self._late and key in self._late:
+            assert limit is not None
+            goes_on = left_behind(asyncio.current_task()) is not None
+            return _too_slow(tool.name, limit, goes_on=goes_on), None
         try:
             value = to_data(returned)
         except Exception as error:
             return Failed(described(error)), None
-        if exceeds(value, self._max_result_bytes):
+        if type(value) not in _SMALL and exceeds(value, self._max_result_bytes):
             limit_text = f"max_result_bytes={self._max_result_bytes:,}"
             return Failed(f"{tool.name} returned more than {limit_text}", "size"), None
         return Ok(value), None
@@ -535,7 +600,7 @@ class Driver:
         async with aclosing(items):
             async for item in items:
                 values.append(to_data(item))
-                emit(TaskItem(key[1], len(values) - 1, values[-1], self.clock.now()))
+                emit(TaskItem(key[1], len(values) - 1, values[-1], self.clock.now(), key[2]))
         return values
 
     async def _unless_cancelled(self, key: Key, work: Awaitable[T]) -> T:
@@ -564,6 +629,11 @@ def _key_of(command: Command) -> Key | None:
             return None
 
 
+def _too_slow(tool: str, limit: float, *, goes_on: bool) -> Failed:
+    text = f"{tool} gave no result within {limit:g} s"
+    return Failed(f"{text}, and does not stop when cancelled" if goes_on else text, "timeout")
+
+
 _CANCELLED_ITSELF = "the call cancelled itself"
 
 
@@ -586,12 +656,12 @@ async def running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         await asyncio.wait([task])
 
 
-_SMALL = bool | int | float | None
+_SMALL = frozenset((bool, int, float, type(None)))
 
 
 def exceeds(value: Any, limit: int) -> bool:
     """Whether ``value`` is larger than about ``limit`` bytes as JSON; stops counting there."""
-    if isinstance(value, _SMALL):
+    if type(value) in _SMALL:
         return False
     left = limit
     stack = [value]

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from agentpar.errors import GrammarRefused, PlanError, UsageError
 from agentpar.events import (
     Event,
-    ModelUsed,
     PlanEnded,
     PlanFault,
     PlanStarted,
@@ -21,13 +20,13 @@ from agentpar.events import (
     TaskCancelled,
     TaskPlanned,
     TaskReplaced,
-    Usage,
 )
 from agentpar.plan import Ok, Outcome, Task
 from agentpar.planner.binding import bind, check_cancel, rebind
 from agentpar.planner.grammar import plan_grammar
 from agentpar.planner.parser import BadLine, Call, Cancel, Item, Join, PlanParser, Replace
 from agentpar.planner.prompts import EXAMPLES, Example, plan_messages
+from agentpar.planner.reply import asking
 from agentpar.ports import Clock, ModelRequest, Runtime
 from agentpar.tools.base import Tool
 
@@ -116,15 +115,8 @@ class Planner:
     ) -> None:
         """One model call: its text, its tasks as they come, and what it took."""
         reading = _Reading(request, self._tools, emit, clock)
-        started = clock.now()
-        first_token = 0.0
-        usage = Usage(calls=1)
-        async with aclosing(self._runtime.stream(asked)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Usage):
-                    usage = piece
-                    continue
-                first_token = first_token or clock.now() - started
+        async with asking(self._runtime, asked, clock) as reply:
+            async for piece in reply:
                 emit(PlanText(request.round, piece, clock.now()))
                 reading.feed(piece)
                 if reading.ended and asked.grammar is None:
@@ -132,11 +124,10 @@ class Planner:
                     # grammar it stops by itself, and the server still counts its tokens.
                     break
         reading.close()
-        if usage.cut and not reading.ended:
+        if reply.usage.cut and not reading.ended:
             message = f"the plan was cut off after {asked.max_tokens} tokens (max_plan_tokens)"
             emit(PlanFault(request.round, message, at=clock.now()))
-        seconds = clock.now() - started
-        emit(ModelUsed("plan", request.round, usage, first_token, seconds, clock.now()))
+        emit(reply.used("plan", request.round))
 
     async def _request(self, request: PlanRequest) -> ModelRequest:
         grammar = None

@@ -20,7 +20,7 @@ from agentpar.plan import Failed, Ok, Outcome, Ref, Skipped, Task, resolve
 from agentpar.planner.parser import format_call
 from agentpar.ports import Message
 from agentpar.tools.base import Tool
-from agentpar.tools.page import is_page, pages_of
+from agentpar.tools.page import is_page, pages_of, unread_of
 
 PAGE_CHARS = 900
 """Characters of a page that the joiner is shown."""
@@ -435,7 +435,9 @@ def _observation(
     if pages := pages_of(outcome.value):
         numbered = zip(marks or [""] * len(pages), pages, strict=True)
         share = room // len(pages)
-        return "\n".join([head, *(f"{mark}{_cut(_page(page), share)}" for mark, page in numbered)])
+        told = [f"{mark}{_cut(_page(page), share)}" for mark, page in numbered]
+        unread = [f"Not read: {_cut(text, VALUE_CHARS)}" for text in unread_of(outcome.value)]
+        return "\n".join([head, *told, *unread])
     mark = marks[0] if marks else ""
     if _short(outcome.value) is not None:
         return f"{mark}{head}"

@@ -182,6 +182,18 @@ def test_many_results_fit_the_model(number: int) -> None:
     assert sum(len(message.content) for message in messages) < 15_000
 
 
+def test_pages_that_could_not_be_read_are_told() -> None:
+    """Beside what was read, with the reason; they are no source."""
+    unread = [{"url": "http://b.example/", "error": "answered HTTP 404"}]
+    value = {"url": "http://a.example/", "title": "Nile", "text": "6,650 km", "unread": unread}
+    tasks = {1: Task.of(1, "web_lookup", query="Nile", find="length")}
+    outcomes: dict[int, Outcome] = {1: Ok(value)}
+    text = told(tasks, outcomes)
+    assert "Not read: http://b.example/: answered HTTP 404" in text
+    (source,) = sources(tasks, outcomes).values()
+    assert "404" not in source.text
+
+
 def test_where_results_are_many_each_is_shown_in_short() -> None:
     """None is left out while there is room for the call, its value and a page's first words."""
     tasks, outcomes = pages(50)
