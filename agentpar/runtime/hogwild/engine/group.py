@@ -268,23 +268,22 @@ class Group:
 
     def _step(self) -> dict[str, int]:
         wrote = self._write()
-        ended: list[str] = []
-        if wrote:
-            scores = self._compute(wrote)
-            self._steps.append(
-                Step(wrote, joined=tuple(self._joined), closed=tuple(self._closed_unseen))
-            )
-            self._joined, self._closed_unseen = [], []
-            for name, count in wrote.items():
-                member = self._rows[name].member
-                member.computed += count
-                if member.computed > len(member.head) and member.own[-1] in self._separators:
-                    ended.append(name)
-                    self._board.end_step(name)
-            self._steps[-1] = replace(self._steps[-1], ended=tuple(ended))
-        else:
-            scores = {}
+        if not wrote:
+            return self._pick({})
+        scores = self._compute(wrote)
+        for name, count in wrote.items():
+            self._rows[name].member.computed += count
+        ended = tuple(name for name in wrote if self._has_ended_a_step(name))
+        for name in ended:
+            self._board.end_step(name)
+        self._steps.append(Step(wrote, tuple(self._joined), ended, tuple(self._closed_unseen)))
+        self._joined, self._closed_unseen = [], []
         return self._pick(scores)
+
+    def _has_ended_a_step(self, name: str) -> bool:
+        """Whether the token of ``name`` that was computed last is a separator it wrote itself."""
+        member = self._rows[name].member
+        return member.computed > len(member.head) and member.own[-1] in self._separators
 
     def _write(self) -> dict[str, int]:
         """Let each running row have the blocks for what it computes now; how much that is."""
