@@ -81,8 +81,8 @@ class Group:
         encode: Callable[[str | Sequence[int]], tuple[int, ...]],
     ) -> None:
         self.prefix = prefix
+        #: The scores [vocabulary] from which each worker's token of the last step was picked.
         self.logits: dict[str, torch.Tensor] = {}
-        """The scores [vocabulary] from which each token of the last step was picked."""
         self._decoder = decoder
         self._cache = cache
         self._separators = separators
@@ -118,6 +118,7 @@ class Group:
 
     @property
     def layout(self) -> Layout:
+        """In which order a view is put together."""
         return self._board.layout
 
     @property
