@@ -56,8 +56,8 @@ def compare_with_replay(engine: Engine, group: Group, scores: Scores, atol: floa
     largest = 0.0
     for name, found in scores.items():
         head = len(group.members[name].head)
-        behind = torch.cat((again.prefix[-1:], again.rows.get(name, again.prefix[:0])))
-        expected = behind[head:]
+        rows = again.rows.get(name, again.prefix[:0])
+        expected = rows[head - 1 :] if head else torch.cat((again.prefix[-1:], rows))
         assert len(expected) == len(found)
         largest = max(largest, float((expected - torch.stack(found)).abs().max()))
         picks = torch.stack(found).argmax(-1)

@@ -310,6 +310,11 @@ class TestMistakes:
         with pytest.raises(UsageError, match=next(iter(numbers))):
             Sampling(**numbers)
 
+    def test_a_dtype_that_is_none(self) -> None:
+        """Told before gigabytes are read."""
+        with pytest.raises(UsageError, match="'float99' is no dtype of torch"):
+            Engine.load("nowhere", dtype="float99")
+
     @pytest.mark.parametrize("name", ["blocks", "block_size", "chunk"])
     def test_engine(self, name: str) -> None:
         """The message names the number."""
@@ -371,6 +376,7 @@ class TestSampling:
         assert shares == pytest.approx([0.5 / 0.9, 0.15 / 0.9, 0.25 / 0.9], abs=0.03)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.lists(
         st.tuples(st.sampled_from(["take", "retain", "release"]), st.integers(0, 6)), max_size=60

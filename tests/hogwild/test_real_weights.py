@@ -18,11 +18,12 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def loaded() -> tuple[Engine, object]:
-    """The engine, and the model it computes."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """The engine, and the same model as transformers has it."""
+    from transformers import AutoModelForCausalLM
 
+    assert FOLDER
     model = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
-    return Engine(model, AutoTokenizer.from_pretrained(FOLDER), blocks=64), model
+    return Engine.load(FOLDER, blocks=64), model
 
 
 def test_one_worker_writes_what_transformers_writes(loaded: tuple[Engine, object]) -> None:

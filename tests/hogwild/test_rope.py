@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -98,6 +98,7 @@ def test_each_known_model_turns_as_in_transformers(kind: str) -> None:
 STYLES: tuple[Style, ...] = ("halves", "pairs")
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     style=st.sampled_from(STYLES),
     p=st.integers(0, 30_000),

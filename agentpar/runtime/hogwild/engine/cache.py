@@ -50,8 +50,3 @@ class Cache:
     def table(self, blocks: Sequence[int]) -> torch.Tensor:
         """A row's list of blocks as a tensor, [blocks] int64."""
         return torch.tensor(blocks, dtype=torch.int64, device=self.device)
-
-    def copy(self, source: int, target: int) -> None:
-        """Copy what lies in the block ``source`` to the block ``target``, in all layers."""
-        for stored in (*self.keys, *self.values):
-            stored[target] = stored[source]

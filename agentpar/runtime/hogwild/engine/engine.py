@@ -58,15 +58,19 @@ class Engine:
     ) -> Engine:
         """The engine of the model in ``folder``, with its tokenizer; ``settings`` as for `Engine`.
 
-        ``dtype`` is the name of one of torch's. Raises `MissingPackage` without transformers.
+        ``folder`` as `models.resolve` gives it. ``dtype`` is the name of one of torch's, such as
+        ``"bfloat16"``. Raises `MissingPackage` without transformers.
         """
+        kind = getattr(torch, dtype, None)
+        if not isinstance(kind, torch.dtype):
+            raise UsageError(f"{dtype!r} is no dtype of torch; give 'float32', 'bfloat16', ...")
         try:
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ImportError as error:
             raise MissingPackage(
                 "transformers", extra="weights", purpose="the reference engine"
             ) from error
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         return cls(model.to(device).eval(), tokenizer, **settings)
 

@@ -1,8 +1,9 @@
 """A group of workers over one cache: who runs in a step, where its keys go, what each one sees.
 
-Each row's tokens lie in blocks of its own, but for the whole blocks of the prefix, which all rows
-hold together. `Board` says what a query sees; here that becomes pieces of the cache. Knows nothing
-of layers or heads.
+A row's table begins with the whole blocks of the prefix, which all rows hold together; the block
+in which the prefix ends is each row's own, and used from there on. The prefix itself is read by its
+own table. `Board` says what a query sees; here that becomes pieces of the cache. Knows nothing of
+layers or heads.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ class Group:
         encode: Callable[[str | Sequence[int]], tuple[int, ...]],
     ) -> None:
         self.prefix = prefix
+        #: The scores [vocabulary] from which each worker's token of the last step was picked.
         self.logits: dict[str, torch.Tensor] = {}
-        """The scores [vocabulary] from which each token of the last step was picked."""
         self._decoder = decoder
         self._cache = cache
         self._separators = separators
@@ -118,6 +119,7 @@ class Group:
 
     @property
     def layout(self) -> Layout:
+        """In which order a view is put together."""
         return self._board.layout
 
     @property
@@ -268,23 +270,22 @@ class Group:
 
     def _step(self) -> dict[str, int]:
         wrote = self._write()
-        ended: list[str] = []
-        if wrote:
-            scores = self._compute(wrote)
-            self._steps.append(
-                Step(wrote, joined=tuple(self._joined), closed=tuple(self._closed_unseen))
-            )
-            self._joined, self._closed_unseen = [], []
-            for name, count in wrote.items():
-                member = self._rows[name].member
-                member.computed += count
-                if member.computed > len(member.head) and member.own[-1] in self._separators:
-                    ended.append(name)
-                    self._board.end_step(name)
-            self._steps[-1] = replace(self._steps[-1], ended=tuple(ended))
-        else:
-            scores = {}
+        if not wrote:
+            return self._pick({})
+        scores = self._compute(wrote)
+        for name, count in wrote.items():
+            self._rows[name].member.computed += count
+        ended = tuple(name for name in wrote if self._has_ended_a_step(name))
+        for name in ended:
+            self._board.end_step(name)
+        self._steps.append(Step(wrote, tuple(self._joined), ended, tuple(self._closed_unseen)))
+        self._joined, self._closed_unseen = [], []
         return self._pick(scores)
+
+    def _has_ended_a_step(self, name: str) -> bool:
+        """Whether the token of ``name`` that was computed last is a separator it wrote itself."""
+        member = self._rows[name].member
+        return member.computed > len(member.head) and member.own[-1] in self._separators
 
     def _write(self) -> dict[str, int]:
         """Let each running row have the blocks for what it computes now; how much that is."""
@@ -297,13 +298,11 @@ class Group:
         for name, count in due.items():
             row = self._rows[name]
             length = self._board.length(name) + count
-            missing = self._cache.blocks_for(length) - len(row.blocks)
-            more = self._cache.pool.take(max(0, missing))
-            *_, own = self._board.view(name)
+            missing = max(0, self._cache.blocks_for(length) - len(row.blocks))
+            own = self._board.view(name)[-1]
             # The others may write before it, and its place moves by as much.
             place = own.at + own.stop - own.start + sum(due.values())
-            if more is None or place > self._decoder.context:
-                self._cache.pool.release(more or ())
+            if place > self._decoder.context or (more := self._cache.pool.take(missing)) is None:
                 self._end(row.member, "length")
                 continue
             row.blocks += more
@@ -315,20 +314,12 @@ class Group:
 
     def _compute(self, wrote: Mapping[str, int]) -> dict[str, torch.Tensor]:
         """Compute what is written on the board already; the scores behind each row's last token."""
-        for name in wrote:
-            self._begin(self._rows[name])
         hidden = self._decoder.hidden(self._batch(wrote), self._cache)
         lasts, end = [], 0
         for count in wrote.values():
             end += count
             lasts.append(end - 1)
         return dict(zip(wrote, self._decoder.logits(hidden[lasts]), strict=True))
-
-    def _begin(self, row: _Row) -> None:
-        """Before its first token: what of the prefix lies in a block with own tokens is copied."""
-        whole, rest = divmod(len(self.prefix), self._cache.block_size)
-        if not row.member.computed and rest:
-            self._cache.copy(self._blocks[whole], row.blocks[whole])
 
     def _batch(self, wrote: Mapping[str, int]) -> Batch:
         """The tokens that rows compute in this step, one row after the other, and their pieces."""
