@@ -65,7 +65,8 @@ class Planner:
     grammar, True insists, False never does. ``max_lines`` bounds the calls of a constrained
     plan, ``max_tokens`` the text of any; one that is cut off there is told as a fault.
     ``examples`` None takes the built-in ones that these tools can run. ``extended`` tells the
-    model of ``$1[*]``, ``any(…)`` and ``some(…)``, which a plan may hold in any case.
+    model of ``$1[*]``, ``any(…)`` and ``some(…)``, which a plan may hold in any case; ``surgery``,
+    where calls still run, of ``cancel(…)`` and ``replace(…)``.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Planner:
         examples: Sequence[Example] | None = None,
         instructions: str = "",
         extended: bool = False,
+        surgery: bool = False,
         grammar: bool | None = None,
         max_lines: int = 24,
         max_tokens: int = 768,
@@ -87,6 +89,7 @@ class Planner:
         self._examples = usable_examples(tools) if examples is None else tuple(examples)
         self._instructions = instructions
         self._extended = extended
+        self._surgery = surgery
         self._grammar = grammar
         self._max_lines = max_lines
         self._max_tokens = max_tokens
@@ -149,10 +152,12 @@ class Planner:
                 )
             if able:
                 known = [id for id, outcome in request.outcomes.items() if isinstance(outcome, Ok)]
+                alive = request.tasks.keys() - request.outcomes.keys()
                 grammar = plan_grammar(
                     self._tools,
                     first_id=request.first_id,
-                    known=known,
+                    known=[*known, *alive],
+                    alive=alive if self._surgery else (),
                     max_lines=self._max_lines,
                     extended=self._extended,
                 )
@@ -164,6 +169,7 @@ class Planner:
             instructions=self._instructions,
             why=request.why,
             extended=self._extended,
+            surgery=self._surgery,
             tasks=request.tasks,
             outcomes=request.outcomes,
         )
