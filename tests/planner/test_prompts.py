@@ -257,14 +257,14 @@ def test_a_later_plan_is_told_what_is_done_what_failed_and_what_runs() -> None:
         "Done already, usable as $1, $6:\n"
         '$1: population(country="Chile") = 19\n'
         '$6: search(query="Peru") = [{"title": "Peru - Atlas", "url": "http://a"}]\n\n'
-        "Failed, without a result:\n"
+        "Failed, without a result; do not repeat these:\n"
         "$2: broken() failed: the tool broke\n"
         "$3: add(a=$2, b=1) skipped, because call 2 has no value\n\n"
         "Still running, usable as $4, $5; do not plan these again:\n"
         '$4: slow(country="Peru")\n'
         "$5: add(a=19, b=$4) waits for $4\n\n"
         "Still missing: more\n"
-        "Plan only the calls that find it, from 7 on."
+        "Plan only the calls that find it, from 7 on, and end with join()."
     )
 
 
