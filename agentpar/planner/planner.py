@@ -27,7 +27,7 @@ from agentpar.plan import Ok, Outcome, Task
 from agentpar.planner.binding import bind, check_cancel, rebind
 from agentpar.planner.grammar import plan_grammar
 from agentpar.planner.parser import BadLine, Call, Cancel, Item, Join, PlanParser, Replace
-from agentpar.planner.prompts import EXAMPLES, Example, plan_messages
+from agentpar.planner.prompts import EXAMPLES, EXTENDED_EXAMPLES, Example, plan_messages
 from agentpar.ports import Clock, ModelRequest, Runtime
 from agentpar.tools.base import Tool
 
@@ -86,7 +86,7 @@ class Planner:
     ) -> None:
         self._runtime = runtime
         self._tools = tools
-        self._examples = usable_examples(tools) if examples is None else tuple(examples)
+        self._examples = usable_examples(tools, extended) if examples is None else tuple(examples)
         self._instructions = instructions
         self._extended = extended
         self._surgery = surgery
@@ -292,9 +292,11 @@ class _Reading:
         self._emit(PlanFault(self._round, message, at=self._clock.now()))
 
 
-def usable_examples(tools: Mapping[str, Tool]) -> tuple[Example, ...]:
-    """The built-in examples whose every line these tools can run."""
-    return tuple(example for example in EXAMPLES if not plan_problems(example.plan, tools))
+def usable_examples(tools: Mapping[str, Tool], extended: bool = False) -> tuple[Example, ...]:
+    """The built-in examples whose every line these tools can run; the ``extended`` ones first,
+    as the last weighs most."""
+    examples = (*(EXTENDED_EXAMPLES if extended else ()), *EXAMPLES)
+    return tuple(example for example in examples if not plan_problems(example.plan, tools))
 
 
 def plan_problems(plan: str, tools: Mapping[str, Tool]) -> list[str]:

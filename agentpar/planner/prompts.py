@@ -110,6 +110,24 @@ EXAMPLES = (
 )
 """Plans for the built-in tools; an agent takes those that its own tools can run."""
 
+EXTENDED_EXAMPLES = (
+    Example(
+        "What do the pages on Lake Baikal say of its depth?",
+        '1. web_search(query="Lake Baikal depth")\n'
+        '2. web_fetch(url=$1[*].url, find="depth")\n'
+        "join()",
+    ),
+    Example(
+        "How high is Mont Blanc in kilometres? Look for Monte Bianco, too; the first will do.",
+        '1. web_lookup(query="Mont Blanc", find="height")\n'
+        '2. web_lookup(query="Monte Bianco", find="height")\n'
+        '3. calc(expression="a / 1000", a=any($1.value, $2.value))\n'
+        "join()",
+    ),
+)
+"""The same in the wider language: small models write what they were shown, and hardly what they
+were told (`bench/plan_language.py`)."""
+
 _PLANNER = """\
 You plan tool calls. Calls that do not need each other's results run in parallel.
 Write one call per line, numbered from {first_id}, and end with join():

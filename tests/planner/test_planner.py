@@ -24,7 +24,7 @@ from agentpar.events import (
 )
 from agentpar.plan import Failed, Ok, Outcome, Ref, Task
 from agentpar.planner.planner import Planner, PlanRequest, plan_problems, usable_examples
-from agentpar.planner.prompts import EXAMPLES, Example
+from agentpar.planner.prompts import EXAMPLES, EXTENDED_EXAMPLES, Example
 from agentpar.ports import ModelRequest
 from agentpar.runtime.scripted import ScriptedRuntime
 from agentpar.tools.base import Tool
@@ -266,7 +266,9 @@ def test_every_built_in_example_runs_with_the_built_in_tools() -> None:
 
     search, fetch = web_search(url="http://localhost:8888"), web_fetch()
     tools = (calc, search, fetch, web_lookup(search=search, fetch=fetch))
-    assert usable_examples({made.name: made for made in tools}) == EXAMPLES
+    named = {made.name: made for made in tools}
+    assert usable_examples(named) == EXAMPLES
+    assert usable_examples(named, extended=True) == (*EXTENDED_EXAMPLES, *EXAMPLES)
 
 
 async def test_own_examples_are_shown() -> None:
