@@ -128,7 +128,9 @@ class Agent:
     ``extended_plans`` tells the model of more that a plan may say: a call for each element of a
     list (``$1[*].url``), and the first good ones of several (``any($1, $2)``). With
     ``replan_early`` a failed call asks for the next plan at once, while others go on; that plan
-    may add, replace and cancel calls.
+    may add, replace and cancel calls, and ``extended_plans`` tells the model of the latter two.
+    Small models take up what ``examples`` show, and hardly what they are told: for the built-in
+    tools two come with it.
 
     ``prefill``: while tools still run, the model reads the results that are there, so that
     the answer begins sooner. None: where the runtime is known to keep what it has read (vLLM);
@@ -555,6 +557,7 @@ class Agent:
             grammar=self._grammar,
             max_lines=self._max_plan_lines,
             extended=self._extended_plans,
+            surgery=self._extended_plans,
             max_tokens=self._max_plan_tokens,
             temperature=self._temperature,
             seed=self._seed,
