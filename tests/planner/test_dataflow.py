@@ -105,8 +105,8 @@ def told(call: str) -> list[str]:
         ),
         (
             "web_fetch(url=$4.url)",
-            "web_fetch: $4.url: $4 (web_fetch) is a list of {url, title, text, value, others, unread}; "
-            "did you mean $4[0].url?",
+            "web_fetch: $4.url: $4 (web_fetch) is a list of "
+            "{url, title, text, value, others, unread}; did you mean $4[0].url?",
         ),
         ("free(x=$2.others[0].zzz)", "free: $2.others[0].zzz: $2.others[0] (web_lookup) is"),
         (
