@@ -131,7 +131,9 @@ class Agent:
     ``extended_plans`` tells the model of more that a plan may say: a call for each element of a
     list (``$1[*].url``), and the first good ones of several (``any($1, $2)``). With
     ``replan_early`` a failed call asks for the next plan at once, while others go on; that plan
-    may add, replace and cancel calls.
+    may add, replace and cancel calls, and ``extended_plans`` tells the model of the latter two.
+    Small models take up what ``examples`` show, and hardly what they are told: for the built-in
+    tools two come with it.
 
     With ``workers``, several think about what was found, each reading what the others write as
     they write it, before the answer is written; and plans may call ``think(question, given)``,
@@ -573,6 +575,7 @@ class Agent:
             grammar=self._grammar,
             max_lines=self._max_plan_lines,
             extended=self._extended_plans,
+            surgery=self._extended_plans,
             max_tokens=self._max_plan_tokens,
             temperature=self._temperature,
             seed=self._seed,

@@ -25,7 +25,7 @@ from agentpar.plan import Ok, Outcome, Task
 from agentpar.planner.binding import bind, check_cancel, rebind
 from agentpar.planner.grammar import plan_grammar
 from agentpar.planner.parser import BadLine, Call, Cancel, Item, Join, PlanParser, Replace
-from agentpar.planner.prompts import EXAMPLES, Example, plan_messages
+from agentpar.planner.prompts import EXAMPLES, EXTENDED_EXAMPLES, Example, plan_messages
 from agentpar.planner.reply import asking
 from agentpar.ports import Clock, ModelRequest, Runtime
 from agentpar.tools.base import Tool
@@ -64,7 +64,8 @@ class Planner:
     grammar, True insists, False never does. ``max_lines`` bounds the calls of a constrained
     plan, ``max_tokens`` the text of any; one that is cut off there is told as a fault.
     ``examples`` None takes the built-in ones that these tools can run. ``extended`` tells the
-    model of ``$1[*]``, ``any(…)`` and ``some(…)``, which a plan may hold in any case.
+    model of ``$1[*]``, ``any(…)`` and ``some(…)``, which a plan may hold in any case; ``surgery``,
+    where calls still run, of ``cancel(…)`` and ``replace(…)``.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Planner:
         examples: Sequence[Example] | None = None,
         instructions: str = "",
         extended: bool = False,
+        surgery: bool = False,
         grammar: bool | None = None,
         max_lines: int = 24,
         max_tokens: int = 768,
@@ -83,9 +85,10 @@ class Planner:
     ) -> None:
         self._runtime = runtime
         self._tools = tools
-        self._examples = usable_examples(tools) if examples is None else tuple(examples)
+        self._examples = usable_examples(tools, extended) if examples is None else tuple(examples)
         self._instructions = instructions
         self._extended = extended
+        self._surgery = surgery
         self._grammar = grammar
         self._max_lines = max_lines
         self._max_tokens = max_tokens
@@ -140,10 +143,12 @@ class Planner:
                 )
             if able:
                 known = [id for id, outcome in request.outcomes.items() if isinstance(outcome, Ok)]
+                alive = request.tasks.keys() - request.outcomes.keys()
                 grammar = plan_grammar(
                     self._tools,
                     first_id=request.first_id,
-                    known=known,
+                    known=[*known, *alive],
+                    alive=alive if self._surgery else (),
                     max_lines=self._max_lines,
                     extended=self._extended,
                 )
@@ -155,6 +160,7 @@ class Planner:
             instructions=self._instructions,
             why=request.why,
             extended=self._extended,
+            surgery=self._surgery,
             tasks=request.tasks,
             outcomes=request.outcomes,
         )
@@ -277,9 +283,11 @@ class _Reading:
         self._emit(PlanFault(self._round, message, at=self._clock.now()))
 
 
-def usable_examples(tools: Mapping[str, Tool]) -> tuple[Example, ...]:
-    """The built-in examples whose every line these tools can run."""
-    return tuple(example for example in EXAMPLES if not plan_problems(example.plan, tools))
+def usable_examples(tools: Mapping[str, Tool], extended: bool = False) -> tuple[Example, ...]:
+    """The built-in examples whose every line these tools can run; the ``extended`` ones first,
+    as the last weighs most."""
+    examples = (*(EXTENDED_EXAMPLES if extended else ()), *EXAMPLES)
+    return tuple(example for example in examples if not plan_problems(example.plan, tools))
 
 
 def plan_problems(plan: str, tools: Mapping[str, Tool]) -> list[str]:

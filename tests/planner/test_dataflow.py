@@ -86,11 +86,11 @@ def told(call: str) -> list[str]:
         (
             'calc(expression="a", a=$2)',
             "calc: argument 'a' must be an integer or a number or a string or null, but "
-            "$2 (web_lookup) is {url, title, text, value, others}; did you mean $2.value?",
+            "$2 (web_lookup) is {url, title, text, value, others, unread}; did you mean $2.value?",
         ),
         (
             "web_fetch(url=$2[0].url)",
-            "web_fetch: $2[0].url: $2 (web_lookup) is {url, title, text, value, others}; "
+            "web_fetch: $2[0].url: $2 (web_lookup) is {url, title, text, value, others, unread}; "
             "did you mean $2.url?",
         ),
         (
@@ -100,13 +100,13 @@ def told(call: str) -> list[str]:
         ),
         (
             "web_fetch(url=$2[*].url)",
-            "web_fetch: $2[*].url: $2 (web_lookup) is {url, title, text, value, others}; "
+            "web_fetch: $2[*].url: $2 (web_lookup) is {url, title, text, value, others, unread}; "
             "did you mean $2.url?",
         ),
         (
             "web_fetch(url=$4.url)",
-            "web_fetch: $4.url: $4 (web_fetch) is a list of {url, title, text, value, others}; "
-            "did you mean $4[0].url?",
+            "web_fetch: $4.url: $4 (web_fetch) is a list of "
+            "{url, title, text, value, others, unread}; did you mean $4[0].url?",
         ),
         ("free(x=$2.others[0].zzz)", "free: $2.others[0].zzz: $2.others[0] (web_lookup) is"),
         (

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from agentpar.errors import ModelServerError, UsageError
 from agentpar.events import Usage
 from agentpar.ports import Capability, Message, ModelRequest
+from agentpar.runtime.hogwild.pieces import Pieces
+from agentpar.runtime.hogwild.prompts import STEP_END
 from agentpar.runtime.hogwild.rows import Row
 from agentpar.runtime.hogwild.sampling import Sampling
 from agentpar.workers import Layout, Workers
@@ -26,15 +28,14 @@ if TYPE_CHECKING:
     from agentpar.runtime.hogwild.group import WorkerGroup
 
 _TOGETHER = 10.0  # seconds that the first rows of a group are waited for
-_BROKEN = "\N{REPLACEMENT CHARACTER}"  # how a character looks of which a token has only a part
 
 
 @dataclass(slots=True)
 class _Writing:
-    """One row on its way: what has been said of it, and who waits."""
+    """One row on its way: what of it is text by now, and who waits."""
 
     row: Row
-    said: int = 0  # characters
+    pieces: Pieces
     news: asyncio.Queue[str | Exception | None] = field(default_factory=asyncio.Queue)
 
 
@@ -129,9 +130,7 @@ class TorchRuntime:
         return tuple(tokenizer.encode(text, add_special_tokens=False))
 
     async def step_tokens(self) -> tuple[int, ...]:
-        tokenizer = (await self._open()).tokenizer
-        texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-        return tuple(token for token, text in enumerate(texts) if text.endswith("\n\n"))
+        return tuple((await self._open()).tokens_with(STEP_END))
 
     async def write(self, row: Row) -> AsyncGenerator[str | Usage, None]:
         engine = await self._open()
@@ -140,7 +139,7 @@ class TorchRuntime:
             if not row.size:
                 raise ModelServerError(f"row {row.name!r}: its group is no more")
             live = self._groups[row.group] = _Live(engine, row, self._thread, self._forget)
-        writing = _Writing(row)
+        writing = _Writing(row, Pieces(engine.tokenizer))
         live.join(writing)
         try:
             while isinstance(said := await writing.news.get(), str):
@@ -274,16 +273,13 @@ class _Live:
 
     def _tell(self, tokens: dict[str, int]) -> None:
         assert self._group is not None
-        decode = self._engine.tokenizer.decode
         for name, writing in list(self._writing.items()):
-            member = self._group.members[name]
-            ended = member.finish is not None
-            if name in tokens or ended:
-                text = decode(member.output, skip_special_tokens=True)
-                if ended or not text.endswith(_BROKEN):
-                    if text[writing.said :]:
-                        writing.news.put_nowait(text[writing.said :])
-                    writing.said = len(text)
+            text = writing.pieces.push(tokens[name]) if name in tokens else ""
+            ended = self._group.members[name].finish is not None
+            if ended:
+                text += writing.pieces.rest()
+            if text:
+                writing.news.put_nowait(text)
             if ended:
                 writing.news.put_nowait(None)
                 del self._writing[name]
