@@ -73,10 +73,9 @@ async def ensure(
 
     ``model`` as for `models.resolve`, which may download it first. A running server is
     taken if model, ``extra_args`` (added to vLLM's command line) and, where given, ``port``
-    are the same, and if it does what ``sharing`` asks for: that requests may share one KV cache (None: where
-    model and machine allow it).
-    ``progress(step, done, total)`` is told seconds while the server starts,
-    with ``total`` learned from the last start.
+    are the same, and if its requests may share one KV cache where ``sharing`` asks for that
+    (None: where model and machine allow it). ``progress(step, done, total)`` is told seconds
+    while the server starts, with ``total`` learned from the last start.
 
     Raises `ModelServerError` with the end of the log where the server does not come up,
     `UsageError` where ``port`` is taken, `MissingPackage` without vLLM. Whatever ends the
