@@ -7,6 +7,7 @@ work on the model is done in one thread, a step at a time, while the event loop 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
@@ -137,7 +138,7 @@ class TorchRuntime:
         live = self._groups.get(row.group)
         if live is None:
             if not row.size:
-                raise ModelServerError(f"row {row.name!r}: its group is no more")
+                raise _gone(row)
             live = self._groups[row.group] = _Live(engine, row, self._thread, self._forget)
         writing = _Writing(row, Pieces(engine.tokenizer))
         live.join(writing)
@@ -175,10 +176,16 @@ class TorchRuntime:
             return self._engine
 
     def _load(self) -> Engine:
+        # Threads of a pool that spin while they wait take the cores from each other.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         from agentpar.runtime import models
         from agentpar.runtime.hogwild.engine import Engine
 
         return Engine.load(models.resolve(self._name), **self._settings)
+
+
+def _gone(row: Row) -> ModelServerError:
+    return ModelServerError(f"row {row.name!r} comes late: its group is no more")
 
 
 class _Live:
@@ -220,29 +227,34 @@ class _Live:
             await self._task
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
+        error: Exception | None = None
         try:
             while len(self._coming) < self._first.size and await self._wait(_TOGETHER):
                 pass
-            if not self._coming:
-                return
-            while True:
-                tokens = await loop.run_in_executor(self._thread, self._step)
-                self._tell(tokens)
-                if self._coming or (self._group is not None and self._group.running):
-                    continue
-                if not await self._wait(self._hold):
-                    return
-        except Exception as error:
-            for writing in (*self._coming, *self._writing.values()):
-                writing.news.put_nowait(error)
+            if self._coming:
+                await self._go_on()
+        except Exception as raised:
+            error = raised
         finally:
             self._over(self._name)
             if self._group is not None:
                 self._group.close()
+            for writing in (*self._coming, *self._writing.values()):
+                writing.news.put_nowait(error or _gone(writing.row))
+
+    async def _go_on(self) -> None:
+        """Step while anyone writes, and wait for those who come late."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._tell(await loop.run_in_executor(self._thread, self._step))
+            while not (self._coming or self._writing):
+                if not await self._wait(self._hold):
+                    return
 
     async def _wait(self, seconds: float) -> bool:
         """Wait for somebody to join or leave; False after ``seconds`` without."""
+        if not seconds:
+            return False
         try:
             await asyncio.wait_for(self._news.wait(), seconds)
         except TimeoutError:
