@@ -264,8 +264,9 @@ class Machine:
         handler = self._handlers.get(type(event))
         if handler is None or self.finished is not None:
             return []
-        if event.at > self._now:  # a clock that was set back changes nothing
-            self._now = event.at
+        at = event.at
+        if at > self._now:  # a clock that was set back changes nothing
+            self._now = at
         commands = handler(event)
         admission = self._admission
         if admission.waiting and admission.running < admission.slots and self.finished is None:
