@@ -42,6 +42,7 @@ bench: setup ## what parsing, running and streaming a plan cost, without a model
 	$(BIN)/python bench/executor.py
 	$(BIN)/python bench/hedging.py
 	$(BIN)/python bench/priority.py
+	$(BIN)/python bench/batching.py
 	$(BIN)/python bench/streaming.py --simulated
 
 bench-e2e: setup ## questions to answers beside ReAct, with a real model (long)

@@ -1,4 +1,4 @@
-"""Agents that work in parallel on your own GPU: the names a user needs, each loaded when used."""
+"""Agents that work in parallel on your own machine: what a user needs, each loaded when used."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # isort: off
     from agentpar.planner.prompts import Example
     from agentpar.runtime.scripted import ScriptedRuntime
     from agentpar.tools.base import Tool
-    from agentpar.tools.call import current_call
+    from agentpar.tools.call import current_call, current_calls
     from agentpar.tools.function import tool
     from agentpar.tools.mcp import McpServer
 
@@ -22,12 +22,13 @@ __all__ = [
     "Agent", "AgentparError", "Answer", "BackendError", "ConfigError", "Example", "Failed",
     "FetchError", "JournalError", "LeaseLost", "McpServer", "MissingPackage", "ModelServerError",
     "Ok", "PlanError", "Rule", "Run", "RunFailed", "ScriptedRuntime", "Skipped", "Tool",
-    "UsageError", "WeightsError", "current_call", "tool",
+    "UsageError", "WeightsError", "current_call", "current_calls", "tool",
 ]  # fmt: skip
 _HOMES = {
     "agent": "Agent Run", "answer": "Answer", "permissions": "Rule", "plan": "Failed Ok Skipped",
     "planner.prompts": "Example", "runtime.scripted": "ScriptedRuntime", "tools.base": "Tool",
-    "tools.call": "current_call", "tools.function": "tool", "tools.mcp": "McpServer",
+    "tools.call": "current_call current_calls", "tools.function": "tool",
+    "tools.mcp": "McpServer",
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -128,7 +128,9 @@ class Agent:
     ``extended_plans`` tells the model of more that a plan may say: a call for each element of a
     list (``$1[*].url``), and the first good ones of several (``any($1, $2)``). With
     ``replan_early`` a failed call asks for the next plan at once, while others go on; that plan
-    may add, replace and cancel calls.
+    may add, replace and cancel calls, and ``extended_plans`` tells the model of the latter two.
+    Small models take up what ``examples`` show, and hardly what they are told: for the built-in
+    tools two come with it.
 
     ``prefill``: while tools still run, the model reads the results that are there, so that
     the answer begins sooner. None: where the runtime is known to keep what it has read (vLLM);
@@ -137,9 +139,10 @@ class Agent:
     A run may spend ``max_steps`` attempts of tool calls, ``max_tokens`` of the model,
     ``max_cost_usd`` (calls as their tools say, tokens at ``price``), and ``deadline`` seconds: what
     would go beyond is not begun, and the answer is made of what is there
-    (``answer.usage.stopped_by``). ``concurrency`` calls run at once, ``per_host`` at one host,
-    where ``host_rate`` begin in a second. ``policies`` change how tools are called, by a pattern
-    of their names: ``{"web_*": {"retries": 3, "cache": 3600}}``; the fields are those of `Policy`.
+    (``answer.usage.stopped_by``). ``concurrency`` calls run at once. At one host there are at most
+    ``per_host`` requests of the web tools at once, of which ``host_rate`` begin in a second.
+    ``policies`` change how tools are called, by a pattern of their names: ``{"web_*": {"retries":
+    3, "cache": 3600}}``; the fields are those of `Policy`.
 
     ``timeout`` (seconds) holds for tools without one of their own. ``permissions`` are rules,
     the first that covers a call decides; where none does, a call of a tool that writes or
@@ -554,6 +557,7 @@ class Agent:
             grammar=self._grammar,
             max_lines=self._max_plan_lines,
             extended=self._extended_plans,
+            surgery=self._extended_plans,
             max_tokens=self._max_plan_tokens,
             temperature=self._temperature,
             seed=self._seed,

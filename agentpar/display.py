@@ -21,6 +21,7 @@ from agentpar.events import (
     ApprovalGiven,
     AttemptFailed,
     Event,
+    HostThrottled,
     JoinFailed,
     JoinStarted,
     PlanEnded,
@@ -40,6 +41,7 @@ from agentpar.plaintext import one_line, seconds, visible
 from agentpar.plan import Failed, Ok, Skipped
 from agentpar.ports import Progress
 from agentpar.story import State, Story, TaskStory, arguments, call
+from agentpar.tools.page import unread_of
 
 if TYPE_CHECKING:  # rich loads when something is shown, not when this file is read
     from rich.console import Console, RenderableType
@@ -214,6 +216,9 @@ class TerminalDisplay:
         if isinstance(task.outcome, Failed):
             error = f" {one_line(task.outcome.error, 200)} "
             line = self._text(("bold", name), ("red", error), ("dim", rest))
+        elif isinstance(task.outcome, Ok) and (unread := unread_of(task.outcome.value)):
+            missing = f" not read: {one_line('; '.join(unread), 200)} "
+            line = self._text(("bold", name), ("yellow", missing), ("dim", rest))
         else:
             line = self._text(("dim" if state == "waiting" else "bold", name), ("", rest))
         line.overflow = self._cut
@@ -296,8 +301,9 @@ class TerminalDisplay:
             parts.append(f"stopped by {story.stopped_by}")
         if story.tool_wall() > 0:
             calls, wall = seconds(story.tool_seconds()), seconds(story.tool_wall())
-            faster = f"{story.speedup():.2f}× faster than one after another"
-            parts.append(f"tools: {calls} of calls in {wall}, {faster}")
+            parts.append(f"tools: {calls} of calls in {wall}")
+            if (gain := round(story.speedup(), 2)) > 1:
+                parts[-1] += f", {gain:.2f}× faster than one after another"
         if usage.calls:
             parts.append(
                 f"tokens: {usage.prompt_tokens:,} read, {usage.completion_tokens:,} written"
@@ -382,6 +388,9 @@ def _event_line(event: Event, story: Story) -> str:
                 f"attempt {event.attempt} of call {story.tasks[id].task.label} failed: "
                 f"{one_line(outcome.error, 500)}"
             )
+        case HostThrottled(id, host, wait):
+            peace = "" if wait is None else f" for {seconds(wait)}"
+            what = f"call {story.tasks[id].task.label}: {one_line(host, 100)} asks for less{peace}"
         case TaskCancelled(id, why):
             what = f"cancelled {id}: {one_line(why, 300)}"
         case TaskDone(id, outcome):
@@ -410,7 +419,8 @@ def _outcome_line(task: TaskStory, outcome: Ok | Failed | Skipped) -> str:
     match outcome:
         case Ok(value):
             text = value if isinstance(value, str) else repr(value)
-            return f"ok {id}{took}: {one_line(text, 120)}"
+            unread = "".join(f"; not read: {one_line(each, 200)}" for each in unread_of(value))
+            return f"ok {id}{took}: {one_line(text, 120)}{unread}"
         case Failed(error, kind):
             return f"failed {id}{took} ({kind}): {one_line(error, 500)}"
         case Skipped(because):

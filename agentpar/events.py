@@ -183,7 +183,8 @@ class TaskStarted:
 class AttemptFailed:
     """An attempt has failed, and the call has not ended with it: another runs or may follow.
 
-    ``retry_after`` is how many seconds the far side asked to be left alone, if it did.
+    ``retry_after`` is how many seconds the far side asked to be left alone, if it did. One that
+    is ``abandoned`` was cancelled and goes on: what it took up is taken until `AttemptEnded`.
     """
 
     task_id: int
@@ -191,6 +192,31 @@ class AttemptFailed:
     at: float = 0.0
     attempt: int = 1
     retry_after: float | None = None
+    abandoned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HostThrottled:
+    """An attempt of this call has found a host that asks for less: of a request it sent, or still.
+
+    ``retry_after`` as in `AttemptFailed`. The call may do without that host and go on.
+    """
+
+    task_id: int
+    host: str
+    retry_after: float | None = None
+    at: float = 0.0
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded:
+    """An attempt that was cancelled or abandoned runs no more: the places and the lock that it
+    took are free. Nobody hears what it brought."""
+
+    task_id: int
+    attempt: int = 1
+    at: float = 0.0
 
 
 @quick
@@ -214,6 +240,7 @@ class TaskItem:
     index: int
     value: Any
     at: float = 0.0
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +353,8 @@ Event = (
     | ApprovalGiven
     | TaskStarted
     | AttemptFailed
+    | HostThrottled
+    | AttemptEnded
     | TaskDone
     | TaskItem
     | TaskReplaced

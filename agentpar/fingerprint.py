@@ -1,6 +1,8 @@
 """One text, and one hash, for values that are equal, on every machine and in every process.
 
-Pure. It knows nothing of what the values mean.
+Pure. It knows nothing of what the values mean. For what is looked at and compared: a record's
+commands, an approval. It takes any value, so that nothing is too odd to be recorded. What a
+result is kept under is a stricter name, `agentpar.tools.call.call_key`.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
 LangGraph's supersteps wait for the slowest sibling, so our scheduler runs whole inside one
 node, ``work``. It leaves that node where a checkpoint is worth having: before another round
-of planning, and before a call that needs approval, which ``approve`` turns into an
-``interrupt``. The state is the run's own record, so coming back means telling a fresh machine
-what has happened already; no finished call runs again, and an approval is bound to the very
-call that was shown. A run has its id before ``work`` begins, so an agent's journal, which may
-be ahead of the last checkpoint, is found again by it.
+of planning, unless that begins while calls go on, and before a call that needs approval, which
+``approve`` turns into an ``interrupt``. The state is the run's own record, so coming back means
+telling a fresh machine what has happened already; no finished call runs again, and an approval
+is bound to the very call that was shown. A run has its id before ``work`` begins, so an agent's
+journal, which may be ahead of the last checkpoint, is found again by it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Annotated, Any, Protocol, TypedDict
 from agentpar.errors import MissingPackage, UsageError
 from agentpar.events import ApprovalGiven, Event, RunFinished, RunStarted
 from agentpar.executor.commands import Ask, Command, Plan, Wake
+from agentpar.executor.machine import Machine
 from agentpar.executor.record import decode, encode
 from agentpar.ids import new_run_id
 from agentpar.session import Session
@@ -177,7 +178,13 @@ async def _work(open_session: OpenSession, state: GraphState) -> GraphState:
     past = _events(state)
     if past and isinstance(past[0], RunStarted) and past[0].run_id != run_id:
         past = []  # of the last run on this thread
-    session = await open_session(run_id, question, history=past, hold=_Boundary())
+    boundary = _Boundary()
+    session = await open_session(
+        run_id,
+        question,
+        history=past,
+        hold=lambda command: boundary.holds(command, session.machine),
+    )
     await session.run(*([] if session.events else [session.started(question)]))
     asks = [command for command in session.held if isinstance(command, Ask)]
     update: GraphState = {
@@ -212,12 +219,16 @@ def _storable(args: Mapping[str, Any]) -> Any:
 
 
 class _Boundary:
-    """Holds calls that need approval, and every plan but the first of this part of the run."""
+    """Holds calls that need approval, and every plan but the first of this part of the run.
+
+    A plan that is asked for while calls go on (``replan_early``) goes on beside them: held, it
+    would come when they have ended.
+    """
 
     def __init__(self) -> None:
         self._acted = False
 
-    def __call__(self, command: Command) -> bool:
+    def holds(self, command: Command, machine: Machine) -> bool:
         match command:
             case Ask():
                 return True
@@ -225,7 +236,7 @@ class _Boundary:
                 return False  # nothing is done by it
             case Plan():
                 hold, self._acted = self._acted, True
-                return hold
+                return hold and machine.tasks.keys() <= machine.outcomes.keys()
             case _:
                 self._acted = True
                 return False

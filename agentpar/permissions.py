@@ -16,7 +16,7 @@ from agentpar.errors import UsageError
 from agentpar.fingerprint import fingerprint
 from agentpar.labels import Label, Origin
 from agentpar.plan import Task
-from agentpar.tools.base import Effect, Tool
+from agentpar.tools.base import Effect, Tool, is_sink
 
 Action = Literal["allow", "ask", "deny"]
 Data = Literal["any", "trusted", "untrusted"]
@@ -77,8 +77,8 @@ class Flow:
 
     @property
     def sink(self) -> bool:
-        """Whether what goes in has consequences outside the run."""
-        return self.effect == "write" or self.sends
+        """See `agentpar.tools.base.is_sink`."""
+        return is_sink(self.effect, self.sends)
 
     def __str__(self) -> str:
         does = ["changes things"] * (self.effect == "write") + ["sends data out"] * self.sends
@@ -91,6 +91,8 @@ class Verdict:
 
     action: Action
     because: str
+    rule: int | None = field(default=None, compare=False)
+    """The place, from 0, of the rule that decided; None where none did."""
 
 
 # A verdict looks at a label only in these respects, so these stand for all labels.
@@ -141,8 +143,18 @@ class Permissions:
             elif rule.action == "allow" and sink and label.data and rule.data is None:
                 remarks.append(f"rule {number} ({rule}) allows it for trusted data only")
             else:
-                return Verdict(rule.action, f"rule {number}: {rule}")
+                return Verdict(rule.action, f"rule {number}: {rule}", number - 1)
         return Verdict("ask" if sink else "allow", "; ".join(remarks) or "it only reads")
+
+    def deciding(self, tool: str, *, like: Rule) -> set[int]:
+        """The places of the rules that decide the calls of ``tool`` that ``like`` speaks of."""
+        labels = (
+            label
+            for label in _EVERY_SORT
+            if like.data != ("trusted" if label.untrusted else "untrusted")
+        )
+        found = {self.verdict(tool, label).rule for label in labels}
+        return {place for place in found if place is not None}
 
     def always_allows(self, tool: str) -> bool:
         """Whether every call of ``tool`` is allowed, so that nobody need know its label."""

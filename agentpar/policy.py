@@ -42,12 +42,13 @@ class Policy:
     host then counts against the run's limits per host.
 
     When the last attempt has failed, ``on_error`` says what that means: ``skip`` what needs the
-    value, ``keep`` going with ``{"error": "…"}`` as the value, or ``fail`` the run.
+    value, ``keep`` going with ``{"error": "…"}`` as the value (``$1.error``), or ``fail`` the run.
 
     ``cache`` is how long a result may serve later runs; a tool that writes, sends or is not
     idempotent keeps none. ``hedge``: a call that takes longer than
     nearly all before it (their 95th percentile) is made a second time, and the first result
-    counts; at most one call in twenty is. ``cost`` is the price of one attempt in USD.
+    counts; at most one call in twenty is. One that streams its list is not, once it has told an
+    element. ``cost`` is the price of one attempt in USD.
     """
 
     timeout: float | None = None
@@ -125,7 +126,8 @@ class Limits:
     ``concurrency`` counts tool calls in flight, ``max_steps`` attempts of tool calls,
     ``max_tokens`` tokens read and written by the model, ``max_cost_usd`` both in money.
     ``deadline`` is seconds from the run's start to its answer. ``per_host`` and ``host_rate``
-    bound the calls in flight, and begun in a second, at one host.
+    bound what is in flight, and begins in a second, at one host: the requests of our web tools, and
+    calls of tools that name their host (see `Policy`).
 
     ``replan_early``: a call that fails while others run asks for the next plan at once, which may
     add, replace and cancel calls while they go on; otherwise a plan is over before the next.

@@ -15,6 +15,7 @@ from agentpar.answer import Answer, answer_of
 from agentpar.events import (
     Answered,
     Event,
+    HostThrottled,
     JoinText,
     PlanFault,
     PlanStarted,
@@ -32,6 +33,7 @@ from agentpar.executor.ledger import Ledger
 from agentpar.executor.machine import Machine
 from agentpar.executor.record import RecordWriter, Terms
 from agentpar.executor.resume import catch_up
+from agentpar.gate import Caller, HostGate
 from agentpar.memory.evidence import sources
 from agentpar.partial import partial_answer
 from agentpar.permissions import Permissions, Rule
@@ -107,7 +109,8 @@ class Session:
         self._warmer = warmer
         self._settings = settings
         self._journal = journal
-        ledger = Ledger(run_id, self.machine, journal)
+        self._gate = HostGate(settings.limits, self._throttled)
+        ledger = Ledger(run_id, self.machine, journal, self._gate)
         writer = None
         if settings.record is not None:
             known = journal is not None and journal.known
@@ -186,6 +189,7 @@ class Session:
             if self._writer is not None:
                 stack.enter_context(self._writer)
             stack.enter_context(self._watchers)
+            stack.callback(self._gate.close)
             await self.driver.run(*events, due=self.due)
 
     def answer(self) -> Answer:
@@ -217,6 +221,10 @@ class Session:
 
     async def _conclude(self, command: Conclude, emit: Emit) -> None:
         emit(conclusion(self.machine, command, self.events, self.driver.clock.now()))
+
+    def _throttled(self, caller: Caller, host: str, retry_after: float | None) -> None:
+        now, (task_id, attempt) = self.driver.clock.now(), caller
+        self.driver.tell(HostThrottled(task_id, host, retry_after, now, attempt))
 
     def _beside(self, event: Event) -> Coroutine[Any, Any, None] | None:
         assert self._warmer is not None

@@ -6,7 +6,7 @@ are the events' own, in seconds since the run began.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, assert_never
 
@@ -14,8 +14,10 @@ from agentpar.events import (
     Answered,
     ApprovalAsked,
     ApprovalGiven,
+    AttemptEnded,
     AttemptFailed,
     Event,
+    HostThrottled,
     JoinFailed,
     JoinStarted,
     JoinText,
@@ -170,7 +172,7 @@ class Story:
                 task_.via = event.via
             case TaskReplaced(number, task, at):
                 self.tasks[task.id] = TaskStory(task, number, at)
-            case TaskItem() | TaskCancelled() | Woke():
+            case HostThrottled() | TaskItem() | TaskCancelled() | AttemptEnded() | Woke():
                 pass  # what comes of it is told by other events
             case JoinStarted(number, at):
                 round_ = self._round(number)
@@ -272,9 +274,14 @@ class Story:
         """The chain of tasks that the answer waited for.
 
         In each round: the task that ended last, before it the task it needed that ended
-        last, and so on. Rounds follow each other, so their chains do too.
+        last, and so on. Rounds follow each other, so their chains do too. A call over a list
+        stands there as the part of it that was waited for.
         """
         path: list[int] = []
+        parts: dict[int, list[int]] = {}
+        for id, task in self.tasks.items():
+            if task.task.part is not None:
+                parts.setdefault(task.task.part[0], []).append(id)
         for number in sorted(self.rounds):
             ran = {
                 id: task.ended
@@ -287,10 +294,28 @@ class Story:
                 chain.append(last)
                 # A task leaves `ran` once walked, so that a broken record cannot loop.
                 del ran[last]
-                needs = [need for need in self.tasks[last].task.needs if need in ran]
+                needs = self._waited_for(last, ran, parts)
                 last = max(needs, key=lambda id: (ran[id], -id), default=None)
             path.extend(reversed(chain))
         return tuple(path)
+
+    def _waited_for(
+        self, id: int, ran: Container[int], parts: Mapping[int, Sequence[int]]
+    ) -> list[int]:
+        """The calls in ``ran`` whose end task ``id`` waited for. A task that made no call of its
+        own, since it is made of ``parts``, say, ended with what it needed."""
+        found: list[int] = []
+        pending, seen = list(self.tasks[id].task.needs), {id}
+        while pending:
+            need = pending.pop()
+            if need in seen or need not in self.tasks:
+                continue
+            seen.add(need)
+            if need in ran:
+                found.append(need)
+            elif self.tasks[need].started is None:
+                pending += [*parts.get(need, ()), *self.tasks[need].task.needs]
+        return found
 
     def _tool_spans(self) -> list[Span]:
         spans = (task.span(self.now) for task in self.tasks.values())

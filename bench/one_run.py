@@ -9,9 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from agentpar.events import Answered, Event, PlanEnded, RunStarted, TaskPlanned
 from agentpar.executor.commands import Join, Plan
-from agentpar.executor.driver import Driver, Emit
+from agentpar.executor.driver import Driver, Emit, RunClock
 from agentpar.executor.machine import Machine
-from agentpar.executor.simulate import LoopClock
 from agentpar.plan import Task
 from agentpar.policy import Limits
 from agentpar.tools.base import Tool
@@ -45,7 +44,7 @@ async def perform(
     async def join(command: Join, emit: Emit) -> None:
         emit(Answered(command.round, "done", at=clock.now()))
 
-    clock = LoopClock()
+    clock = RunClock()
     driver = Driver(
         deciding, tools=by_name, plan=plan, join=join, clock=clock, observers=[events.append]
     )

@@ -33,7 +33,8 @@ LOG = VENV / "setup.log"
 EXTRAS = "weights,web,miniweb,langgraph,mcp,otel,metrics,postgres,dev"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CPU_INDEX_TIMEOUT = 5.0  # seconds; where it cannot be reached, nobody waits longer
-SAY_EVERY = 15.0  # seconds between two lines where the output is no terminal
+LIVE = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"  # a line can be rewritten
+SAY_EVERY = 15.0  # seconds between two lines where it cannot
 # They come along with vLLM, built for another torch: then importing them breaks its import.
 STRANGERS = ("torchvision", "torchaudio", "torchcodec")
 
@@ -180,7 +181,7 @@ def _watch(title: str, process: subprocess.Popen[str], lines: list[str], began: 
         else:
             return
         now = time.monotonic()
-        if sys.stdout.isatty() or now - said > SAY_EVERY:
+        if LIVE or now - said > SAY_EVERY:
             said = now
             minutes, seconds = divmod(int(now - began), 60)
             _say(f"{title}  {minutes}:{seconds:02}  {_shortened(lines)}")
@@ -194,7 +195,7 @@ def _shortened(lines: list[str]) -> str:
 
 
 def _say(text: str, *, last: bool = False) -> None:
-    if not sys.stdout.isatty():
+    if not LIVE:
         print(text, flush=True)
         return
     width = shutil.get_terminal_size().columns - 1

@@ -300,6 +300,36 @@ async def test_replanning_goes_on_where_it_stopped() -> None:
     assert "from 2 on" in asked
 
 
+@pytest.mark.parametrize("extended", [False, True])
+async def test_a_plan_that_a_failure_asks_for_is_told_what_still_runs(extended: bool) -> None:
+    """As running, with what waits for it; what the failure keeps from running is told as such.
+    The plan may change what runs, and is told how with ``extended_plans``."""
+
+    @tool
+    async def double(number: int) -> int:
+        """Double a number."""
+        return 2 * number
+
+    first = '1. population("Mars")\n2. double($1)\n3. hang()\n4. double($3)\njoin()'
+    texts = [first, 'replace($3, population("Peru"))\njoin()', "Answer: 66 [4]"]
+    runtime = ScriptedRuntime(texts)
+    tools = [population, hang, double]
+    agent = Agent(tools, runtime=runtime, replan_early=True, extended_plans=extended)
+    answer = await agent.ask("?")
+    assert (answer.outcomes[3], answer.outcomes[4]) == (Ok(33), Ok(66))
+    asked = runtime.requests[1].messages[-1].content
+    assert (
+        "Failed, without a result; do not repeat these:\n"
+        "$1: population(country=\"Mars\") failed: KeyError: 'Mars'\n"
+        "$2: double(number=$1) skipped, because call 1 has no value\n\n"
+        "Still running, usable as $3, $4; do not plan these again:\n"
+        "$3: hang()\n"
+        "$4: double(number=$3) waits for $3\n\n" in asked
+    )
+    assert "Done already" not in asked
+    assert ("cancel($3)" in asked) is extended
+
+
 async def test_a_result_of_an_earlier_round_can_be_referred_to() -> None:
     """By its number."""
 

@@ -34,6 +34,8 @@ FLOORS = (
         "fingerprint",
         "labels",
         "permissions",
+        "resource",
+        "gate",
         "optimize",
         "redact",
     ),

@@ -351,6 +351,31 @@ def test_replan_makes_a_checkpoint(saver: Any, calls: list[str]) -> None:
     assert [e["task_id"] for e in between[0] if e["event"] == "TaskDone"] == [1]
 
 
+async def test_an_early_replan_goes_on_beside_the_calls(calls: list[str]) -> None:
+    """What runs when a call fails ends only once a call of the next plan has run."""
+    mended = asyncio.Event()
+
+    @tool(timeout=20.0)
+    async def slow() -> str:
+        """Wait for what the next plan brings."""
+        await mended.wait()
+        return "slow"
+
+    @tool
+    async def mend() -> str:
+        """Do what was wanted in another way."""
+        mended.set()
+        return "mended"
+
+    first, second = '1. slow()\n2. population(country="Atlantis")\njoin()', "3. mend()\njoin()"
+    answer = "It was mended [3], slowly [1]."
+    agent = agent_of([first, second, answer], calls, sources=[slow, mend], replan_early=True)
+    state = await agent.as_graph().ainvoke({"question": "Mend it?"})
+    assert state["text"] == answer
+    ended = [e["task_id"] for e in state["events"] if e["event"] == "TaskDone"]
+    assert ended == [2, 3, 1]
+
+
 def test_next_question_on_a_thread_is_a_new_run(saver: Any, calls: list[str]) -> None:
     """A thread holds its last run: neither the old answer nor the old events come back."""
     one, two = '1. population(country="Chile")', '1. population(country="Peru")'

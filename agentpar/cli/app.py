@@ -19,7 +19,7 @@ from agentpar.errors import AgentparError, UsageError
 
 app = typer.Typer(
     name="agentpar",
-    help="Agents that work in parallel on your own GPU: a streamed plan, real tools side by "
+    help="Agents that work in parallel on your own machine: a streamed plan, real tools side by "
     "side, and answers whose citations a program has checked.",
     no_args_is_help=True,
     add_completion=False,

@@ -399,9 +399,9 @@ class LimitFields(Section):
     deadline: Duration | None = None
     """Time to the answer; what is known by then is the answer, and what is missing is said."""
     per_host: Count | None = None
-    """Most calls at once that go to one host (of ``web_fetch``)."""
+    """Most requests of the web tools at once to one host."""
     host_rate: Rate | None = None
-    """Most calls to one host that begin in a second."""
+    """Most requests to one host that begin in a second."""
     max_result_bytes: Size = 2_000_000
     """Most bytes of one tool's result; a larger one fails."""
 

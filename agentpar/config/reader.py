@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 from agentpar.config.complaints import complaints
 from agentpar.config.environment import fill
 from agentpar.config.fields import AgentFile, LimitFields, ToolEntry, WatchFields, revealed
+from agentpar.config.notes import idle_rules, outside, unmatched
 from agentpar.config.shape import Remark, Shape, dotted
 from agentpar.config.source import Loc, Mark, Node, read_text, read_yaml
 from agentpar.config.tools import Make, makers
@@ -36,7 +36,8 @@ class AgentSpec:
     """An agent as a file describes it.
 
     ``fields`` hold what the file says, credentials hidden. ``notes`` are lines worth showing
-    that are no mistakes: a field known by another word, examples that cannot be checked.
+    that are no mistakes: a field known by another word, examples that cannot be checked, a
+    pattern that matches no tool.
     """
 
     path: Path
@@ -157,7 +158,7 @@ def load(
             _check_journal(revealed(fields.journal), root, shape)
         if not shape.problems:
             _check_examples(fields, root, known, shape)
-            _check_permissions(fields, root, known, shape)
+            _add_notes(fields, root, known, shape)
     if fields is None or shape.problems:
         raise ConfigError("\n".join(map(str, sorted(shape.problems))))
     return AgentSpec(path, fields, tuple(map(str, sorted(shape.notes))), tuple(made))
@@ -247,24 +248,12 @@ def _check_examples(fields: AgentFile, root: Node, known: Mapping[str, Tool], sh
             shape.problems.append(Remark(root.find(loc).mark, f"{dotted(loc)}: {problem}"))
 
 
-def _check_permissions(
-    fields: AgentFile, root: Node, known: Mapping[str, Tool], shape: Shape
-) -> None:
-    """A rule that speaks of no tool is a slip of the pen, or meant for an MCP server's tools."""
-    unknown = any(entry.kind == "mcp" for entry in fields.tools)
-    for index, rule in enumerate(fields.permissions):
-        loc: Loc = ("permissions", index, "tools")
-        for pattern in rule.tools:
-            if fnmatch.filter(known, pattern):
-                continue
-            text = f"{dotted(loc)}: no tool is named like {pattern!r}; there is {_listed(known)}"
-            if unknown:
-                text += ", and what an MCP server has, which is known when it runs"
-            shape.notes.append(Remark(root.find(loc).mark, text))
-
-
-def _listed(known: Iterable[str]) -> str:
-    return ", ".join(sorted(known)) or "none"
+def _add_notes(fields: AgentFile, root: Node, known: Mapping[str, Tool], shape: Shape) -> None:
+    more = any(entry.kind == "mcp" for entry in fields.tools)
+    shape.notes += unmatched(fields, root, known, more=more)
+    shape.notes += idle_rules(rules(fields), root, known, more=more)
+    if fields.journal is not None:
+        shape.notes += outside(revealed(fields.journal), Path(root.mark.file).name, root)
 
 
 def _watchers(fields: WatchFields) -> Iterator[Watch]:

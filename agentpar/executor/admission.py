@@ -16,69 +16,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from agentpar.executor.latency import Latency, Samples
 from agentpar.policy import PLAIN, Limits, Policy
-
-NEVER = math.inf
-
-
-@dataclass(slots=True, eq=False)
-class Resource:
-    """Something that calls take up: a tool, a host, a lock.
-
-    ``slots`` bounds the calls at once, ``rate`` those that begin in a second (a burst of one
-    second's worth may begin at once). `window` is what is left of the slots since the far side
-    asked for less: it halves at each such word and grows by one in each round of successes
-    (additive increase, multiplicative decrease: Chiu and Jain 1989).
-    """
-
-    name: str
-    slots: float = math.inf
-    rate: float | None = None
-    running: int = 0
-    window: float = math.inf
-    closed_until: float = 0.0
-    _next: float = 0.0  # when the next call may begin if the burst is used up
-    _shrunk_at: float = -1.0
-
-    def opens(self, now: float) -> float:
-        """When a call may begin: at once (``now``), later, or only when another ends."""
-        if self.running >= min(self.slots, max(1, int(min(self.window, 1e9)))):
-            return NEVER
-        at = max(now, self.closed_until)
-        if self.rate is not None:
-            at = max(at, self._next - max(1.0, self.rate) / self.rate + 1 / self.rate)
-        return at
-
-    def take(self, now: float) -> None:
-        self.running += 1
-        if self.rate is not None:
-            self._next = max(self._next, now) + 1 / self.rate
-
-    def give_back(self) -> None:
-        self.running -= 1
-
-    def succeeded(self) -> None:
-        """A call went well: the window widens until the slots, or nothing, bounds it again."""
-        if self.window < math.inf:
-            self.window += 1 / max(1.0, self.window)
-            if self.window >= self.slots:
-                self.window = math.inf
-
-    def throttled(self, now: float, began: float, retry_after: float | None) -> None:
-        """The far side asked for less, and perhaps for how long to keep away.
-
-        Calls that had begun when it said so the last time tell nothing new.
-        """
-        if retry_after is not None:
-            self.closed_until = max(self.closed_until, now + retry_after)
-        if began <= self._shrunk_at:
-            return
-        self._shrunk_at = now
-        before = min(self.window, self.slots, float(self.running + 1))
-        self.window = max(1.0, before / 2)
+from agentpar.resource import NEVER, Resource, host_of
 
 
 @dataclass(slots=True, eq=False)
@@ -232,6 +173,12 @@ class Admission:
             lane.resources = (*lane.resources, lane.far)
         lane.far.throttled(now, began, retry_after)
 
+    def host_throttled(
+        self, host: str, now: float, began: float, retry_after: float | None
+    ) -> None:
+        """A host asked for less, whatever the tool that was told so: all calls to it take heed."""
+        self._host(host).throttled(now, began, retry_after)
+
     # Inside
 
     def _take(self, lane: Lane, now: float) -> None:
@@ -244,10 +191,7 @@ class Admission:
         policy = self._policies.get(tool, PLAIN)
         host = ""
         if policy.host and isinstance(url := args.get(policy.host), str):
-            try:
-                host = urlsplit(url).hostname or ""
-            except ValueError:
-                host = ""  # no URL: the tool itself will say so
+            host = host_of(url)  # none where it is no URL: the tool itself will say so
         lane = self._lanes.get((tool, host))
         if lane is None:
             lane = self._lanes[tool, host] = self._new_lane(tool, host, policy)
@@ -262,11 +206,14 @@ class Admission:
             far = self._resource(f"tool {tool}", policy.concurrency, policy.rate)
             found.append(far)
         if host:
-            far = self._resource(f"host {host}", self._limits.per_host, self._limits.host_rate)
+            far = self._host(host)
             found.append(far)
         if policy.lock:
             found.append(self._resource(f"lock {policy.lock}", 1))
         return Lane(policy, self._latency.of(tool), tuple(found), far)
+
+    def _host(self, host: str) -> Resource:
+        return self._resource(f"host {host}", self._limits.per_host, self._limits.host_rate)
 
     def _resource(self, name: str, slots: int | None = None, rate: float | None = None) -> Resource:
         if name not in self._resources:

@@ -28,6 +28,7 @@ from agentpar.errors import BackendError
 from agentpar.events import (
     ApprovalAsked,
     ApprovalGiven,
+    AttemptEnded,
     AttemptFailed,
     Event,
     JoinFailed,
@@ -40,6 +41,7 @@ from agentpar.events import (
     Woke,
 )
 from agentpar.executor.approval import Approve, consult
+from agentpar.executor.batching import Batches
 from agentpar.executor.commands import (
     Ask,
     Cancel,
@@ -58,6 +60,7 @@ from agentpar.executor.machine import Machine
 from agentpar.plan import Failed, Ok, Outcome
 from agentpar.ports import Clock, Results
 from agentpar.tools.base import Tool
+from agentpar.tools.behind import left_behind
 from agentpar.tools.call import call_key
 from agentpar.tools.data import to_data
 
@@ -80,6 +83,10 @@ class Calls(Protocol):
 
     async def intend(self, call: Execute, tool: Tool) -> None:
         """The call is about to be made, in this coroutine. Raises where it must not be."""
+        ...
+
+    def held_back(self, task_id: int, attempt: int) -> float:
+        """Seconds that an attempt has waited for others to let it go on."""
         ...
 
 
@@ -151,6 +158,7 @@ class Driver:
         self._command_observers = tuple(command_observers)
         self._beside = beside
         self._last_beside = 0
+        self._batches = Batches(partial(self._start_beside, what="batch"))
         self._redact = redact
         self._inbox: deque[Event] = deque()
         self._draining = False
@@ -294,13 +302,17 @@ class Driver:
         """
         self._work[key].add_done_callback(partial(self._ended, key))
 
-    def _start_beside(self, work: Coroutine[Any, Any, None]) -> None:
-        """Nobody waits for it, so it is unwanted from the start."""
+    def _start_beside(
+        self, work: Coroutine[Any, Any, None], what: str = "beside"
+    ) -> asyncio.Task[None] | None:
+        """The run does not wait for it (for a batch its calls do), so it is unwanted from the
+        start."""
         self._last_beside += 1
-        key = ("beside", self._last_beside, 0)
+        key = (what, self._last_beside, 0)
         self._start(key, work)
         if key in self._work:
             self._unwanted.add(key)
+        return self._work.get(key)
 
     def _stop_besides(self) -> None:
         for key, task in self._work.items():
@@ -315,14 +327,23 @@ class Driver:
 
     def _leave(self, key: Key) -> None:
         """What ran under ``key`` has ended."""
-        del self._work[key]
-        if self._unwanted:
-            self._unwanted.discard(key)
-        if self._late and key in self._late:
-            self._late.remove(key)
+        task = self._work.pop(key)
+        if self._unwanted and key in self._unwanted:
+            self._unwanted.remove(key)
+            if key[0] == "call":
+                self._let_go(key, task)
+        if self._alarms and key in self._alarms:
+            self._late.discard(key)
             self._alarms.pop(key).cancel()
         if len(self._work) <= len(self._unwanted):
             self._see_whether_over()
+
+    def _let_go(self, key: Key, task: asyncio.Task[None]) -> None:
+        """An attempt that nobody waits for has ended: told once what it left behind has, too."""
+        if (work := left_behind(task)) is not None:
+            work.add_done_callback(lambda _: self._let_go(key, task))
+        elif self._over is not None:
+            self.tell(AttemptEnded(key[1], key[2], self.clock.now()))
 
     def _see_whether_over(self) -> None:
         """The run is over when nothing that is wanted runs and nothing waits for its time."""
@@ -362,7 +383,10 @@ class Driver:
         key = (command.what, command.id, command.attempt)
         if command.what == "plan":
             self._inbox.append(PlanFailed(command.id, command.why, self.clock.now()))
-        if (task := self._work.get(key)) is not None:
+        if (task := self._work.get(key)) is None:
+            if command.what == "call":  # it ended with the process that had begun it
+                self._inbox.append(AttemptEnded(command.id, command.attempt, self.clock.now()))
+        elif key not in self._unwanted:
             self._unwanted.add(key)
             self._watch(key)
             task.cancel()
@@ -380,12 +404,20 @@ class Driver:
 
     def _wake(self, at: float) -> None:
         self._timer = None
-        self._tell(Woke(max(at, self.clock.now())))
+        self.tell(Woke(max(at, self.clock.now())))
 
-    def _too_late(self, key: Key, tool: str, limit: float) -> None:
-        """The time of an attempt is over: it is cancelled, and given up on if it goes on."""
+    def _too_late(self, key: Key, tool: str, limit: float, granted: float = 0.0) -> None:
+        """The time of an attempt is over: it is cancelled, and given up on if it goes on.
+
+        What it was held back beyond the seconds that it was ``granted`` for that, it gets.
+        """
         task = self._work.get(key)
         if task is None or key in self._unwanted:
+            return
+        held = 0.0 if self._calls is None else self._calls.held_back(key[1], key[2])
+        if held > granted:
+            again = partial(self._too_late, key, tool, limit, held)
+            self._alarms[key] = self._loop.call_later(held - granted, again)
             return
         self._late.add(key)
         self._watch(key)
@@ -397,10 +429,10 @@ class Driver:
         if key not in self._late or key in self._unwanted:
             return
         self._unwanted.add(key)
-        error = f"{tool} gave no result within {limit:g} s, and does not stop when cancelled"
-        self._tell(TaskDone(key[1], Failed(error, "timeout"), self.clock.now(), key[2]))
+        outcome = _too_slow(tool, limit, goes_on=True)
+        self.tell(AttemptFailed(key[1], outcome, self.clock.now(), key[2], abandoned=True))
 
-    def _tell(self, event: Event) -> None:
+    def tell(self, event: Event) -> None:
         """`emit` for callbacks, which have nobody to raise to."""
         try:
             self.emit(event)
@@ -490,6 +522,10 @@ class Driver:
                     outcome, wait, via = await self._cached(tool, command.args, key, self._results)
             if self._unwanted and key in self._unwanted:
                 pass
+            elif self._late and key in self._late and left_behind(self._work[key]) is not None:
+                assert isinstance(outcome, Failed)
+                self._unwanted.add(key)
+                self.emit(AttemptFailed(task.id, outcome, now(), attempt, abandoned=True))
             elif type(outcome) is Failed and (command.retry or outcome.kind == "throttled"):
                 self.emit(AttemptFailed(task.id, outcome, now(), attempt, wait))
             else:
@@ -529,6 +565,8 @@ class Driver:
         try:
             if tool.streams:
                 returned = await self._streamed(tool.call(**arguments), key)
+            elif tool.batch is not None:
+                returned = await self._batches.call(tool, arguments)
             else:
                 returned = await tool.call(**arguments)
         except asyncio.CancelledError:
@@ -543,7 +581,9 @@ class Driver:
             if alarm is not None:
                 alarm.cancel()
         if self._late and key in self._late:
-            return Failed(f"{tool.name} gave no result within {limit:g} s", "timeout"), None
+            assert limit is not None
+            goes_on = left_behind(asyncio.current_task()) is not None
+            return _too_slow(tool.name, limit, goes_on=goes_on), None
         try:
             value = to_data(returned)
         except Exception as error:
@@ -560,7 +600,7 @@ class Driver:
         async with aclosing(items):
             async for item in items:
                 values.append(to_data(item))
-                emit(TaskItem(key[1], len(values) - 1, values[-1], self.clock.now()))
+                emit(TaskItem(key[1], len(values) - 1, values[-1], self.clock.now(), key[2]))
         return values
 
     async def _unless_cancelled(self, key: Key, work: Awaitable[T]) -> T:
@@ -587,6 +627,11 @@ def _key_of(command: Command) -> Key | None:
             return "plan", round, 0
         case _:
             return None
+
+
+def _too_slow(tool: str, limit: float, *, goes_on: bool) -> Failed:
+    text = f"{tool} gave no result within {limit:g} s"
+    return Failed(f"{text}, and does not stop when cancelled" if goes_on else text, "timeout")
 
 
 _CANCELLED_ITSELF = "the call cancelled itself"

@@ -10,11 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentpar.errors import AgentparError, UsageError
-from agentpar.net.retry import retry_after
+from agentpar.net.retry import asks_for_less, retry_after
 from agentpar.plan import Failed
-
-THROTTLED = frozenset({429, 503})
-"""HTTP statuses that ask for less: too many requests, or overloaded."""
 
 
 def failure_of(error: BaseException) -> tuple[Failed, float | None]:
@@ -24,7 +21,7 @@ def failure_of(error: BaseException) -> tuple[Failed, float | None]:
     mistake in the arguments, which no second attempt mends.
     """
     status, wait = _status(error)
-    if status == 429 or (status in THROTTLED and wait is not None):
+    if asks_for_less(status, wait):
         return Failed(described(error), "throttled"), wait
     if isinstance(error, UsageError):
         return Failed(described(error), "arguments"), None

@@ -14,6 +14,7 @@ from typing import Any
 from agentpar.errors import PlanError
 from agentpar.events import (
     Answered,
+    AttemptEnded,
     AttemptFailed,
     ModelUsed,
     RunFinished,
@@ -88,7 +89,7 @@ def within_concurrency(performed: Performed) -> Iterator[str]:
             bounds[f"holders of {policy.lock!r}"] = 1
     if schedule.limits.per_host is not None:
         bounds |= {f"calls at {host}.example": schedule.limits.per_host for host in "ab"}
-    for task_id, change in _flights(performed):
+    for task_id, change in _places(performed):
         task = tasks[task_id]
         policy = policy_of(schedule, task)
         host = str(task.args.get("url", "")).split("/")[2:3]
@@ -97,15 +98,37 @@ def within_concurrency(performed: Performed) -> Iterator[str]:
             running[name] += change
             if running[name] > bounds.get(name, running[name]):
                 yield f"{running[name]} {name} at once, {bounds[name]} may"
-    if running["calls"] and not performed.cancelled:
-        yield f"{running['calls']} calls still run at the end"
-    faults = {b.fault for behaviours in schedule.calls.values() for b in behaviours}
-    if performed.peak > bounds["calls"] and not faults & {"stubborn", "deaf"}:
+    wanted = sum(change for _, change in _flights(performed))
+    if wanted and not performed.cancelled:
+        yield f"{wanted} calls still run at the end"
+    if performed.peak > bounds["calls"]:
         yield f"{performed.peak} calls really ran at once, {bounds['calls']} may"
 
 
+def _places(performed: Performed) -> Iterator[tuple[int, int]]:
+    """Attempts that begin (+1) and have really ended (-1), by task."""
+    running: set[tuple[int, int]] = set()
+    let_go: set[tuple[int, int]] = set()
+    for entry in performed.log:
+        match entry:
+            case Execute(task, _, attempt):
+                running.add((task.id, attempt))
+                yield task.id, 1
+            case Cancel("call", id, attempt):
+                let_go.add((id, attempt))
+            case (
+                TaskDone(task_id=id, attempt=attempt)
+                | AttemptFailed(task_id=id, attempt=attempt, abandoned=False)
+            ) if (id, attempt) in running - let_go:
+                running.remove((id, attempt))
+                yield id, -1
+            case AttemptEnded(id, attempt) if (id, attempt) in running:
+                running.remove((id, attempt))
+                yield id, -1
+
+
 def _flights(performed: Performed) -> Iterator[tuple[int, int]]:
-    """Attempts that begin (+1) and end (-1), by task, as the machine sees them."""
+    """Attempts that begin (+1) and that nobody waits for any more (-1), by task."""
     flying: dict[int, set[int]] = defaultdict(set)
     for entry in performed.log:
         match entry:
@@ -122,11 +145,9 @@ def _flights(performed: Performed) -> Iterator[tuple[int, int]]:
 
 
 def locks_hold(performed: Performed) -> Iterator[str]:
-    """No two calls really hold one lock, but beside one that does not stop when cancelled."""
-    faults = {id: {b.fault for b in found} for id, found in performed.schedule.calls.items()}
+    """No two calls really hold one lock, not even beside one that does not stop."""
     for lock, id, others in performed.overlaps:
-        if heard := [other for other in others if not faults[other] & {"stubborn", "deaf"}]:
-            yield f"lock {lock!r}: call {id} ran beside {heard}"
+        yield f"lock {lock!r}: call {id} ran beside {others}"
 
 
 def within_rates(performed: Performed) -> Iterator[str]:
@@ -408,12 +429,8 @@ def _tried(schedule: Schedule, task: Task, args: Mapping[str, Any]) -> Outcome:
     for attempt in range(policy.retries + 1):
         behaviour = behaviours[min(attempt, len(behaviours) - 1)]
         outcome = _called(schedule, task, args, behaviour)
-        again = (
-            isinstance(outcome, Failed)
-            and _DEAF not in outcome.error
-            and (
-                outcome.kind == "throttled" or (idempotent and outcome.kind in ("tool", "timeout"))
-            )
+        again = isinstance(outcome, Failed) and (
+            outcome.kind == "throttled" or (idempotent and outcome.kind in ("tool", "timeout"))
         )
         if not again:
             break
@@ -421,7 +438,7 @@ def _tried(schedule: Schedule, task: Task, args: Mapping[str, Any]) -> Outcome:
 
 
 _DEAF = ", and does not stop when cancelled"
-"""What is said of a call that goes on; it is not made again beside itself."""
+"""What is said of a call that goes on."""
 
 
 def _called(

@@ -10,18 +10,29 @@ from agentpar.events import Event, RunFinished, TaskStarted
 from agentpar.executor.commands import Execute
 from agentpar.executor.journal import RunJournal
 from agentpar.executor.machine import Machine
+from agentpar.gate import HostGate
 from agentpar.plan import Outcome
 from agentpar.tools.base import Tool
-from agentpar.tools.call import CurrentCall, call_key, enter_call
+from agentpar.tools.call import CurrentCall, call_key, enter_calls
 
 
 class Ledger:
-    """Of the run ``run_id`` that ``machine`` decides; without a journal it only names calls."""
+    """Of the run ``run_id`` that ``machine`` decides; without a journal it only names calls.
 
-    def __init__(self, run_id: str, machine: Machine, journal: RunJournal | None = None) -> None:
+    The calls are handed ``gate``, where they wait for hosts.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        machine: Machine,
+        journal: RunJournal | None = None,
+        gate: HostGate | None = None,
+    ) -> None:
         self._run_id = run_id
         self._machine = machine
         self._journal = journal
+        self._gate = gate
         self._keys: dict[int, str] = {}
 
     def known(self, call: Execute, tool: Tool) -> Outcome | None:
@@ -37,9 +48,14 @@ class Ledger:
 
         Raises `JournalError`: such a call must then not be made.
         """
-        enter_call(CurrentCall(self._run_id, call.task.id, call.attempt, tool, call.args))
+        current = CurrentCall(self._run_id, call.task.id, call.attempt, tool, call.args, self._gate)
+        enter_calls(current)
         if self._journal is not None and tool.sink:
             await self._journal.flush()
+
+    def held_back(self, task_id: int, attempt: int) -> float:
+        """Seconds that an attempt has waited at the gate."""
+        return 0.0 if self._gate is None else self._gate.held_back((task_id, attempt))
 
     def observe(self, event: Event) -> None:
         """Write ``event`` to the journal. Raises what keeps it from being written.

@@ -18,8 +18,10 @@ from agentpar.errors import PlanError
 from agentpar.events import (
     Answered,
     ApprovalGiven,
+    AttemptEnded,
     AttemptFailed,
     Event,
+    HostThrottled,
     JoinFailed,
     ModelUsed,
     PlanEnded,
@@ -36,7 +38,7 @@ from agentpar.events import (
     TaskStarted,
     Woke,
 )
-from agentpar.executor.admission import NEVER, Admission, Lane
+from agentpar.executor.admission import Admission, Lane
 from agentpar.executor.budget import Budget
 from agentpar.executor.commands import (
     Ask,
@@ -75,6 +77,7 @@ from agentpar.plan import (
     ready,
 )
 from agentpar.policy import PLAIN, Limits, Policy
+from agentpar.resource import NEVER
 
 HEDGE_AFTER = 0.95
 """The share of earlier calls that were quicker than one that is hedged."""
@@ -88,6 +91,8 @@ JOIN_SHARE = 0.3
 """The share of a deadline kept for the answer while nothing is known of how long one takes."""
 JOIN = "join()"
 """Under this name the machine learns how long answers take; no tool can have it."""
+PATIENCE = 30.0
+"""Seconds for which calls wait where only calls that do not stop keep them from beginning."""
 PARTS = 1_000_000
 """The parts of task 3 are numbered from 3,000,001: no plan counts that far."""
 
@@ -109,6 +114,7 @@ class _Call:
     hedging: bool = False  # ... and it, or the one that began last, is a hedge
     failure: Failed | None = None
     followers: list[int] | None = None  # tasks with the same call, which wait for this one
+    heard: int = 0  # number of the attempt that said which host asks for less
 
 
 class Machine:
@@ -137,6 +143,7 @@ class Machine:
         "_last_id",
         "_late",
         "_learns_at",
+        "_lingering",
         "_now",
         "_numbered",
         "_parts",
@@ -147,6 +154,7 @@ class Machine:
         "_planning",
         "_ranked",
         "_ranks",
+        "_stuck_since",
         "_timers",
         "_tried",
         "_turn",
@@ -226,6 +234,8 @@ class Machine:
         self._begun: dict[str, list[int]] = {}  # of tools that hedge: calls begun, hedges
         self._timers: list[tuple[float, int, str, int]] = []  # (when, turn, what, task)
         self._paused: set[int] = set()  # tasks between two attempts
+        self._lingering: dict[tuple[int, int], Lane] = {}  # attempts that were let go, not ended
+        self._stuck_since: float | None = None  # nothing can begin before one of those ends
         self._unmended = ""  # the failure for which the next plan is to be asked for
         self._late = False  # so late that the time left is for the answer
         self._turn = 0
@@ -240,6 +250,8 @@ class Machine:
             TaskDone: self._task_done,
             TaskStarted: self._task_started,
             AttemptFailed: self._attempt_failed,
+            HostThrottled: self._host_throttled,
+            AttemptEnded: self._attempt_ended,
             TaskItem: self._task_item,
             TaskReplaced: self._task_replaced,
             TaskCancelled: self._task_cancelled,
@@ -271,6 +283,8 @@ class Machine:
         admission = self._admission
         if admission.waiting and admission.running < admission.slots and self.finished is None:
             commands += self._admit()
+        if self._lingering or self._stuck_since is not None:
+            commands += self._look_whether_stuck()
         return commands
 
     @property
@@ -503,18 +517,29 @@ class Machine:
         return [Expand(task.id, tuple(parts))] if parts else []
 
     def _task_item(self, event: TaskItem) -> list[Command]:
-        """An element of a list that is still coming: what goes over that list may begin."""
+        """An element of a list that is still coming: what goes over that list may begin. A list
+        is read by one attempt: whichever tells an element first goes on alone."""
         id = event.task_id
+        if id not in self._unmet:
+            return []
         items = self._items.setdefault(id, [])
-        if id not in self._unmet or event.index != len(items):
-            return []  # it has ended, or tells again what an earlier attempt has told
+        if event.index != len(items):  # an attempt of an earlier part of the run has told it
+            return [] if items[event.index : event.index + 1] == [event.value] else self._reread(id)
         items.append(event.value)
         commands: list[Command] = []
+        if (call := self._calls.get(id)) is not None and (len(call.attempts) > 1 or call.waiting):
+            commands = self._drop(call, "another attempt has begun its list", but=event.attempt)
         for dependant in self._dependants.get(id, ()):
             task = self.tasks[dependant]
             if self._goes_over(task, id):
                 commands += self._spawn(task, items, len(self._parts.get(dependant, ())))
         return commands
+
+    def _reread(self, id: int) -> list[Command]:
+        """A list that was read again, after a crash, is another than what others began on."""
+        error = "its list was read again and differs from the elements that calls have begun on"
+        commands = self._drop(self._calls[id], error) if id in self._calls else []
+        return [*commands, Settle(id, Failed(error))]
 
     def _spawn_rest(self, task: Task, list_of: int) -> list[Command]:
         """The list has ended: parts for the elements that have not been told one by one."""
@@ -659,18 +684,77 @@ class Machine:
         if call is None or began is None:
             return []
         admission, now = self._admission, self._now
-        admission.release(call.lane)
-        if event.outcome.kind == "throttled":
+        commands: list[Command] = []
+        if event.abandoned:
+            commands = self._let_go(call, event.attempt, event.outcome.error)
+        else:
+            admission.release(call.lane)
+        if event.outcome.kind == "throttled" and call.heard != event.attempt:
             admission.throttled(call.lane, call.task.tool, now, began, event.retry_after)
         call.failure = event.outcome
         if call.attempts or call.waiting:
-            return []  # another attempt may still bring it
+            return commands  # another attempt may still bring it
         if not self._may_retry(call):
-            return [Settle(call.task.id, event.outcome)]
+            return [*commands, Settle(call.task.id, event.outcome)]
         pause = call.policy.pause(call.last, f"{self.seed}/{call.task.id}")
         self._paused.add(call.task.id)
         call.hedging = False
-        return self._wake(now + max(pause, event.retry_after or 0.0), "retry", call.task.id)
+        at = now + max(pause, event.retry_after or 0.0)
+        return [*commands, *self._wake(at, "retry", call.task.id)]
+
+    def _let_go(self, call: _Call, attempt: int, why: str) -> list[Command]:
+        """Nobody waits for this attempt any more. What it took up stays taken until it ends."""
+        self._lingering[call.task.id, attempt] = call.lane
+        return [Cancel("call", call.task.id, attempt, why)]
+
+    def _attempt_ended(self, event: AttemptEnded) -> list[Command]:
+        if (lane := self._lingering.pop((event.task_id, event.attempt), None)) is not None:
+            self._admission.release(lane)
+        return []
+
+    def _look_whether_stuck(self) -> list[Command]:
+        """Calls wait, and nothing but the end of calls that do not stop can let them begin: they
+        are not waited for without end."""
+        if not self._is_stuck():
+            self._stuck_since = None
+        elif self._stuck_since is None:
+            self._stuck_since = self._now
+            return self._wake(self._now + PATIENCE, "stuck")
+        return []
+
+    def _is_stuck(self) -> bool:
+        admission = self._admission
+        return (
+            self.finished is None
+            and admission.waiting > 0
+            and admission.running == len(self._lingering)
+            and not (self._planning or self._asked or self._paused)
+            and admission.opens(self._now) == NEVER
+        )
+
+    def _give_up_waiting(self) -> list[Command]:
+        """Calls whose places are held by others that do not stop have failed."""
+        if self._stuck_since is None or self._now < self._stuck_since + PATIENCE:
+            return []
+        self._stuck_since = None
+        held = ", ".join(f"call {id}" for id in dict.fromkeys(id for id, _ in self._lingering))
+        error = f"not called: {held} does not stop when cancelled, and leaves no place for it"
+        commands: list[Command] = []
+        for id, call in self._calls.items():
+            if call.waiting:
+                commands += self._drop(call, error)
+                commands.append(Settle(id, call.failure or Failed(error, "timeout")))
+        return commands
+
+    def _host_throttled(self, event: HostThrottled) -> list[Command]:
+        """A host asks for less: what its calls are told holds for all calls to it."""
+        call, began = self._calls.get(event.task_id), None
+        if call is not None:
+            call.heard = event.attempt
+            began = call.attempts.get(event.attempt)
+        began = self._now if began is None else began
+        self._admission.host_throttled(event.host, self._now, began, event.retry_after)
+        return []
 
     def _may_retry(self, call: _Call) -> bool:
         assert call.failure is not None
@@ -690,6 +774,10 @@ class Machine:
         id, outcome, unmet = event.task_id, event.outcome, self._unmet
         if unmet.get(id) != 0:
             return []  # ended already
+        if id in self._items and isinstance(outcome, Ok):
+            told = self._items[id]
+            if outcome.value[: len(told)] != told:
+                return self._reread(id)
         del unmet[id]
         call = self._calls.pop(id, None)
         commands = [] if call is None else self._close(call, event)
@@ -750,8 +838,8 @@ class Machine:
                 commands.append(Settle(follower, outcome, f"same call as {id}"))
         return commands
 
-    def _drop(self, call: _Call, why: str) -> list[Command]:
-        """Nothing of ``call`` runs, waits or will be tried again."""
+    def _drop(self, call: _Call, why: str, *, but: int = 0) -> list[Command]:
+        """Nothing of ``call`` runs, ``but`` perhaps one attempt, waits or will be tried again."""
         id = call.task.id
         self._paused.discard(id)
         if call.waiting:
@@ -760,10 +848,9 @@ class Machine:
             if call.hedging:
                 self._begun[call.task.tool][1] -= 1
         commands: list[Command] = []
-        for attempt in call.attempts:
-            self._admission.release(call.lane)
-            commands.append(Cancel("call", id, attempt, why))
-        call.attempts.clear()
+        for attempt in [attempt for attempt in call.attempts if attempt != but]:
+            del call.attempts[attempt]
+            commands += self._let_go(call, attempt, why)
         return commands
 
     def _task_cancelled(self, event: TaskCancelled) -> list[Command]:
@@ -893,6 +980,8 @@ class Machine:
                         commands += self._offer(self._calls[id])
                 case "hedge":
                     commands += self._hedge(id)
+                case "stuck":
+                    commands += self._give_up_waiting()
                 case "wind down":
                     self._late = True
                     if not self._joining:
@@ -916,6 +1005,8 @@ class Machine:
         call = self._calls.get(id)
         if call is None or len(call.attempts) != 1 or call.waiting or self.stopped_by:
             return []
+        if id in self._items:
+            return []  # others have begun on what the first one tells
         if not (call.policy.hedge and self._is_idempotent(call.task.tool)):
             return []  # of a tool that another call has replaced by now, perhaps
         begun = self._begun[call.task.tool]
@@ -972,6 +1063,8 @@ class Machine:
     def _cancel_all(self, why: str) -> list[Command]:
         commands: list[Command] = []
         if self._planning:
+            self._planning = False
+            self.budget.forfeit("plan")
             commands.append(Cancel("plan", self.round, why=why))
         for call in self._calls.values():
             commands += self._drop(call, why)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from agentpar.events import (
     Answered,
     ApprovalGiven,
+    AttemptEnded,
     AttemptFailed,
     Event,
     JoinFailed,
@@ -20,7 +21,6 @@ from agentpar.events import (
     TaskDone,
     TaskPlanned,
 )
-from agentpar.executor.admission import NEVER
 from agentpar.executor.commands import (
     Ask,
     Cancel,
@@ -35,6 +35,7 @@ from agentpar.executor.commands import (
 )
 from agentpar.executor.machine import Machine
 from agentpar.plan import Task
+from agentpar.resource import NEVER
 
 
 def catch_up(machine: Machine, history: Iterable[Event]) -> list[Command]:
@@ -56,6 +57,8 @@ def catch_up(machine: Machine, history: Iterable[Event]) -> list[Command]:
                 due.pop(("task", event.task_id, 0), None)
             case AttemptFailed():
                 due.pop(("task", event.task_id, event.attempt), None)
+            case AttemptEnded():
+                due.pop(("call", event.task_id, event.attempt), None)
             case PlanEnded() | PlanFailed():
                 due.pop(("plan", event.round, 0), None)
             case Answered() | ReplanAsked() | JoinFailed():
@@ -70,8 +73,11 @@ def catch_up(machine: Machine, history: Iterable[Event]) -> list[Command]:
                 case Ask(Task(id)) | Settle(id):
                     due["task", id, 0] = command
                     attempts.setdefault(id, []).append(0)
-                case Cancel("call" | "ask", id, attempt):
+                case Cancel("call", id, attempt):
                     due.pop(("task", id, attempt), None)
+                    due["call", id, attempt] = command  # until it is told that it has ended
+                case Cancel("ask", id):
+                    due.pop(("task", id, 0), None)
                 case Cancel(what, id):
                     due.pop((what, id, 0), None)
                 case Plan(round):

@@ -59,7 +59,7 @@ def as_text(value: Any) -> str:
     if isinstance(value, str):
         return value
     if is_page(value):
-        apart = ("url", "title", "text", "others")  # an address states nothing
+        apart = ("url", "title", "text", "others", "unread")  # an address states nothing
         rest = {key: item for key, item in value.items() if key not in apart and item is not None}
         facts = "\n".join(f"{key}: {as_text(item)}" for key, item in rest.items())
         return "\n".join(filter(None, (value["text"], facts)))

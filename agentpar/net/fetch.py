@@ -8,16 +8,19 @@ from __future__ import annotations
 import asyncio
 import ssl
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 from agentpar.errors import FetchError
+from agentpar.gate import Visit, Visiting, unlimited
 from agentpar.net.client import Resolver, open_client, redirected, system_resolver
 from agentpar.net.guard import Guard, origin_of
-from agentpar.net.retry import retry_after
+from agentpar.net.retry import asks_for_less, retry_after
+from agentpar.resource import host_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,8 @@ class Fetcher:
     """Fetches whole bodies within `Caps`, following redirects hop by judged hop.
 
     One client per event loop is opened at the first fetch; `aclose` closes the running
-    loop's. Safe for many fetches at once.
+    loop's. Safe for many fetches at once: each request waits for its host as ``visiting`` says,
+    and the time that it waits there does not count.
     """
 
     def __init__(
@@ -88,11 +92,13 @@ class Fetcher:
         *,
         resolve: Resolver = system_resolver,
         tls: ssl.SSLContext | None = None,
+        visiting: Visiting = unlimited,
     ) -> None:
         self.guard = guard
         self.caps = caps or Caps()
         self._resolve = resolve
         self._tls = tls
+        self._visiting = visiting
         self._clients: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
 
     async def fetch(
@@ -154,7 +160,7 @@ class Fetcher:
         for attempt in range(self.caps.retries + 1):
             last = attempt == self.caps.retries
             try:
-                answer = await self._follow(url, method, headers, json, accept)
+                answer = await self._follow(url, method, headers, json, accept, scope)
             except (*_NOT_SENT, *_BROKEN_OFF) as error:
                 # A POST may have been done, and paid for, before its answer broke off.
                 if last or (method != "GET" and isinstance(error, _BROKEN_OFF)):
@@ -185,19 +191,38 @@ class Fetcher:
         headers: Mapping[str, str],
         json: Any,
         accept: Callable[[str], bool],
+        scope: asyncio.Timeout,
     ) -> Download | httpx.Response:
         """The download, or the response (unread) whose status says that there is none."""
         here = self.guard.check(url)
         home = origin_of(here)
         for _ in range(self.caps.redirects + 1):
             sent = headers if origin_of(here) == home else {}
-            async with self._client().stream(method, here, headers=sent, json=json) as response:
+            async with (
+                self._visit(host_of(str(here)), scope) as visit,
+                self._client().stream(method, here, headers=sent, json=json) as response,
+            ):
+                asked = retry_after(response.headers)
+                if asks_for_less(response.status_code, asked):
+                    visit.throttled(asked)
+                elif response.status_code < 500:
+                    visit.succeeded()
                 if response.status_code >= 400:
                     return response
                 if not response.is_redirect:
                     return await self._read(response, accept)
                 here = self._next_hop(url, here, response, method)
         raise FetchError(f"{url!r} redirects more than {self.caps.redirects} times")
+
+    @asynccontextmanager
+    async def _visit(self, host: str, scope: asyncio.Timeout) -> AsyncIterator[Visit]:
+        """A stay at ``host``; the clock of ``scope`` stands still until it begins."""
+        now, ends = asyncio.get_running_loop().time, scope.when()
+        began = now()
+        scope.reschedule(None)
+        async with self._visiting(host, self.caps.timeout) as visit:
+            scope.reschedule(None if ends is None else ends + now() - began)
+            yield visit
 
     def _next_hop(
         self, url: str, here: httpx.URL, response: httpx.Response, method: str

@@ -1,10 +1,16 @@
-"""How long a server wants to be left alone before it is asked again."""
+"""Whether a server wants to be left alone, and for how long."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
+
+
+def asks_for_less(status: int | None, wait: float | None) -> bool:
+    """Whether an answer with this HTTP status says "too many requests", or that the server is
+    overloaded and for how many seconds to ``wait``."""
+    return status == 429 or (status == 503 and wait is not None)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

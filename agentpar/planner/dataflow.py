@@ -55,12 +55,23 @@ def _promise(
     if task is None or tool is None:
         return None
     output, root = tool.output, tool.output or {}
+    if output is not None and tool.policy.on_error == "keep":
+        output = {"anyOf": [output, _KEPT]}
     if task.needs and each(task.args):  # its value is the list of what its calls return
         output = {"type": "array", "items": output or {}}
     if output is None:
         return None
     whole = _Promise(name, Ref(ref.task), tool.name, output, root)
     return whole.followed(ref.path)
+
+
+_KEPT: Schema = {
+    "type": "object",
+    "properties": {"error": {"type": "string"}},
+    "required": ["error"],
+    "additionalProperties": False,
+}
+"""What a failure is to those who refer to it, where ``on_error`` keeps it (`value_of`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ schema's order, strings in double quotes on one line.
 
 What the grammar cannot say (a pattern, bounds on fractions, a minLength over 4, two equal keys
 in a dict whose keys no schema names, keywords it does not know, what type a reference's value
-has, over which list a call goes) it leaves open, and the parser or `binding` finds it afterwards.
+has, over which list a call goes, what a replacement may not need) it leaves open, and the parser
+or `binding` finds it afterwards.
 
 Lines differ only in the references they may hold, so what holds none is one rule for all
 lines: rules are kept by what they say, and equal ones are the same rule.
@@ -36,6 +37,7 @@ MAX_ITEMS = 16
 _MAX_DIGITS = 15  # integers of so many digits are exact as floats, too
 _MAX_LEAST = 4  # of a minLength: each character that must come costs time at every step
 _MAX_KEY = 64  # characters of a key that no schema names
+_MAX_CHANGES = 8  # in a row
 _MAX_DEPTH = 5  # of nested schemas: what is deeper (a schema may contain itself) is any JSON
 
 
@@ -44,6 +46,7 @@ def plan_grammar(
     *,
     first_id: int = 1,
     known: Collection[int] = (),
+    alive: Collection[int] = (),
     max_lines: int = 16,
     thoughts: bool = False,
     extended: bool = False,
@@ -51,8 +54,9 @@ def plan_grammar(
     """The EBNF of every plan of ``max_lines`` calls or fewer over ``tools``.
 
     Tasks are numbered from ``first_id``. ``known`` holds the ids of earlier rounds that have
-    a value, so that references may go there; where it is empty there is at least one task,
-    else a plan may be ``join()`` alone. With ``thoughts`` a ``Thought:`` line may stand
+    a value or may yet get one, so that references may go there; where it is empty there is at
+    least one task, else a plan may be ``join()`` alone. ``alive`` holds those of them that a line
+    may cancel or replace. With ``thoughts`` a ``Thought:`` line may stand
     before each task. With ``extended`` a reference may have one ``[*]``, and ``any(…)`` and
     ``some(…)`` may be written. Raises `UsageError` for a name that no plan can write.
 
@@ -70,7 +74,8 @@ def plan_grammar(
         task = f'{_text(f"{id}. ")} {calls} "\\n" {line}'
         may_end = id > first_id or known
         ending = f' | {_text(f"{id}. ")}? "join()"' if may_end else ""
-        line = rules.add("line", f"{thought}{task}{ending}")
+        changes = f"{_changes(rules, alive, calls)} " if alive else ""
+        line = rules.add("line", f"{changes}({thought}{task}{ending})")
     return rules.ebnf(line)
 
 
@@ -125,14 +130,26 @@ def _thought(rules: _Rules) -> str:
     return rules.add("thought", rf'("Thought: " {text} "\n")?') + " "
 
 
+def _changes(rules: _Rules, alive: Collection[int], calls: str) -> str:
+    """The rule for lines that cancel, or replace by one of ``calls``, tasks that are ``alive``."""
+    one = f'"$" ({_numbers(alive)})'
+    cancel, replace = f'"cancel(" {one} ")"', f'"replace(" {one} ", " {calls} ")"'
+    change = rules.add("change", f'({cancel} | {replace}) "\\n"')
+    return rules.add("changes", f"{change}{{0,{min(len(alive), _MAX_CHANGES)}}}")
+
+
 def _references(rules: _Rules, ids: Collection[int]) -> str:
     """The rule for a reference to one of ``ids``, or "" where there is none."""
     if not ids:
         return ""
+    return rules.add("ref", f'"$" ({_numbers(ids)}) {rules.add("path", _PATH)}')
+
+
+def _numbers(ids: Collection[int]) -> str:
+    """Alternatives for the numbers of ``ids``."""
     tens = groupby(sorted(set(ids)), key=lambda id: id // 10)
     groups = ((str(ten or ""), "".join(str(id % 10) for id in group)) for ten, group in tens)
-    numbers = " | ".join(f"{_text(ten)} [{digits}]" for ten, digits in groups)
-    return rules.add("ref", f'"$" ({numbers}) {rules.add("path", _PATH)}')
+    return " | ".join(f"{_text(ten)} [{digits}]" for ten, digits in groups)
 
 
 def _starred(rules: _Rules, references: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,14 +19,13 @@ from agentpar.events import (
     Event,
     JoinStarted,
     JoinText,
-    ModelUsed,
     PlanFault,
     ReplanAsked,
     Source,
-    Usage,
 )
 from agentpar.plan import Outcome, Task
 from agentpar.planner.prompts import join_messages
+from agentpar.planner.reply import asking
 from agentpar.ports import Clock, ModelRequest, Runtime
 
 
@@ -99,23 +97,15 @@ class Joiner:
         asked = ModelRequest(
             messages, max_tokens=self._max_tokens, temperature=self._temperature, seed=self._seed
         )
-        started = clock.now()
-        first_token = 0.0
-        usage = Usage(calls=1)
         text = ""
         shown = 0  # characters passed on; the first line waits until it is known not to be Replan
-        async with aclosing(self._runtime.stream(asked)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Usage):
-                    usage = piece
-                    continue
-                first_token = first_token or clock.now() - started
+        async with asking(self._runtime, asked, clock) as reply:
+            async for piece in reply:
                 text += piece
                 if shown or not may_replan(text):
                     emit(JoinText(request.round, text[shown:], clock.now()))
                     shown = len(text)
-        seconds = clock.now() - started
-        emit(ModelUsed("join", request.round, usage, first_token, seconds, clock.now()))
+        emit(reply.used("join", request.round))
         why = replan_reason(text)
         if why is not None and not request.final:
             emit(ReplanAsked(request.round, why, clock.now()))
@@ -123,12 +113,12 @@ class Joiner:
         answer = answer_text(text) if why is None else f"No answer was found: {why}"
         within = f"{self._max_tokens} tokens (max_answer_tokens)"
         if not answer:
-            at = f" within {within}" if usage.cut else ""
+            at = f" within {within}" if reply.usage.cut else ""
             raise ModelServerError(f"the model wrote an empty answer{at}")
         if shown == 0:
             emit(JoinText(request.round, answer, clock.now()))
         checked = self._check(answer, request.sources, request.outcomes)
-        if usage.cut:  # our word, not the model's: nothing to check
+        if reply.usage.cut:  # our word, not the model's: nothing to check
             note = f"\n[the answer was cut off after {within}]"
             emit(JoinText(request.round, note, clock.now()))
             answer += note

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from agentpar.errors import GrammarRefused, PlanError, UsageError
 from agentpar.events import (
     Event,
-    ModelUsed,
     PlanEnded,
     PlanFault,
     PlanStarted,
@@ -21,13 +20,13 @@ from agentpar.events import (
     TaskCancelled,
     TaskPlanned,
     TaskReplaced,
-    Usage,
 )
 from agentpar.plan import Ok, Outcome, Task
 from agentpar.planner.binding import bind, check_cancel, rebind
 from agentpar.planner.grammar import plan_grammar
 from agentpar.planner.parser import BadLine, Call, Cancel, Item, Join, PlanParser, Replace
-from agentpar.planner.prompts import EXAMPLES, Example, plan_messages
+from agentpar.planner.prompts import EXAMPLES, EXTENDED_EXAMPLES, Example, plan_messages
+from agentpar.planner.reply import asking
 from agentpar.ports import Clock, ModelRequest, Runtime
 from agentpar.tools.base import Tool
 
@@ -65,7 +64,8 @@ class Planner:
     grammar, True insists, False never does. ``max_lines`` bounds the calls of a constrained
     plan, ``max_tokens`` the text of any; one that is cut off there is told as a fault.
     ``examples`` None takes the built-in ones that these tools can run. ``extended`` tells the
-    model of ``$1[*]``, ``any(…)`` and ``some(…)``, which a plan may hold in any case.
+    model of ``$1[*]``, ``any(…)`` and ``some(…)``, which a plan may hold in any case; ``surgery``,
+    where calls still run, of ``cancel(…)`` and ``replace(…)``.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Planner:
         examples: Sequence[Example] | None = None,
         instructions: str = "",
         extended: bool = False,
+        surgery: bool = False,
         grammar: bool | None = None,
         max_lines: int = 24,
         max_tokens: int = 768,
@@ -84,9 +85,10 @@ class Planner:
     ) -> None:
         self._runtime = runtime
         self._tools = tools
-        self._examples = usable_examples(tools) if examples is None else tuple(examples)
+        self._examples = usable_examples(tools, extended) if examples is None else tuple(examples)
         self._instructions = instructions
         self._extended = extended
+        self._surgery = surgery
         self._grammar = grammar
         self._max_lines = max_lines
         self._max_tokens = max_tokens
@@ -116,15 +118,8 @@ class Planner:
     ) -> None:
         """One model call: its text, its tasks as they come, and what it took."""
         reading = _Reading(request, self._tools, emit, clock)
-        started = clock.now()
-        first_token = 0.0
-        usage = Usage(calls=1)
-        async with aclosing(self._runtime.stream(asked)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Usage):
-                    usage = piece
-                    continue
-                first_token = first_token or clock.now() - started
+        async with asking(self._runtime, asked, clock) as reply:
+            async for piece in reply:
                 emit(PlanText(request.round, piece, clock.now()))
                 reading.feed(piece)
                 if reading.ended and asked.grammar is None:
@@ -132,11 +127,10 @@ class Planner:
                     # grammar it stops by itself, and the server still counts its tokens.
                     break
         reading.close()
-        if usage.cut and not reading.ended:
+        if reply.usage.cut and not reading.ended:
             message = f"the plan was cut off after {asked.max_tokens} tokens (max_plan_tokens)"
             emit(PlanFault(request.round, message, at=clock.now()))
-        seconds = clock.now() - started
-        emit(ModelUsed("plan", request.round, usage, first_token, seconds, clock.now()))
+        emit(reply.used("plan", request.round))
 
     async def _request(self, request: PlanRequest) -> ModelRequest:
         grammar = None
@@ -149,10 +143,12 @@ class Planner:
                 )
             if able:
                 known = [id for id, outcome in request.outcomes.items() if isinstance(outcome, Ok)]
+                alive = request.tasks.keys() - request.outcomes.keys()
                 grammar = plan_grammar(
                     self._tools,
                     first_id=request.first_id,
-                    known=known,
+                    known=[*known, *alive],
+                    alive=alive if self._surgery else (),
                     max_lines=self._max_lines,
                     extended=self._extended,
                 )
@@ -164,6 +160,7 @@ class Planner:
             instructions=self._instructions,
             why=request.why,
             extended=self._extended,
+            surgery=self._surgery,
             tasks=request.tasks,
             outcomes=request.outcomes,
         )
@@ -286,9 +283,11 @@ class _Reading:
         self._emit(PlanFault(self._round, message, at=self._clock.now()))
 
 
-def usable_examples(tools: Mapping[str, Tool]) -> tuple[Example, ...]:
-    """The built-in examples whose every line these tools can run."""
-    return tuple(example for example in EXAMPLES if not plan_problems(example.plan, tools))
+def usable_examples(tools: Mapping[str, Tool], extended: bool = False) -> tuple[Example, ...]:
+    """The built-in examples whose every line these tools can run; the ``extended`` ones first,
+    as the last weighs most."""
+    examples = (*(EXTENDED_EXAMPLES if extended else ()), *EXAMPLES)
+    return tuple(example for example in examples if not plan_problems(example.plan, tools))
 
 
 def plan_problems(plan: str, tools: Mapping[str, Tool]) -> list[str]:

@@ -16,11 +16,12 @@ from typing import Any
 
 from agentpar.errors import PlanError
 from agentpar.events import PlanFault, Source
-from agentpar.plan import Failed, Ok, Outcome, Ref, Skipped, Task, resolve
+from agentpar.plaintext import one_line
+from agentpar.plan import Failed, Ok, Outcome, Ref, Skipped, Task, has_value, resolve
 from agentpar.planner.parser import format_call
 from agentpar.ports import Message
 from agentpar.tools.base import Tool
-from agentpar.tools.page import is_page, pages_of
+from agentpar.tools.page import is_page, pages_of, unread_of
 
 PAGE_CHARS = 900
 """Characters of a page that the joiner is shown."""
@@ -39,6 +40,8 @@ FAULT_CHARS = 200
 """Characters of what was wrong with a line of the plan."""
 MAX_FAULTS = 20
 """Faults that are told one by one."""
+WHY_CHARS = 400
+"""Characters of the reason for which another plan is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,24 @@ EXAMPLES = (
 )
 """Plans for the built-in tools; an agent takes those that its own tools can run."""
 
+EXTENDED_EXAMPLES = (
+    Example(
+        "What do the pages on Lake Baikal say of its depth?",
+        '1. web_search(query="Lake Baikal depth")\n'
+        '2. web_fetch(url=$1[*].url, find="depth")\n'
+        "join()",
+    ),
+    Example(
+        "How high is Mont Blanc in kilometres? Look for Monte Bianco, too; the first will do.",
+        '1. web_lookup(query="Mont Blanc", find="height")\n'
+        '2. web_lookup(query="Monte Bianco", find="height")\n'
+        '3. calc(expression="a / 1000", a=any($1.value, $2.value))\n'
+        "join()",
+    ),
+)
+"""The same in the wider language: small models write what they were shown, and hardly what they
+were told (`bench/plan_language.py`)."""
+
 _PLANNER = """\
 You plan tool calls. Calls that do not need each other's results run in parallel.
 Write one call per line, numbered from {first_id}, and end with join():
@@ -121,6 +142,10 @@ _EXTENDED = """
 $1[*].url as an argument makes the call once for each element of $1, and its result is the list \
 of theirs. any($1, $2) is whichever of them comes first; some(2, $1, $2, $3) is a list of the \
 first two."""
+
+_SURGERY = """
+If the result of {alive} is of no use any more, write cancel({first}), or replace({first}, \
+tool(argument="value")) for another call in its place."""
 
 _JOINER = """\
 You answer a question from the results of tool calls.
@@ -179,12 +204,15 @@ def plan_messages(
     instructions: str = "",
     why: str = "",
     extended: bool = False,
+    surgery: bool = False,
     tasks: Mapping[int, Task] | None = None,
     outcomes: Mapping[int, Outcome] | None = None,
 ) -> tuple[Message, ...]:
-    """The planner's prompt. In a later round, ``tasks`` and ``outcomes`` tell what is known.
+    """The planner's prompt. In a later round, ``tasks`` and ``outcomes`` tell what is known:
+    what is done, what has failed, and what still runs.
 
-    With ``extended`` it explains ``[*]``, ``any(…)`` and ``some(…)``, too.
+    With ``extended`` it explains ``[*]``, ``any(…)`` and ``some(…)``, too; with ``surgery``,
+    where calls still run, ``cancel(…)`` and ``replace(…)``.
     """
     system = _PLANNER.format(
         first_id=first_id,
@@ -197,11 +225,15 @@ def plan_messages(
     for example in examples:
         messages.append(Message("user", f"Question: {example.question}"))
         messages.append(Message("assistant", example.plan))
+    tasks, outcomes = tasks or {}, outcomes or {}
     asked = f"Question: {question}"
     if tasks:
-        asked += f"\n\nDone already, usable as $1, $2, …:\n{_done(tasks, outcomes or {})}"
+        asked += _so_far(tasks, outcomes)
     if why:
-        asked += f"\n\nStill missing: {why}\nPlan only the calls that find it, from {first_id} on."
+        asked += f"\n\nStill missing: {one_line(why, WHY_CHARS)}"
+        asked += f"\nPlan only the calls that find it, from {first_id} on, and end with join()."
+    if surgery and (alive := sorted(tasks.keys() - outcomes.keys())):
+        asked += _SURGERY.format(alive=_some_of(alive), first=f"${alive[0]}")
     messages.append(Message("user", asked))
     return tuple(messages)
 
@@ -435,7 +467,9 @@ def _observation(
     if pages := pages_of(outcome.value):
         numbered = zip(marks or [""] * len(pages), pages, strict=True)
         share = room // len(pages)
-        return "\n".join([head, *(f"{mark}{_cut(_page(page), share)}" for mark, page in numbered)])
+        told = [f"{mark}{_cut(_page(page), share)}" for mark, page in numbered]
+        unread = [f"Not read: {_cut(text, VALUE_CHARS)}" for text in unread_of(outcome.value)]
+        return "\n".join([head, *told, *unread])
     mark = marks[0] if marks else ""
     if _short(outcome.value) is not None:
         return f"{mark}{head}"
@@ -445,18 +479,55 @@ def _observation(
     return f"{mark}{head}\n{_cut(_plain(outcome.value), min(limit, room))}"
 
 
-def _done(tasks: Mapping[int, Task], outcomes: Mapping[int, Outcome]) -> str:
-    """What earlier rounds did, a line a task, for a planner that may refer to it."""
+def _so_far(tasks: Mapping[int, Task], outcomes: Mapping[int, Outcome]) -> str:
+    """What became of the calls so far, for a planner that may refer to them.
 
-    def told(id: int, room: int) -> str:
-        return f"${id}: {_headline(tasks[id], outcomes)}"
+    Each stands on one line that begins with ``$``, whatever its tool returned: none can be taken
+    for a line of a plan.
+    """
+    ended, alive = tasks.keys() & outcomes.keys(), tasks.keys() - outcomes.keys()
+    done = {id for id in ended if has_value(outcomes[id])}
+    groups = {
+        "Done already, usable as {}:": done,
+        "Failed, without a result; do not repeat these:": ended - done,
+        "Still running, usable as {}; do not plan these again:": alive,
+    }
+    told = {title: sorted(ids) for title, ids in groups.items() if ids}
+    used = _used(tasks, outcomes)
+    room = RESULTS_CHARS // len(told)
 
-    return "\n".join(_within(RESULTS_CHARS, sorted(tasks), _used(tasks, outcomes), told))
+    def line(id: int, limit: int) -> str:
+        return f"${id}: {_line(tasks[id], outcomes)}"
+
+    text = ""
+    for title, ids in told.items():
+        lines = _within(room, ids, used, line)
+        text += "\n\n" + "\n".join([title.format(_some_of(ids)), *lines])
+    return text
+
+
+def _some_of(ids: Sequence[int]) -> str:
+    """The first references to ``ids``: ``$1, $2, …``."""
+    return ", ".join([*(f"${id}" for id in ids[:2]), *(["…"] if len(ids) > 2 else [])])
+
+
+def _line(task: Task, outcomes: Mapping[int, Outcome]) -> str:
+    """A call and what became of it, on one line."""
+    match outcomes.get(task.id):
+        case None:
+            text = _call(task, outcomes)
+            if waits := [f"${need}" for need in task.needs if need not in outcomes]:
+                text += f" waits for {', '.join(waits)}"
+        case Ok(value) if not is_page(value) and _short(value) is None:
+            text = f"{_call(task, outcomes)} = {_cut(_plain(value), USED_CHARS)}"
+        case _:
+            text = _headline(task, outcomes)
+    return one_line(text)
 
 
 def _headline(task: Task, outcomes: Mapping[int, Outcome]) -> str:
     """The call and, in short, how it ended: ``web_lookup(query="Nile", …) = 6650``."""
-    call = format_call(task.tool, {k: _shown(v, outcomes) for k, v in task.args.items()})
+    call = _call(task, outcomes)
     match outcomes.get(task.id):
         case Ok(value):
             short = _found(value) if is_page(value) else _short(value)
@@ -467,6 +538,10 @@ def _headline(task: Task, outcomes: Mapping[int, Outcome]) -> str:
             return f"{call} skipped, because call {because} has no value"
         case _:
             return f"{call} not finished"
+
+
+def _call(task: Task, outcomes: Mapping[int, Outcome]) -> str:
+    return format_call(task.tool, {k: _shown(v, outcomes) for k, v in task.args.items()})
 
 
 def _shown(arg: Any, outcomes: Mapping[int, Outcome]) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import aclosing
 from inspect import CORO_CLOSED, getcoroutinestate
 from typing import Any, Protocol
 
@@ -26,6 +25,7 @@ from agentpar.events import (
 )
 from agentpar.plan import Outcome, Task
 from agentpar.planner.prompts import MAX_RESULTS, join_prefix
+from agentpar.planner.reply import asking
 from agentpar.ports import Clock, Message, ModelRequest, Runtime
 
 LEAST_NEWS = 400
@@ -118,7 +118,7 @@ class Warmer:
             usage, error = Usage(calls=1), ""
             started = clock.now()
             try:
-                usage = await self._ask(messages)
+                usage = await self._ask(messages, clock)
             except asyncio.CancelledError:
                 error = "the run went on without waiting for it"
                 raise
@@ -137,14 +137,12 @@ class Warmer:
         except Exception:  # planner and joiner, who need the runtime, will say what is wrong
             return False
 
-    async def _ask(self, messages: tuple[Message, ...]) -> Usage:
-        usage = Usage(calls=1)
+    async def _ask(self, messages: tuple[Message, ...], clock: Clock) -> Usage:
         request = ModelRequest(messages, max_tokens=1, background=True)
-        async with aclosing(self._runtime.stream(request)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Usage):
-                    usage = piece
-        return usage
+        async with asking(self._runtime, request, clock) as reply:
+            async for _ in reply:
+                pass
+        return reply.usage
 
     def _news(self, run: RunView) -> tuple[Message, ...] | None:
         """What can be read now, where that is enough more than was read, and in time."""

@@ -13,6 +13,14 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from agentpar.policy import PLAIN, Policy
 
 Effect = Literal["read", "write"]
+Batch = Callable[[list[dict[str, Any]]], Awaitable[Sequence[Any]]]
+BATCH_SIZE = 16
+"""Most calls in one batch, where a tool does not say."""
+
+
+def is_sink(effect: Effect, sends: bool) -> bool:
+    """Whether a call has consequences outside the run: it writes or sends."""
+    return effect == "write" or sends
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,8 +41,11 @@ class Tool:
     from outside, so it is as trustworthy as they are; any other tool's result is untrusted.
     ``policy`` says how it is called. Results of one ``version`` do not stand for those of
     another. ``close`` releases what the tool holds (connections); a closed tool opens again at
-    its next call. ``secrets`` are values, such as the key it calls with, that no event of a run
-    may show.
+    its next call. ``batch`` makes several calls as one: it takes the arguments of each, as
+    ``call`` does, and returns a list of results in the same order, in which an exception is the
+    failure of that call alone. Up to ``batch_size`` calls that are ready together go that way,
+    and a single one goes to ``call``. ``secrets`` are values, such as the key it calls with, that
+    no event of a run may show.
     """
 
     name: str
@@ -53,11 +64,13 @@ class Tool:
     close: Callable[[], Awaitable[None]] | None = None
     output: Mapping[str, Any] | None = None
     secrets: tuple[str, ...] = field(default=(), repr=False)
+    batch: Batch | None = None
+    batch_size: int = BATCH_SIZE
 
     @property
     def sink(self) -> bool:
-        """Whether a call has consequences outside the run: it writes or sends."""
-        return self.effect == "write" or self.sends
+        """See `is_sink`."""
+        return is_sink(self.effect, self.sends)
 
     @property
     def may_be_kept(self) -> bool:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from agentpar.errors import UsageError
+from agentpar.gate import HostGate, Visit, unlimited
 from agentpar.tools.base import Tool
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
@@ -22,7 +24,9 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 def call_key(tool: Tool, args: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of what decides a call's result: the tool, its version, the inputs.
 
-    Inputs that are equal as JSON give equal keys, whatever the order of their fields.
+    Inputs that are equal as JSON give equal keys, whatever the order of their fields. Anything else
+    raises `UsageError`: under this key a result stands for a call that is then not made, so it must
+    not be made up from how a value prints, as a `agentpar.fingerprint` may be.
     """
     try:
         text = _CANONICAL([tool.name, tool.version, args])
@@ -40,6 +44,7 @@ class CurrentCall:
     attempt: int
     tool: Tool
     args: Mapping[str, Any]
+    gate: HostGate | None = field(default=None, repr=False, compare=False)
 
     @property
     def idempotency_key(self) -> str:
@@ -51,26 +56,52 @@ class CurrentCall:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-_current: ContextVar[CurrentCall] = ContextVar("agentpar_current_call")
+_entered: ContextVar[tuple[CurrentCall, ...]] = ContextVar("agentpar_current_calls", default=())
 
 
 def current_call() -> CurrentCall:
     """The call that this tool is in, for sync tools as for async ones.
 
-    Raises `UsageError` where no agent is calling.
+    Raises `UsageError` where no agent is calling, and in a batch of several calls.
 
     >>> @tool(effect="write", idempotent=True)
     ... def pay(to: str, amount: int) -> str:
     ...     return bank.pay(to, amount, key=current_call().idempotency_key)
     """
-    try:
-        return _current.get()
-    except LookupError:
+    calls = current_calls()
+    if len(calls) > 1:
         raise UsageError(
-            "current_call() is for tools that an agent calls; here nobody does"
-        ) from None
+            f"current_call() is for one call, and this is a batch of {len(calls)}: "
+            "current_calls() has them in the order of their arguments"
+        )
+    return calls[0]
 
 
-def enter_call(call: CurrentCall) -> None:
-    """Make ``call`` the current one of this coroutine and of all that it starts."""
-    _current.set(call)
+def visiting(host: str, patience: float) -> AbstractAsyncContextManager[Visit]:
+    """A stay at ``host`` within the limits of the run that the current call is of; see
+    `agentpar.gate.Visiting`."""
+    calls = _entered.get()
+    if not calls or calls[0].gate is None:
+        return unlimited(host, patience)
+    call = calls[0]  # a batch is one visit, for the first of its calls
+    assert call.gate is not None
+    return call.gate.visit(host, patience, (call.task_id, call.attempt))
+
+
+def current_calls() -> tuple[CurrentCall, ...]:
+    """The calls that this batch is made of, in the order of their arguments; outside of a batch
+    the one call. Raises `UsageError` where no agent is calling."""
+    calls = _entered.get()
+    if not calls:
+        raise UsageError("current_call() is for tools that an agent calls; here nobody does")
+    return calls
+
+
+def entered_calls() -> tuple[CurrentCall, ...]:
+    """What `current_calls` gives; nothing where no agent is calling."""
+    return _entered.get()
+
+
+def enter_calls(*calls: CurrentCall) -> None:
+    """Make ``calls`` the current ones of this coroutine and of all that it starts."""
+    _entered.set(calls)

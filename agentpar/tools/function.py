@@ -16,7 +16,7 @@ from typing import Any, Unpack, overload
 from agentpar.errors import UsageError
 from agentpar.policy import Policy, PolicyFields
 from agentpar.tools.arguments import make_schema, read_signature
-from agentpar.tools.base import Effect, Tool
+from agentpar.tools.base import BATCH_SIZE, Effect, Tool, is_sink
 from agentpar.tools.docstring import read_docstring, spell
 from agentpar.tools.langchain import from_langchain
 from agentpar.tools.names import checked_name
@@ -36,6 +36,8 @@ def tool(
     version: str = "",
     returns: str = "",
     output: Mapping[str, Any] | None = None,
+    batch: Callable[[list[dict[str, Any]]], Any] | None = None,
+    batch_size: int | None = None,
     **called: Unpack[PolicyFields],
 ) -> Tool: ...
 
@@ -52,6 +54,8 @@ def tool(
     version: str = "",
     returns: str = "",
     output: Mapping[str, Any] | None = None,
+    batch: Callable[[list[dict[str, Any]]], Any] | None = None,
+    batch_size: int | None = None,
     **called: Unpack[PolicyFields],
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 
@@ -67,6 +71,8 @@ def tool(
     version: str = "",
     returns: str = "",
     output: Mapping[str, Any] | None = None,
+    batch: Callable[[list[dict[str, Any]]], Any] | None = None,
+    batch_size: int | None = None,
     **called: Unpack[PolicyFields],
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a typed function, sync or async, a `Tool`; with or without arguments.
@@ -77,9 +83,11 @@ def tool(
     and sees the caller's context variables. ``returns`` says in one line what the value looks
     like; by default the return annotation says it, as it does for ``output``, the JSON Schema
     that references to the value are checked against (``{}`` lets every reference through). For
-    ``effect``, ``sends`` and ``pure`` see `Tool`. ``called`` says how the tool is called: the
-    fields of `Policy` (``timeout``, ``retries``, ``cache``, …). A result is kept under its
-    ``version``, which by default changes with the function's code.
+    ``effect``, ``sends`` and ``pure`` see `Tool`. ``batch`` is a function, sync or async, that
+    makes up to ``batch_size`` (16) calls as one: it takes a list of their arguments (each a dict)
+    and returns the list of results, or exceptions, in the same order. ``called`` says how the
+    tool is called: the fields of `Policy` (``timeout``, ``retries``, ``cache``, …). A result is
+    kept under its ``version``, which by default changes with the function's code.
 
     The tool still works as the plain function. Raises `UsageError` where the signature
     cannot be a schema: a parameter without annotation, ``*args``, ``**kwargs``,
@@ -101,14 +109,17 @@ def tool(
             version=version,
             returns=returns,
             output=output,
+            batch=batch,
+            batch_size=batch_size,
             **called,
         )
     name = checked_name(str(name or getattr(fn, "__name__", type(fn).__name__)))
     if effect not in typing.get_args(Effect):
         raise UsageError(f"tool {name!r}: effect must be 'read' or 'write', got {effect!r}")
-    if called.get("cache") is not None and (sends or effect == "write"):
+    sink = is_sink(effect, sends)
+    if called.get("cache") is not None and sink:
         raise UsageError(f"tool {name!r}: a call that writes or sends cannot be served by a cache")
-    if pure and (sends or effect == "write"):
+    if pure and sink:
         raise UsageError(
             f"tool {name!r}: a pure tool only works out its result; it cannot write or send as well"
         )
@@ -118,6 +129,12 @@ def tool(
         raise UsageError(f"tool {name!r}: {error}") from None
     signature = read_signature(name, fn)
     streams = inspect.isasyncgenfunction(signature.plain)
+    if batch is not None:
+        _check_batch(name, batch, streams=streams)
+    elif batch_size is not None:
+        raise UsageError(f"tool {name!r}: batch_size={batch_size!r} needs batch=, the function")
+    if batch_size is not None and (type(batch_size) is not int or batch_size < 2):
+        raise UsageError(f"tool {name!r}: batch_size must be at least 2, got {batch_size!r}")
     doc = read_docstring(inspect.getdoc(signature.plain) or "", signature.parameters)
     schema, validate = make_schema(signature, doc.parameters)
     returned = signature.hints.get("return", Any)
@@ -133,12 +150,29 @@ def tool(
         sends=sends,
         pure=pure,
         policy=policy,
-        version=version or _fingerprint(signature.plain),
+        version=version or _fingerprint(signature.plain) + (_fingerprint(batch) if batch else ""),
         streams=streams,
         returns=returns or ": ".join(filter(None, [spell(returned), doc.returns])),
         function=fn,
         output=output_schema(name, returned) if output is None else output,
+        batch=None if batch is None else functools.partial(_call_batch, batch),
+        batch_size=BATCH_SIZE if batch_size is None else batch_size,
     )
+
+
+def _check_batch(name: str, batch: object, *, streams: bool) -> None:
+    """`UsageError` where ``batch`` cannot take a list of arguments."""
+    if streams:
+        raise UsageError(f"tool {name!r}: a tool that streams its list has no batch")
+    if not callable(batch):
+        raise UsageError(f"tool {name!r}: batch must be a function, got {batch!r}")
+    try:
+        inspect.signature(batch).bind([])
+    except TypeError:
+        raise UsageError(
+            f"tool {name!r}: its batch takes one argument, the list of the calls' arguments: "
+            f"def {getattr(batch, '__name__', 'batch')}(calls: list[dict])"
+        ) from None
 
 
 def as_tool(thing: object) -> Tool:
@@ -171,6 +205,13 @@ def _fingerprint(fn: Callable[..., Any]) -> str:
     constants = [value for value in code.co_consts if isinstance(value, str | int | float)]
     said = repr((code.co_code, constants, code.co_names))
     return hashlib.blake2b(said.encode(errors="replace"), digest_size=6).hexdigest()
+
+
+async def _call_batch(batch: Callable[..., Any], arguments: list[dict[str, Any]]) -> Any:
+    if inspect.iscoroutinefunction(batch):
+        return await batch(arguments)
+    result = await in_thread(batch, arguments)
+    return await result if inspect.isawaitable(result) else result
 
 
 async def _call_in_thread(fn: Callable[..., Any], /, **args: Any) -> Any:

@@ -15,7 +15,7 @@ from asyncio_tools import gather
 from agentpar.errors import FetchError, UsageError
 from agentpar.tools.base import Tool
 from agentpar.tools.function import tool
-from agentpar.tools.page import Page, is_page
+from agentpar.tools.page import Page, Unread, is_page
 from agentpar.tools.passages import words
 
 
@@ -24,9 +24,10 @@ def web_lookup(*, search: Tool, fetch: Tool, pages: int = 2) -> Tool:
 
     Its value is a `Page`: the best one that has a value for ``find``, with the other pages that
     were read as its ``others``. At most ``pages`` are read, those of the first hits that
-    mention ``query``. Pages that cannot be read, or have no value while another has, are left
-    out; `FetchError` where no page is about ``query``, none mentions ``find``, or none could be
-    read. The two tools it is made of are closed with it.
+    mention ``query``. Pages that have no value while another has are left out; those that cannot
+    be read are named, with the reason, as its ``unread``. `FetchError` where no page is about
+    ``query``, none mentions ``find``, or none could be read. The two tools it is made of are
+    closed with it.
     """
     if pages < 1:
         raise UsageError(f"web_lookup: pages must be at least 1, got {pages!r}")
@@ -50,15 +51,19 @@ def web_lookup(*, search: Tool, fetch: Tool, pages: int = 2) -> Tool:
         fitting = [hit for hit in hits if _mostly(about, words(f"{hit['title']} {hit['snippet']}"))]
         if not fitting:
             raise FetchError(f"no page about {query!r} was found")
-        read = await _read(fetch, [hit["url"] for hit in fitting[:pages]], find)
+        read, unread = await _read(fetch, [hit["url"] for hit in fitting[:pages]], find)
         # Beside a page that has the value, one that has none is only more to read.
         telling = [page for page in read if page["value"] is not None] or [
             page for page in read if not words(find) or words(find) & words(page["text"])
         ]
         if not telling:
-            raise FetchError(f"the pages about {query!r} say nothing about {find!r}")
+            besides = f", and {unread[0]['error']}" if unread else ""
+            raise FetchError(f"the pages about {query!r} say nothing about {find!r}{besides}")
         best, *others = telling
-        return {**best, "others": others}
+        found: Page = {**best, "others": others}
+        if unread:
+            found["unread"] = unread
+        return found
 
     async def close() -> None:
         for part in (search, fetch):
@@ -73,11 +78,17 @@ def _mostly(wanted: frozenset[str], found: frozenset[str]) -> bool:
     return 2 * len(wanted & found) > len(wanted)
 
 
-async def _read(fetch: Tool, urls: list[str], find: str) -> list[Page]:
-    """The pages that can be read, in the order of ``urls``; the first error where none can."""
+async def _read(fetch: Tool, urls: list[str], find: str) -> tuple[list[Page], list[Unread]]:
+    """The pages that can be read, and why others cannot, in the order of ``urls``; the first
+    error where none can."""
     found = await gather(*(fetch.call(url=url, find=find) for url in urls))
     # Not `successes`: to asyncio_tools a fetch that was cancelled is one of them.
     pages = [cast(Page, page) for page in found.all if is_page(page)]
     if not pages:
         raise found.exceptions[0] if found.exceptions else FetchError("no page could be read")
-    return pages
+    failed = zip(urls, found.all, strict=True)
+    return pages, [
+        {"url": url, "error": str(error) or type(error).__name__}
+        for url, error in failed
+        if isinstance(error, BaseException)
+    ]

@@ -13,12 +13,19 @@ from typing import Any, NotRequired, TypeGuard
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 
+class Unread(TypedDict):
+    """A page that could not be read, and why."""
+
+    url: str
+    error: str
+
+
 class Page(TypedDict):
     """A page as far as it was read.
 
     ``url`` is its address after redirects, ``text`` the passages that were looked for,
     ``value`` the number or short text that answers, or None. ``others`` are pages that were
-    read for the same fact.
+    read for the same fact, ``unread`` those that were to be.
     """
 
     url: str
@@ -26,11 +33,21 @@ class Page(TypedDict):
     text: str
     value: Any
     others: NotRequired[list[Page]]
+    unread: NotRequired[list[Unread]]
 
 
 def is_page(value: object) -> TypeGuard[Mapping[str, Any]]:
     """Whether ``value`` counts as a page: it has a ``text``, other fields may be missing."""
     return isinstance(value, Mapping) and isinstance(value.get("text"), str)
+
+
+def unread_of(value: object) -> list[str]:
+    """``address: error`` of each page that should have been part of ``value`` and is not."""
+    if isinstance(value, list):
+        return [text for item in value for text in unread_of(item)]
+    listed = value.get("unread") if is_page(value) else None
+    found = (item for item in listed or () if isinstance(item, Mapping))
+    return [f"{item.get('url')}: {item.get('error')}" for item in found]
 
 
 def pages_of(value: object) -> list[Mapping[str, Any]]:

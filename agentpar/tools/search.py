@@ -19,6 +19,7 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 from agentpar.errors import FetchError, MissingPackage, UsageError
 from agentpar.net import Caps, Download, Fetcher, Guard, Resolver, origin, system_resolver
 from agentpar.tools.base import Tool
+from agentpar.tools.call import visiting
 from agentpar.tools.function import tool
 from agentpar.tools.passages import cut
 from agentpar.tools.threads import in_thread
@@ -85,7 +86,7 @@ def make_web_search(
     if max_results < 1:
         raise UsageError(f"web_search: max_results must be at least 1, got {max_results!r}")
     caps = Caps(timeout=timeout, waits=False)
-    fetcher = Fetcher(_granted(guard or Guard(), url), caps, resolve=resolve)
+    fetcher = Fetcher(_granted(guard or Guard(), url), caps, resolve=resolve, visiting=visiting)
     ask = _client(provider, (url or "").rstrip("/"), api_key or "", fetcher, max_results)
 
     @tool(
@@ -148,7 +149,16 @@ def _client(
         return _hits(_path(_json(download, "Tavily"), "results"), "content")
 
     async def ddgs(query: str) -> Hits:
-        return await in_thread(_ddgs, query, count, fetcher.caps.timeout)
+        # The package connects by itself, to engines of its choice: they count as one host.
+        async with visiting("ddgs", fetcher.caps.timeout) as visit:
+            try:
+                found = await in_thread(_ddgs, query, count, fetcher.caps.timeout)
+            except FetchError as error:
+                if error.status is not None:
+                    visit.throttled(error.retry_after)
+                raise
+            visit.succeeded()
+            return found
 
     return {"searxng": searxng, "brave": brave, "tavily": tavily, "ddgs": ddgs}[provider]
 
@@ -156,7 +166,7 @@ def _client(
 def _ddgs(query: str, count: int, timeout: float) -> Hits:
     try:
         from ddgs import DDGS
-        from ddgs.exceptions import DDGSException
+        from ddgs.exceptions import DDGSException, RatelimitException
     except ImportError:
         raise MissingPackage("ddgs", extra="web", purpose="web_search with 'ddgs'") from None
     try:
@@ -164,7 +174,8 @@ def _ddgs(query: str, count: int, timeout: float) -> Hits:
     except DDGSException as error:
         if "no results" in str(error).lower():
             return []
-        raise FetchError(f"ddgs has no answer for {query!r}: {error}") from None
+        status = 429 if isinstance(error, RatelimitException) else None
+        raise FetchError(f"ddgs has no answer for {query!r}: {error}", status=status) from None
     return _hits([{**hit, "url": hit.get("href", "")} for hit in found], "body")
 
 

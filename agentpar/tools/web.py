@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from agentpar.errors import UsageError
 from agentpar.net import Caps, Download, Fetcher, Guard, Resolver, is_text, system_resolver
 from agentpar.tools.base import Tool
+from agentpar.tools.call import visiting
 from agentpar.tools.extract import read_page
 from agentpar.tools.function import tool
 from agentpar.tools.page import Page
@@ -58,7 +59,7 @@ def make_web_fetch(
     Calling it raises `FetchError`. ``close`` closes the connections of the running loop.
     """
     caps = Caps(max_bytes, timeout, waits=False)
-    fetcher = Fetcher(guard or Guard(), caps, resolve=resolve)
+    fetcher = Fetcher(guard or Guard(), caps, resolve=resolve, visiting=visiting)
 
     # The driver's limit lies behind our own, which names the page and has a better message.
     @tool(

@@ -3,7 +3,7 @@
     invoke_agent NAME
     ├── plan              one a round
     │   └── chat MODEL
-    ├── execute_tool T    with a link to the span of each call whose result it was given
+    ├── execute_tool T    one an attempt, with a link to each whose result it was given
     └── join              one a round
         └── chat MODEL
 
@@ -26,6 +26,7 @@ from agentpar.events import (
     Answered,
     ApprovalAsked,
     ApprovalGiven,
+    AttemptEnded,
     AttemptFailed,
     Event,
     JoinFailed,
@@ -78,7 +79,8 @@ REPLAN: Final = "agentpar.replan"
 MESSAGE: Final = "agentpar.message"
 
 Value = str | bool | int | float | Sequence[str] | Sequence[int]
-Key = tuple[Literal["run", "plan", "join", "chat", "task"], int]
+Key = tuple[Literal["run", "plan", "join", "chat"], int] | tuple[Literal["call"], int, int]
+"""Of a call: its task and which attempt. Several may be open at once."""
 ROOT: Final[Key] = ("run", 0)
 
 
@@ -132,6 +134,7 @@ class SpanTree:
         self._open: dict[Key, None] = {}  # in the order of opening
         self._seen: set[Key] = set()
         self._tasks: dict[int, tuple[int, Task]] = {}
+        self._result: dict[int, Key] = {}  # the attempt that brought it, or the last, by task
         self._texts: dict[Key, list[str]] = {}
         self._usage = Usage()
         self._chats = 0
@@ -154,14 +157,15 @@ class SpanTree:
                 changes += self._closed(("plan", round), at, error="plan", message=error)
             case TaskPlanned(round, task):
                 self._tasks[task.id] = round, task
-            case TaskReplaced(round, task, at):  # a call that ran in its place has been stopped
-                changes += self._closed(("task", task.id), at, error="cancelled")
+            case TaskReplaced(round, task):
                 self._tasks[task.id] = round, task
             case TaskStarted():
                 changes += self._task_started(event)
-            case AttemptFailed(id, outcome, at):
-                error = outcome.kind
-                changes += self._closed(("task", id), at, error=error, message=outcome.error)
+            case AttemptFailed(id, outcome, at, attempt):
+                key: Key = ("call", id, attempt)
+                changes += self._closed(key, at, error=outcome.kind, message=outcome.error)
+            case AttemptEnded(id, attempt, at):  # it was stopped
+                changes += self._closed(("call", id, attempt), at, error="cancelled")
             case TaskDone():
                 changes += self._task_done(event)
             case JoinStarted(round, at):
@@ -208,7 +212,7 @@ class SpanTree:
         return root
 
     def _task_started(self, event: TaskStarted) -> list[Change]:
-        key: Key = ("task", event.task_id)
+        key: Key = ("call", event.task_id, event.attempt)
         round, task = self._task(event.task_id)
         named: dict[str, Value] = {
             OPERATION: "execute_tool",
@@ -219,14 +223,16 @@ class SpanTree:
         }
         if task.needs:
             named[NEEDS] = task.needs
-        needed: list[Key] = [("task", need) for need in task.needs]
-        links = tuple(other for other in needed if other in self._seen)
+        links = tuple(self._result[need] for need in task.needs if need in self._result)
+        self._result[task.id] = key
         span = Opened(key, ROOT, f"execute_tool {task.tool}", event.at, named, links)
         return [*self._closed(key, event.at), *self._opened(span)]
 
     def _task_done(self, event: TaskDone) -> list[Change]:
-        key: Key = ("task", event.task_id)
+        key: Key = ("call", event.task_id, event.attempt)
         said: dict[str, Value]
+        if key in self._open:
+            self._result[event.task_id] = key
         match event.outcome:
             case Ok() if key not in self._open:  # its value was known without a call
                 said = {**self._call(event.task_id), **({VIA: event.via} if event.via else {})}

@@ -377,11 +377,92 @@ def test_an_example_plan_that_cannot_run_is_a_mistake(folder: Path) -> None:
 def test_a_rule_that_names_no_tool_is_noted(folder: Path) -> None:
     """A misspelled rule guards nothing; with an MCP server it may be meant for its tools."""
     rules = "permissions: [{tools: [cal?, clac], action: deny}]\n"
-    here = "agent.yaml:2:23: permissions[0].tools: no tool is named like 'clac'; there is calc"
+    here = "agent.yaml:2:30: permissions[0].tools: no tool is named like 'clac'; there is calc"
     assert loaded(f"tools: [calc]\n{rules}").notes == (here,)
     assert loaded(f"tools: [calc, {{mcp: {{command: [server]}}}}]\n{rules}").notes == (
         f"{here}, and what an MCP server has, which is known when it runs",
     )
+
+
+def test_a_policy_that_names_no_tool_is_noted(folder: Path) -> None:
+    """It changes how nothing is called."""
+    text = "tools: [calc]\npolicies:\n  - {tools: clac, retries: 1}\n  - {tools: [calc, 'web_*'], retries: 1}\n"
+    assert loaded(text).notes == (
+        "agent.yaml:3:13: policies[0].tools: no tool is named like 'clac'; there is calc",
+        "agent.yaml:4:20: policies[1].tools: no tool is named like 'web_*'; there is calc",
+    )
+    assert loaded(text.replace("clac", "calc").replace("'web_*'", "'*'")).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("rules", "first"),
+    [
+        ("{tools: '*', action: ask}, {tools: calc, action: deny}", 0),
+        ("{tools: calc, action: allow}, {tools: 'c*', action: deny}", 0),
+        ("{tools: calc, data: untrusted, action: ask}, {tools: calc, data: untrusted, action: deny}", 0),
+        ("{tools: calc, data: untrusted, action: ask}, {tools: calc, data: trusted, action: ask}, {tools: calc, action: deny}", 2),
+    ],
+)  # fmt: skip
+def test_a_rule_behind_one_that_covers_its_calls_is_noted(
+    folder: Path, rules: str, first: int
+) -> None:
+    """It never decides; the note names those that do."""
+    (note,) = loaded(f"tools: [calc]\npermissions: [{rules}]\n").notes
+    place = rules.count("{") - 1
+    assert (
+        f"permissions[{place}]: decides nothing: for each of its calls permissions[0] (line 2)"
+        in note
+    )
+    assert note.endswith("comes first")
+    assert ("or permissions[1] (line 2)" in note) == bool(first)
+    column = len("permissions: [") + rules.rindex("{") + 1
+    assert note.startswith(f"agent.yaml:2:{column}: ")
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        "{tools: calc, data: untrusted, action: ask}, {tools: calc, action: deny}",
+        "{tools: calc, action: ask}, {tools: '*', action: deny}",
+        "{tools: web_fetch, action: deny}, {tools: ['web_*', calc], action: ask}",
+    ],
+)
+def test_a_rule_that_decides_some_call_is_not_noted(folder: Path, rules: str) -> None:
+    """One sort of data, or one tool, is enough."""
+    assert not loaded(f"tools: [calc, web_fetch]\npermissions: [{rules}]\n").notes
+
+
+def test_an_allow_that_leaves_a_sink_to_later_rules_shadows_none_of_them(folder: Path) -> None:
+    """A call that writes is covered by an allow for trusted data only: a deny behind it decides."""
+    Path("mail.py").write_text(
+        "from agentpar import tool\n\n"
+        "@tool(effect='write')\ndef send(to: str) -> str:\n    'Send. to: whom.'\n    return to\n"
+    )
+    text = "tools: [{python: 'mail:send'}]\npermissions: [{tools: '*', action: allow}, {tools: send, action: deny}]\n"
+    assert not loaded(text, allow=("mail",)).notes
+
+
+def test_beside_an_mcp_server_only_what_is_certain_of_its_tools_is_noted(folder: Path) -> None:
+    """An allow may leave a tool that writes to the next rule, a deny leaves nothing."""
+    tools = "tools: [calc, {mcp: {command: [server]}}]\n"
+    loose = "permissions: [{tools: '*', action: allow}, {tools: 'c*', action: deny}]\n"
+    assert not loaded(tools + loose).notes
+    (note,) = loaded(tools + loose.replace("allow", "ask")).notes
+    assert "permissions[1]: decides nothing" in note
+    narrow = "permissions: [{tools: 'ca*', action: ask}, {tools: 'c*', action: deny}]\n"
+    assert not loaded(tools + narrow).notes
+    (note,) = loaded(tools + narrow.replace("'c*'", "'cal[cd]'")).notes
+    assert "permissions[1]: decides nothing" in note
+
+
+def test_a_journal_outside_the_folder_is_noted(folder: Path) -> None:
+    """A name counts from the file's folder, so one with .. in it leaves that; a full one is meant."""
+    note = "agent.yaml:1:10: journal: lies outside the folder of agent.yaml, from which its name counts"
+    assert loaded("journal: sqlite:///../runs.db\n").notes == (note,)
+    assert loaded("journal: sqlite:///a/../../runs.db\n").notes == (note,)
+    assert loaded("journal: sqlite:///${WHERE}/runs.db\n", WHERE="..").notes == (note,)
+    for fine in ("runs.db", "a/../runs.db", "..runs.db", "/var/lib/runs.db"):
+        assert not loaded(f"journal: sqlite:///{fine}\n").notes
 
 
 def test_examples_beside_an_mcp_server_are_not_checked_and_that_is_said(folder: Path) -> None:

@@ -34,7 +34,7 @@ from agentpar.executor.machine import Machine
 from agentpar.executor.naive import interpret
 from agentpar.executor.resume import catch_up
 from agentpar.labels import brought_in
-from agentpar.plan import EACH, Failed, Ok, Pick, Ref, Skipped, Task
+from agentpar.plan import EACH, Failed, Ok, Outcome, Pick, Ref, Skipped, Task
 from agentpar.policy import Limits, Policy
 
 
@@ -576,3 +576,88 @@ def test_a_list_longer_than_max_tasks_is_not_begun() -> None:
     machine, _ = drive(tasks, pages, get, limits=Limits(max_tasks=10))
     assert machine.outcomes[2] == Failed("the plan has more than max_tasks=10 tasks", "plan")
     assert get.began == []
+
+
+class Stream:
+    """A tool that streams two elements, which tell by which call they came. Among calls of it
+    that are quick one is slow, so that it may be hedged."""
+
+    def __init__(self, *firsts: float, **policy: Any) -> None:
+        self.firsts = list(firsts)  # seconds before the first element, call by call
+        self.cancelled: list[int] = []
+        self.calls = 0
+
+        async def items(n: int) -> AsyncIterator[int]:
+            """Two elements, five seconds apart."""
+            if n > 1:
+                return
+            number = self.calls
+            self.calls += 1
+            try:
+                await asyncio.sleep(self.firsts[number])
+                yield number
+                await asyncio.sleep(5.0)
+            except asyncio.CancelledError:
+                self.cancelled.append(number)
+                raise
+            yield number
+
+        self.tool = tool(items, name="items", **policy)
+
+    def run(self) -> tuple[Machine, list[Event]]:
+        """One run in which a call goes over the slow list."""
+        tasks = [Task.of(1, "items", n=1), Task.of(2, "get", n=Ref(1, (EACH,)))]
+        quick = [Task.of(n, "items", n=n) for n in range(3, 23)]
+        latencies = {"items": [1.0] * 100}
+        return drive([*tasks, *quick], self.tool, Flaky(1.0), latencies=latencies)
+
+
+def test_a_list_that_is_being_told_is_not_read_a_second_time() -> None:
+    """A straggler is hedged before its first element, never behind it."""
+    stream = Stream(0.5, hedge=True)
+    machine, _ = stream.run()
+    assert stream.calls == 1
+    assert machine.outcomes[1] == Ok([0, 0])
+
+
+@pytest.mark.parametrize(("firsts", "winner"), [((9.0, 2.0), 1), ((3.0, 9.0), 0)])
+def test_of_two_attempts_the_one_that_tells_an_element_first_goes_on_alone(
+    firsts: tuple[float, float], winner: int
+) -> None:
+    """So that a list is never put together from two."""
+    stream = Stream(*firsts, hedge=True)
+    machine, events = stream.run()
+    assert stream.calls == 2
+    assert stream.cancelled == [1 - winner]
+    assert machine.outcomes[2] == machine.outcomes[1] == Ok([winner, winner])
+    assert {e.attempt for e in events if isinstance(e, TaskItem)} == {winner + 1}
+
+
+REREAD = "its list was read again and differs from the elements that calls have begun on"
+
+
+@pytest.mark.parametrize(
+    ("again", "outcome"),
+    [
+        ([TaskItem(1, 0, "a"), TaskItem(1, 1, "b"), TaskDone(1, Ok(["a", "b"]))], Ok(["a", "b"])),
+        ([TaskDone(1, Ok(["a"]))], Ok(["a"])),
+        ([TaskItem(1, 0, "b")], Failed(REREAD)),
+        ([TaskDone(1, Ok(["b", "a"]))], Failed(REREAD)),
+        ([TaskDone(1, Ok([]))], Failed(REREAD)),
+    ],
+)
+def test_a_list_read_again_after_a_crash_begins_with_what_was_told(
+    again: list[Event], outcome: Outcome
+) -> None:
+    """Otherwise the call has failed: others have begun on what it told first."""
+    tasks = [Task.of(1, "items", n=1), Task.of(2, "get", n=Ref(1, (EACH,)))]
+    history: list[Event] = [RunStarted("run", "?"), *(TaskPlanned(1, task) for task in tasks)]
+    history += [TaskStarted(1), TaskItem(1, 0, "a")]
+    machine = Machine()
+    due = catch_up(machine, history)
+    assert [c.task.id for c in due if isinstance(c, Execute)] == [1]
+    pending = list(again)
+    while pending:
+        wanted = machine.handle(pending.pop(0))
+        pending += (TaskDone(c.task_id, c.outcome) for c in wanted if isinstance(c, Settle))
+    assert machine.outcomes[1] == outcome

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -15,6 +16,8 @@ from agentpar.events import (
     Answered,
     ApprovalAsked,
     ApprovalGiven,
+    AttemptEnded,
+    AttemptFailed,
     Event,
     PlanEnded,
     PlanFailed,
@@ -60,7 +63,8 @@ class Run:
 
         self.events: list[Event] = []
         box = TOOLS if tools is None else tools
-        self.machine = Machine(limits, Permissions.of(box))
+        policies = options.pop("policies", None)
+        self.machine = Machine(limits, Permissions.of(box), policies=policies)
         observers = [self.events.append, *options.pop("observers", ())]
         options = {"plan": plan or write, "join": answer, **options}
         self.driver = Driver(self.machine, tools=box, observers=observers, **options)
@@ -264,7 +268,9 @@ async def test_a_blocking_tool_does_not_block_the_loop() -> None:
         (Task.of(1, "nap", seconds=60), Failed("nap gave no result within 0.1 s", "timeout")),
         (
             Task.of(1, "blocks", seconds=0.4),
-            Failed("blocks gave no result within 0.1 s", "timeout"),
+            Failed(
+                "blocks gave no result within 0.1 s, and does not stop when cancelled", "timeout"
+            ),
         ),
         (Task.of(1, "huge"), Failed("huge returned more than max_result_bytes=2,000,000", "size")),
         (Task.of(1, "vanished"), Failed("the agent has no tool 'vanished' any more", "plan")),
@@ -619,6 +625,34 @@ async def test_a_tool_that_is_slow_to_stop_starts_nothing_more() -> None:
         await task
     assert run.end.status == "cancelled"
     assert run.machine.outcomes == {1: Ok("late")}
+
+
+async def test_a_lock_is_held_for_as_long_as_a_thread_runs() -> None:
+    """Its call has failed by then; the next one does not begin beside it."""
+    told: list[str] = []
+    given_up = threading.Event()
+
+    @tool(timeout=0.05, lock="file")
+    def save(name: str) -> str:
+        """Outlive the timeout, the first time."""
+        told.append(f"{name} begins")
+        if name == "a":
+            given_up.wait(10)
+            time.sleep(0.05)
+        told.append(f"{name} ends")
+        return name
+
+    def observe(event: Event) -> None:
+        if isinstance(event, AttemptFailed):
+            assert event.abandoned
+            given_up.set()
+
+    tasks = Task.of(1, "save", name="a"), Task.of(2, "save", name="b")
+    policies = {"save": save.policy}
+    run = await Run(*tasks, tools={"save": save}, policies=policies, observers=[observe]).go()
+    assert told == ["a begins", "a ends", "b begins", "b ends"]
+    assert run.machine.outcomes[2] == Ok("b")
+    assert [(e.task_id, e.attempt) for e in run.events if isinstance(e, AttemptEnded)] == [(1, 1)]
 
 
 async def test_a_planner_that_is_slow_to_stop_starts_nothing_more() -> None:

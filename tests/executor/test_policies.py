@@ -12,6 +12,7 @@ import pytest
 from agentpar import UsageError, tool
 from agentpar.events import (
     Answered,
+    AttemptEnded,
     AttemptFailed,
     Event,
     ModelUsed,
@@ -28,7 +29,7 @@ from agentpar.events import (
 )
 from agentpar.executor.commands import Cancel, Conclude, Execute, Finish, Join, Plan
 from agentpar.executor.driver import Driver, Emit
-from agentpar.executor.machine import Machine
+from agentpar.executor.machine import PATIENCE, Machine
 from agentpar.executor.results import MemoryResults
 from agentpar.executor.resume import catch_up
 from agentpar.executor.simulate import run
@@ -254,6 +255,21 @@ def test_on_error_fail_ends_the_run() -> None:
     assert end.at < 1
     assert slow.cancelled == 1
     assert 2 not in machine.outcomes
+
+
+def test_a_plan_that_a_failure_breaks_off_is_paid_for() -> None:
+    """What it has written by then was asked for: the run's last event counts what it may cost."""
+    bad = Flaky(ValueError("no"), name="bad", on_error="fail")
+
+    async def plan(command: Plan, emit: Emit) -> None:
+        emit(TaskPlanned(1, Task.of(1, "bad")))
+        await asyncio.sleep(1000.0)
+
+    limits = Limits(plan_tokens=500, price=Price(1.0, 1000.0))
+    machine, events = drive([], bad, limits=limits, planning=plan)
+    assert machine.budget.tokens == 500
+    assert isinstance(events[-1], RunFinished)
+    assert events[-1].cost_usd == pytest.approx(0.5)
 
 
 # Places
@@ -533,6 +549,103 @@ def test_a_tool_that_does_not_stop_is_given_up_on() -> None:
     assert isinstance(machine.outcomes[1], Failed)
     assert "does not stop when cancelled" in machine.outcomes[1].error
     assert done(events, 1).at == pytest.approx(6.0)
+
+
+class Deaf:
+    """A tool whose first call swallows cancellations until ``seconds`` are over."""
+
+    def __init__(self, seconds: float, **policy: Any) -> None:
+        self.spans: list[tuple[int, float, float]] = []  # which call, from when to when
+
+        async def call(n: int = 0) -> int:
+            """Hear nothing."""
+            now = asyncio.get_running_loop().time
+            began = now()
+            until = began + (seconds if not self.spans else 0.5)
+            self.spans.append((n, began, until))
+            while now() < until:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(until - now())
+            return n
+
+        self.tool = tool(call, name="deaf", **policy)
+
+
+def abandoned(events: list[Event]) -> list[tuple[float, int]]:
+    """Which calls were given up on while they ran, and when."""
+    return [(e.at, e.task_id) for e in events if isinstance(e, AttemptFailed) and e.abandoned]
+
+
+@pytest.mark.parametrize("bound", [{"lock": "one"}, {"concurrency": 1}])
+def test_what_a_deaf_call_holds_is_held_until_it_has_ended(bound: dict[str, Any]) -> None:
+    """Its failure is told in time, and the next call begins behind its real end."""
+    deaf = Deaf(8.0, timeout=2.0, **bound)
+    machine, events = drive(calls(2, "deaf"), deaf.tool)
+    assert abandoned(events) == [(3.0, 1)]
+    assert deaf.spans == [(1, 0.0, 8.0), (2, 8.0, 8.5)]
+    assert AttemptEnded(1, 1, 8.0) in events
+    assert machine.outcomes[2] == Ok(2)
+
+
+def test_a_place_of_the_run_is_held_by_a_deaf_call_too() -> None:
+    """No more calls run than ``concurrency`` says, those that were dropped included."""
+
+    async def drop(driver: Driver) -> None:
+        await asyncio.sleep(1.0)
+        driver.emit(TaskCancelled(1, "not wanted", driver.clock.now()))
+
+    deaf = Deaf(8.0)
+    _, events = drive(calls(2, "deaf"), deaf.tool, limits=Limits(concurrency=1), inside=drop)
+    assert done(events, 1).at == 1.0
+    assert deaf.spans == [(1, 0.0, 8.0), (2, 8.0, 8.5)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "begins"),
+    [
+        ({}, [0.0, 3.5]),  # beside the first, which still runs
+        ({"lock": "one"}, [0.0, 8.0]),  # behind it
+        ({"idempotent": False}, [0.0]),
+    ],
+)
+def test_a_deaf_call_is_tried_again_where_it_may_be_made_twice(
+    policy: dict[str, Any], begins: list[float]
+) -> None:
+    """Beside the one that goes on, unless a lock forbids that."""
+    deaf = Deaf(8.0, timeout=2.0, retries=1, backoff=1.0, **policy)
+    machine, events = drive(calls(1, "deaf"), deaf.tool, grace=10.0)
+    assert [began for _, began, _ in deaf.spans] == pytest.approx(begins, abs=0.5)
+    assert isinstance(machine.outcomes[1], Ok) == (len(begins) == 2)
+    assert isinstance(done(events, 1).outcome, Ok) == (len(begins) == 2)
+
+
+def test_nobody_waits_without_end_for_a_call_that_never_stops() -> None:
+    """Where nothing else goes on, who waits for its lock is given up, and the run ends."""
+    deaf = Deaf(1e6, timeout=2.0, lock="one")
+    machine, events = drive([*calls(2, "deaf"), Task.of(3, "deaf", n=2)], deaf.tool, grace=2e6)
+    error = "not called: call 1 does not stop when cancelled, and leaves no place for it"
+    assert machine.outcomes[2] == machine.outcomes[3] == Failed(error, "timeout")
+    assert done(events, 2).at == done(events, 3).at == pytest.approx(3.0 + PATIENCE)
+    assert len(deaf.spans) == 1
+
+
+def test_a_call_that_was_given_up_ended_with_its_process() -> None:
+    """Cut anywhere, what was let go of holds nothing in the next part of the run."""
+    deaf = Deaf(8.0, timeout=2.0, lock="one")
+    machine, events = drive(calls(2, "deaf"), deaf.tool)
+    held = 0
+    for cut in range(len(events)):
+        again = Machine(policies={"deaf": deaf.tool.policy}, seed="seed")
+        gone = [c for c in catch_up(again, events[:cut]) if isinstance(c, Cancel)]
+        wanted = [
+            command
+            for cancel in gone
+            for command in again.handle(AttemptEnded(cancel.id, cancel.attempt, 3.0))
+        ]
+        assert [type(command) for command in wanted] == [Execute] * len(gone)
+        held += len(gone)
+    assert held > 0
+    assert machine.outcomes[2] == Ok(2)
 
 
 # Caches

@@ -22,6 +22,7 @@ from agentpar import (
 )
 from agentpar.events import (
     ApprovalGiven,
+    AttemptFailed,
     Event,
     RunFinished,
     RunStarted,
@@ -311,6 +312,8 @@ async def put(n: int) -> int:
 
 BEGUN = (("k", TaskStarted(1, {"n": 1})),)
 FAILED = (*BEGUN, ("", TaskDone(1, Failed("no"))))
+GOES_ON = (*BEGUN, ("", AttemptFailed(1, Failed("late", "timeout"), abandoned=True)))
+GIVEN_UP = (*GOES_ON, ("", TaskDone(1, Failed("late", "timeout"))))
 GOT = (*BEGUN, ("", TaskDone(1, Ok(5))))
 
 
@@ -324,6 +327,9 @@ GOT = (*BEGUN, ("", TaskDone(1, Ok(5))))
         (BEGUN, post, "interrupted"),
         (FAILED, double, None),
         (FAILED, send, "tool"),
+        (GOES_ON, send, "interrupted"),
+        (GOES_ON, double, None),
+        (GIVEN_UP, send, "timeout"),
         (GOT, double, "ok"),
         (GOT, send, "ok"),
     ],

@@ -7,7 +7,7 @@ import decimal
 import enum
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, NamedTuple, NewType
 
 import pytest
@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, RootModel, computed_field
 from typing_extensions import TypedDict
 
+from agentpar import Agent, ScriptedRuntime
 from agentpar.errors import UsageError
 from agentpar.plan import Ok, Ref, Step, Task, resolve
 from agentpar.planner.binding import bind
 from agentpar.planner.parser import Call, PlanParser
 from agentpar.planner.planner import plan_problems
+from agentpar.policy import Policy
 from agentpar.tools import tool
 from agentpar.tools.base import Tool
 from agentpar.tools.calc import calc
@@ -84,11 +86,11 @@ def told(call: str) -> list[str]:
         (
             'calc(expression="a", a=$2)',
             "calc: argument 'a' must be an integer or a number or a string or null, but "
-            "$2 (web_lookup) is {url, title, text, value, others}; did you mean $2.value?",
+            "$2 (web_lookup) is {url, title, text, value, others, unread}; did you mean $2.value?",
         ),
         (
             "web_fetch(url=$2[0].url)",
-            "web_fetch: $2[0].url: $2 (web_lookup) is {url, title, text, value, others}; "
+            "web_fetch: $2[0].url: $2 (web_lookup) is {url, title, text, value, others, unread}; "
             "did you mean $2.url?",
         ),
         (
@@ -98,13 +100,13 @@ def told(call: str) -> list[str]:
         ),
         (
             "web_fetch(url=$2[*].url)",
-            "web_fetch: $2[*].url: $2 (web_lookup) is {url, title, text, value, others}; "
+            "web_fetch: $2[*].url: $2 (web_lookup) is {url, title, text, value, others, unread}; "
             "did you mean $2.url?",
         ),
         (
             "web_fetch(url=$4.url)",
-            "web_fetch: $4.url: $4 (web_fetch) is a list of {url, title, text, value, others}; "
-            "did you mean $4[0].url?",
+            "web_fetch: $4.url: $4 (web_fetch) is a list of "
+            "{url, title, text, value, others, unread}; did you mean $4[0].url?",
         ),
         ("free(x=$2.others[0].zzz)", "free: $2.others[0].zzz: $2.others[0] (web_lookup) is"),
         (
@@ -160,6 +162,50 @@ def test_a_reference_that_cannot_fit_is_named_with_a_way_out(call: str, message:
 def test_what_may_fit_is_let_through(call: str) -> None:
     """Unknown values, unions of which a part fits, and text that may spell a number."""
     assert told(call) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("free(x=$1.error)", ""),
+        ("total(numbers=[$3])", ""),
+        ('calc(expression="a", a=$2.error)', ""),
+        ("web_fetch(url=$4[0].error)", ""),
+        ("web_fetch(url=$4[*].error)", ""),
+        (
+            "web_fetch(url=$1.titel)",
+            "web_fetch: $1.titel: $1 (web_search) is a list of {title, url, snippet} or {error}; "
+            "did you mean $1[0].title?",
+        ),
+        ("free(x=$2.message)", "free: $2.message: $2 (web_lookup) is"),
+        ("web_fetch(url=$1.error.kind)", "web_fetch: $1.error.kind: $1.error (web_search) is a"),
+        ("total(numbers=$2)", "total: argument 'numbers' must be a list of numbers, but $2"),
+    ],
+)
+def test_a_kept_error_may_be_referred_to(call: str, message: str) -> None:
+    """Where on_error keeps failures, ``$1.error`` is a text; all else is held to the type."""
+    kept = {name: replace(one, policy=Policy(on_error="keep")) for name, one in TOOLS.items()}
+    found = plan_problems(f"{PLAN}6. {call}\njoin()", kept)
+    assert [problem[: len(message)] for problem in found] == [message] * bool(message)
+
+
+async def test_a_kept_error_is_what_the_reference_binds_to() -> None:
+    """From the plan's text to the value: the type said so, and so it is."""
+
+    @tool(on_error="keep")
+    async def broken() -> list[int]:
+        """Never works."""
+        raise ValueError("no")
+
+    @tool
+    async def say(text: str) -> str:
+        """Say it."""
+        return text
+
+    runtime = ScriptedRuntime(["1. broken()\n2. say(text=$1.error)\njoin()", "It broke [2]."])
+    answer = await Agent([broken, say], runtime=runtime).ask("?")
+    assert not answer.faults
+    assert answer.outcomes[2] == Ok("ValueError: no")
 
 
 def test_a_line_that_became_no_task_promises_nothing() -> None:

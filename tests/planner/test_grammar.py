@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -12,9 +13,9 @@ import pytest
 
 from agentpar.errors import PlanError, UsageError
 from agentpar.plan import Task
-from agentpar.planner.binding import bind
+from agentpar.planner.binding import bind, check_cancel, rebind
 from agentpar.planner.grammar import plan_grammar
-from agentpar.planner.parser import Call, Join, PlanParser
+from agentpar.planner.parser import Call, Cancel, Join, PlanParser, Replace
 from agentpar.tools.base import Tool
 
 xgr = pytest.importorskip("xgrammar")
@@ -233,6 +234,88 @@ def test_a_later_round_goes_on_and_may_refer_to_what_has_a_value(compiler: Any) 
     assert accepts(compiler, grammar, "4. fetch(url=$3.url)\n5. fetch(url=$4)\njoin()")
     assert accepts(compiler, grammar, "join()")
     assert not accepts(compiler, grammar, "4. fetch(url=$2.url)\njoin()")
+
+
+CHANGES = [
+    "cancel($3)\njoin()",
+    'replace($12, search(query="x"))\njoin()',
+    "13. now()\nreplace($3, fetch(url=$13))\n14. now()\ncancel($12)\njoin()",
+    "cancel($3)\ncancel($12)\n13. fetch(url=$1)\njoin()",
+]
+
+
+@pytest.mark.parametrize("text", CHANGES)
+def test_what_is_alive_may_be_changed(compiler: Any, text: str) -> None:
+    """Before and behind any call, and only where something is alive."""
+    options: dict[str, Any] = {"first_id": 13, "known": [1, 3, 12], "max_lines": 3}
+    assert accepts(compiler, plan_grammar(TOOLS, alive=[3, 12], **options), text)
+    assert not accepts(compiler, plan_grammar(TOOLS, **options), text)
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        ("cancel($1)\njoin()", "a task that has ended"),
+        ("cancel($2)\njoin()", "a task that was never planned"),
+        ("cancel($13)\n13. now()\njoin()", "a task that comes later"),
+        ("13. now()\ncancel($13)\njoin()", "a task of this very plan"),
+        ("cancel($3.x)\njoin()", "a part of a result"),
+        ("replace($1, now())\njoin()", "a call in the place of one that has ended"),
+        ("replace($3, 13. now())\njoin()", "a number inside"),
+        ("replace($3, fetch(url=$2))\njoin()", "a reference to nothing"),
+        ("replace($3)\njoin()", "no call"),
+        ("cancel($3)\ncancel($3)\ncancel($12)\njoin()", "more changes in a row than are alive"),
+        ("cancel($3)", "a plan without an end"),
+        ("join()\ncancel($3)", "a change after the end"),
+    ],
+)
+def test_a_wrong_change_cannot_be_written(compiler: Any, text: str, mistake: str) -> None:
+    """Whatever the model would like to change."""
+    grammar = plan_grammar(TOOLS, first_id=13, known=[1, 3, 12], alive=[3, 12], max_lines=3)
+    assert not accepts(compiler, grammar, text), mistake
+
+
+def test_whatever_change_the_grammar_allows_can_be_read_and_meant(compiler: Any) -> None:
+    """Grammar ⊆ parser and binder, but for a circle and a call that is ended twice."""
+    compiled = compiler.compile_grammar(
+        plan_grammar(TOOLS, first_id=5, known=[1, 3, 4], alive=[3, 4], max_lines=3)
+    )
+    seen = set()
+    for seed in range(120):
+        tasks = {id: Task(id, "now") for id in (1, 3, 4)}
+        parser = PlanParser()
+        text = derive(compiled, random.Random(seed))
+        for item in parser.feed(text) + parser.close():
+            match item:
+                case Cancel(id):
+                    check_cancel(id, tasks, {1})
+                case Replace(call):
+                    with contextlib.suppress(Circle):
+                        tasks[call.id] = rebound(call, tasks)
+                case Call():
+                    tasks[item.id] = bind(item, TOOLS, tasks)
+                case _:
+                    assert item == Join(), text
+            seen.add(type(item))
+    assert seen == {Cancel, Replace, Call, Join}
+
+
+class Circle(Exception):
+    """A replacement that would need itself."""
+
+
+def rebound(call: Call, tasks: dict[int, Task]) -> Task:
+    try:
+        return rebind(call, TOOLS, tasks, {1})
+    except PlanError as error:
+        if "refers to itself" in str(error) or " needs $" in str(error):
+            raise Circle from None
+        raise
+
+
+def test_a_plan_may_end_at_once_while_calls_still_run(compiler: Any) -> None:
+    """Nothing may be done yet, and nothing to add."""
+    assert accepts(compiler, plan_grammar(TOOLS, first_id=2, known=[1], alive=[1]), "join()")
 
 
 def test_a_thought_may_stand_before_a_task(compiler: Any) -> None:

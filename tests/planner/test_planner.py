@@ -22,9 +22,9 @@ from agentpar.events import (
     TaskReplaced,
     Usage,
 )
-from agentpar.plan import Failed, Ok, Ref, Task
+from agentpar.plan import Failed, Ok, Outcome, Ref, Task
 from agentpar.planner.planner import Planner, PlanRequest, plan_problems, usable_examples
-from agentpar.planner.prompts import EXAMPLES, Example
+from agentpar.planner.prompts import EXAMPLES, EXTENDED_EXAMPLES, Example
 from agentpar.ports import ModelRequest
 from agentpar.runtime.scripted import ScriptedRuntime
 from agentpar.tools.base import Tool
@@ -266,7 +266,9 @@ def test_every_built_in_example_runs_with_the_built_in_tools() -> None:
 
     search, fetch = web_search(url="http://localhost:8888"), web_fetch()
     tools = (calc, search, fetch, web_lookup(search=search, fetch=fetch))
-    assert usable_examples({made.name: made for made in tools}) == EXAMPLES
+    named = {made.name: made for made in tools}
+    assert usable_examples(named) == EXAMPLES
+    assert usable_examples(named, extended=True) == (*EXTENDED_EXAMPLES, *EXAMPLES)
 
 
 async def test_own_examples_are_shown() -> None:
@@ -375,22 +377,56 @@ async def test_references_to_an_earlier_round_are_checked_too() -> None:
     ]
 
 
+class Keeps(ScriptedRuntime):
+    """Takes a grammar, and keeps what it was asked in ``asked``."""
+
+    def __init__(self, texts: list[str], asked: list[ModelRequest]) -> None:
+        super().__init__(texts)
+        self._asked = asked
+
+    async def capabilities(self) -> Any:
+        return frozenset({"grammar"})
+
+    def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
+        self._asked.append(request)
+        return super().stream(request)
+
+
+async def asked_while_a_call_runs(surgery: bool) -> ModelRequest:
+    """What the model is asked after a failure, while call 2 still runs."""
+    known = {1: Task(1, "population"), 2: Task(2, "population"), 3: Task(3, "population")}
+    outcomes: dict[int, Outcome] = {1: Ok(19), 3: Failed("gone")}
+    request = PlanRequest("?", 2, 4, "call 3 failed: gone", known, outcomes, ended={1, 3})
+    asked: list[ModelRequest] = []
+    planner = Planner(Keeps(["join()"], asked), TOOLS, surgery=surgery)
+    await planner.plan(request, [].append, Clock())
+    return asked[0]
+
+
+async def test_changes_reach_prompt_and_grammar() -> None:
+    """One option for both, and both name only what still runs."""
+    for surgery in (False, True):
+        asked = await asked_while_a_call_runs(surgery)
+        assert ("cancel($2)" in asked.messages[-1].content) is surgery
+        changes = [line for line in str(asked.grammar).splitlines() if '"cancel("' in line]
+        assert bool(changes) is surgery
+        assert all('("" [2])' in line for line in changes)
+
+
+async def test_what_still_runs_may_be_referred_to() -> None:
+    """Under the grammar, too: its value will come. What has failed may not."""
+    asked = await asked_while_a_call_runs(False)
+    (reference,) = (line for line in str(asked.grammar).splitlines() if '"$" ("" [12])' in line)
+    assert reference.startswith("ref")
+
+
 async def test_the_extended_language_reaches_prompt_and_grammar() -> None:
     """One option for both; a plan may use it in any case."""
-    asked: list[ModelRequest] = []
-
-    class Keeps(ScriptedRuntime):
-        async def capabilities(self) -> Any:
-            return frozenset({"grammar"})
-
-        def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
-            asked.append(request)
-            return super().stream(request)
-
     text = '1. population("a")\n2. add(any($1, $1), 1)\njoin()'
+    asked: list[ModelRequest] = []
     for extended in (False, True):
         events: list[Event] = []
-        planner = Planner(Keeps([text]), TOOLS, extended=extended)
+        planner = Planner(Keeps([text], asked), TOOLS, extended=extended)
         await planner.plan(PlanRequest("?"), events.append, Clock())
         assert [task.id for task in tasks(events)] == [1, 2]
     plain, more = asked

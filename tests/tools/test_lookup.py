@@ -131,12 +131,28 @@ async def test_pages_are_read_side_by_side() -> None:
 
 
 async def test_one_page_down_leaves_the_other() -> None:
-    """The page that can be read is the result, and nothing is said to be beside it."""
+    """The page that can be read is the result, nothing is said to be beside it, and the error of
+    the other is told."""
     down = reply("gone", status=404)
     async with site(atlas=down, rivers=page("Nile", ("Length", "6,650 km"))) as (server, call):
         found = await call("Nile", "length")
     assert found["url"] == f"{server.origin}/rivers"
     assert (found["value"], found["others"]) == (6650, [])
+    error = f"'{server.origin}/atlas' answered HTTP 404 Said"
+    assert found["unread"] == [{"url": f"{server.origin}/atlas", "error": error}]
+
+
+async def test_a_page_that_lacks_the_fact_does_not_hide_the_error_of_the_other() -> None:
+    """What could not be read may have had it."""
+    tours = page("Nile tours", ("Price", "300"))
+    async with site(atlas=reply(status=404), tours=tours) as (server, call):
+        with pytest.raises(FetchError, match=rf"nothing about 'length', and '{server.origin}.*404"):
+            await call("Nile", "length")
+
+
+async def test_where_all_pages_are_read_none_is_unread(mini: tuple[MiniWeb, Call]) -> None:
+    """Nothing is said of what did not happen."""
+    assert "unread" not in await mini[1]("Chile", "population")
 
 
 async def test_all_pages_down_is_the_first_ones_error() -> None:

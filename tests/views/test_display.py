@@ -19,10 +19,11 @@ from agentpar.events import (
     PlanStarted,
     RunFinished,
     RunStarted,
+    TaskDone,
     TaskPlanned,
     TaskStarted,
 )
-from agentpar.plan import Task
+from agentpar.plan import Ok, Task
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -75,6 +76,31 @@ def test_outside_a_terminal_each_event_is_a_line() -> None:
     ) in lines
     assert "Most of them live on the coast. (?)" in text
     assert "1.33× faster than one after another" in lines[-1]
+
+
+def test_where_nothing_ran_side_by_side_nothing_is_called_faster() -> None:
+    """One call after another took as long as it took."""
+    task, began = Task.of(1, "calc", expression="1"), RunStarted("run", "?")
+    ran: list[Event] = [
+        began, TaskPlanned(1, task, 0.1), TaskStarted(1, at=0.1), TaskDone(1, Ok(1), 1.1),
+        RunFinished("answered", at=1.2),
+    ]  # fmt: skip
+    last = shown(ran, console(terminal=False)).splitlines()[-1]
+    assert "tools: 1.00 s of calls in 1.00 s" in last
+    assert "faster" not in last
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_page_that_was_not_read_is_told(terminal: bool) -> None:
+    """Beside the result of the call that went on without it."""
+    task = Task.of(1, "web_lookup", query="Nile")
+    page = {"text": "long", "unread": [{"url": "http://b.example/", "error": "HTTP 404"}]}
+    ran: list[Event] = [
+        RunStarted("run", "?"), TaskPlanned(1, task, 0.1), TaskStarted(1, at=0.1),
+        TaskDone(1, Ok(page), 1.1), RunFinished("answered", at=1.2),
+    ]  # fmt: skip
+    text = ESCAPES.sub("", shown(ran, console(terminal)))
+    assert "not read: http://b.example/: HTTP 404" in text
 
 
 @pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])

@@ -9,9 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample import TASKS, events
 
-from agentpar.events import PlanStarted, RunFinished, RunStarted, TaskDone, TaskPlanned, TaskStarted
+from agentpar.events import (
+    Event,
+    PlanStarted,
+    RunFinished,
+    RunStarted,
+    TaskDone,
+    TaskPlanned,
+    TaskStarted,
+)
 from agentpar.executor.record import decode
-from agentpar.plan import Failed, Ok, Skipped, Task
+from agentpar.plan import EACH, Failed, Ok, Ref, Skipped, Task
 from agentpar.story import UNPLANNED, Story
 
 
@@ -43,6 +51,20 @@ def test_totals_are_measured_on_real_times() -> None:
 def test_critical_path_is_the_chain_the_answer_waited_for() -> None:
     """Round 1 waited for search 2 and fetch 4, round 2 for fetch 6 and calc 7."""
     assert Story.of(events()).critical_path() == (2, 4, 6, 7)
+
+
+def test_the_critical_path_goes_through_the_part_of_a_list_that_was_waited_for() -> None:
+    """A task over a list makes no call itself: its slowest part does."""
+    whole = Task.of(2, "get", url=Ref(1, (EACH,)))
+    parts = [Task(2_000_000 + n, "get", {"url": n}, (1,), part=(2, n - 1)) for n in (1, 2, 3)]
+    planned = [Task.of(1, "search"), whole, *parts, Task.of(3, "sum", of=Ref(2))]
+    spans = {1: (0, 1), 2_000_001: (1, 2), 2_000_002: (1, 4), 2_000_003: (1, 3), 3: (4, 5)}
+    told: list[Event] = [RunStarted("r", "q"), PlanStarted(1)]
+    told += [TaskPlanned(1, task) for task in planned]
+    for id, (began, ended) in spans.items():
+        told += [TaskStarted(id, {}, began), TaskDone(id, Ok(1), ended)]
+    told.append(TaskDone(2, Ok([1, 1, 1]), 4))
+    assert Story.of(told).critical_path() == (1, 2_000_002, 3)
 
 
 def test_a_run_cut_short_leaves_stopped_tasks() -> None:

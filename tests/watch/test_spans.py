@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -23,6 +23,8 @@ from sample import HOSTILE, events, hostile_events
 
 from agentpar import Agent, RunFailed, ScriptedRuntime, UsageError, tool
 from agentpar.events import (
+    AttemptEnded,
+    AttemptFailed,
     Event,
     RunFinished,
     RunStarted,
@@ -31,7 +33,7 @@ from agentpar.events import (
     TaskReplaced,
     TaskStarted,
 )
-from agentpar.plan import Ok, Task
+from agentpar.plan import Failed, Ok, Ref, Task
 from agentpar.ports import RunInfo
 from agentpar.watch import OpenTelemetry
 from agentpar.watch.spans import ROOT, Closed, Noted, Opened, SpanTree
@@ -184,6 +186,7 @@ def test_whatever_a_page_says_can_be_sent() -> None:
 
 
 @given(st.data())
+@settings(deadline=None)
 def test_every_span_that_was_opened_is_closed_once(data: st.DataObject) -> None:
     """Also where the run is cut off anywhere, or facts are missing."""
     every = [event for event in events() if data.draw(st.booleans())]
@@ -481,6 +484,7 @@ def test_a_call_in_the_place_of_another_has_a_span_of_its_own() -> None:
             TaskPlanned(1, Task.of(1, "slow")),
             TaskStarted(1, {}, 1.0),
             TaskReplaced(2, Task.of(1, "quick"), 2.0),
+            AttemptEnded(1, 1, 2.0),
             TaskStarted(1, {}, 2.5, 2),
             TaskDone(1, Ok(1), 3.0, 2),
             RunFinished("answered", "", 4.0),
@@ -490,3 +494,34 @@ def test_a_call_in_the_place_of_another_has_a_span_of_its_own() -> None:
         "  execute_tool slow 1.00-2.00 #1 ERROR cancelled",
         "  execute_tool quick 2.50-3.00 #1",
     ]
+
+
+def test_each_attempt_has_a_span_of_its_own() -> None:
+    """The loser of a hedge ends when it has ended, and whoever got the result is linked to the
+    attempt that brought it; so is who came behind a failed attempt."""
+    tracing = watched(
+        [
+            RunStarted("r", "?"),
+            TaskPlanned(1, Task.of(1, "get")),
+            TaskPlanned(1, Task.of(2, "put", value=Ref(1))),
+            TaskStarted(1, {}, 1.0),
+            TaskStarted(1, {}, 2.0, 2),
+            TaskDone(1, Ok(1), 3.0, 2),
+            TaskStarted(2, {}, 3.0),
+            AttemptEnded(1, 1, 3.5),
+            AttemptFailed(2, Failed("no"), 4.0),
+            TaskStarted(2, {}, 5.0, 2),
+            TaskDone(2, Ok(1), 6.0, 2),
+            RunFinished("answered", "", 7.0),
+        ]
+    )
+    assert tracing.tree().splitlines()[1:] == [
+        "  execute_tool get 1.00-3.50 #1 ERROR cancelled",
+        "  execute_tool get 2.00-3.00 #1",
+        "  execute_tool put 3.00-4.00 #2 after 1 ERROR tool",
+        "  execute_tool put 5.00-6.00 #2 after 1",
+    ]
+    attempts = {s.context.span_id: s.attributes["agentpar.task.attempt"] for s in tracing.spans
+                if s.name.startswith("execute")}  # fmt: skip
+    linked = [attempts[link.context.span_id] for span in tracing.spans for link in span.links]
+    assert linked == [2, 2]

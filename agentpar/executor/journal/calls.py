@@ -31,7 +31,7 @@ class PastCalls:
                 case TaskStarted(task_id):
                     begun[task_id] = key
                     calls._outcomes[task_id, key] = None
-                case AttemptFailed(task_id) if task_id in begun:
+                case AttemptFailed(task_id, abandoned=False) if task_id in begun:
                     del calls._outcomes[task_id, begun.pop(task_id)]  # it is over: not in doubt
                 case TaskDone(task_id, outcome) if task_id in begun:
                     calls._outcomes[task_id, begun.pop(task_id)] = outcome

@@ -1,0 +1,1 @@
+"""Workers that share one KV cache while they write (Hogwild! Inference, arXiv 2504.06261)."""
