@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from agentpar.executor.ledger import Ledger
 from agentpar.executor.machine import Machine
 from agentpar.executor.record import RecordWriter, Terms
 from agentpar.executor.resume import catch_up
+from agentpar.executor.setup import Setup, resumption
 from agentpar.memory.evidence import sources
 from agentpar.partial import partial_answer
 from agentpar.permissions import Permissions, Rule
@@ -71,7 +72,9 @@ class Session:
     before the joiner asks. `events` has every event of the run, earlier parts included. With a
     ``journal``, the journal's history is the run's. ``observers`` are part of the run: one that
     raises ends it. ``watch`` is not, and is told of ``info`` first. ``redactor`` takes secrets out
-    of whatever happens, before anyone sees it.
+    of whatever happens, before anyone sees it. ``setup`` is the agent as it is now; a run that
+    began with another goes on by that one's terms, but for a ``deadline`` that is given (seconds
+    from its beginning), and tells what has changed.
     """
 
     def __init__(
@@ -90,24 +93,25 @@ class Session:
         watch: Sequence[Watch] = (),
         info: RunInfo | None = None,
         redactor: Redactor | None = None,
+        setup: Setup | None = None,
+        deadline: float | None = None,
     ) -> None:
         self.run_id = run_id
         self._past = tuple(history if journal is None else journal.history)
         self.events: list[Event] = list(self._past)
-        self.machine = Machine(
-            settings.limits,
-            Permissions.of(tools, settings.permissions),
-            policies={name: tool.policy for name, tool in tools.items()},
-            latencies=settings.latencies,
-            seed=run_id,
-        )
+        now = setup or Setup.of(terms_of(run_id, tools, settings), tools)
+        then = now if journal is None or not journal.known else journal.setup
+        terms = (then or now).terms_with(now, deadline=deadline)
+        self._resumed = None if self.over else resumption(then, now, self._past)
+        tools = {name: replace(tool, policy=terms.policies[name]) for name, tool in tools.items()}
+        self.machine = terms.machine()
         self.due = catch_up(self.machine, self.events)
         self._planner = planner
         self._joiner = joiner
         self._warmer = warmer
         self._settings = settings
         self._journal = journal
-        ledger = Ledger(run_id, self.machine, journal)
+        ledger = Ledger(run_id, self.machine, journal, then)
         writer = None
         if settings.record is not None:
             known = journal is not None and journal.known
@@ -186,6 +190,8 @@ class Session:
             if self._writer is not None:
                 stack.enter_context(self._writer)
             stack.enter_context(self._watchers)
+            if self._resumed is not None:
+                events = (*events, replace(self._resumed, at=self.driver.clock.now()))
             await self.driver.run(*events, due=self.due)
 
     def answer(self) -> Answer:
@@ -223,6 +229,17 @@ class Session:
         return self._warmer.after(
             event, _Written(self.machine), self.driver.emit, self.driver.clock
         )
+
+
+def terms_of(run_id: str, tools: Mapping[str, Tool], settings: Settings) -> Terms:
+    """By what a run of this name that begins now is decided."""
+    return Terms(
+        settings.limits,
+        Permissions.of(tools, settings.permissions),
+        {name: tool.policy for name, tool in tools.items()},
+        {name: tuple(samples) for name, samples in settings.latencies.items()},
+        run_id,
+    )
 
 
 class _Written:

@@ -10,24 +10,37 @@ from agentpar.events import Event, RunFinished, TaskStarted
 from agentpar.executor.commands import Execute
 from agentpar.executor.journal import RunJournal
 from agentpar.executor.machine import Machine
+from agentpar.executor.setup import Setup
 from agentpar.plan import Outcome
 from agentpar.tools.base import Tool
 from agentpar.tools.call import CurrentCall, call_key, enter_call
 
 
 class Ledger:
-    """Of the run ``run_id`` that ``machine`` decides; without a journal it only names calls."""
+    """Of the run ``run_id`` that ``machine`` decides; without a journal it only names calls.
 
-    def __init__(self, run_id: str, machine: Machine, journal: RunJournal | None = None) -> None:
+    ``setup`` is what the agent was when the run began, where that is known: in one run a call
+    keeps its name, though its tool be of another version by now.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        machine: Machine,
+        journal: RunJournal | None = None,
+        setup: Setup | None = None,
+    ) -> None:
         self._run_id = run_id
         self._machine = machine
         self._journal = journal
+        self._setup = setup
         self._keys: dict[int, str] = {}
 
     def known(self, call: Execute, tool: Tool) -> Outcome | None:
         """What stands in place of ``call``; None where it is to be made."""
         if self._journal is None:
             return None
+        tool = self._named(tool)
         key = self._keys[call.task.id] = call_key(tool, call.args)
         return self._journal.calls.outcome(call.task.id, key, tool)
 
@@ -37,6 +50,7 @@ class Ledger:
 
         Raises `JournalError`: such a call must then not be made.
         """
+        tool = self._named(tool)
         enter_call(CurrentCall(self._run_id, call.task.id, call.attempt, tool, call.args))
         if self._journal is not None and tool.sink:
             await self._journal.flush()
@@ -52,3 +66,6 @@ class Ledger:
             return
         key = self._keys.pop(event.task_id, "") if isinstance(event, TaskStarted) else ""
         self._journal.append(event, key)
+
+    def _named(self, tool: Tool) -> Tool:
+        return tool if self._setup is None else self._setup.tool(tool)

@@ -107,7 +107,7 @@ def test_another_version_is_refused_and_left_alone(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version = 99")
     before = path.read_bytes()
-    with pytest.raises(UsageError, match=r"j\.db' is a journal of format 99, .* reads format 1"):
+    with pytest.raises(UsageError, match=r"j\.db' is a journal of format 99, .* reads format 2"):
         read(path)
     assert path.read_bytes() == before
 
@@ -122,7 +122,7 @@ async def test_another_version_in_postgres_is_refused(postgres: Postgres) -> Non
         pass
     with psycopg.connect(url) as connection:
         connection.execute("UPDATE agentpar_journal SET version = 99")
-    with pytest.raises(UsageError, match=r"is of format 99, .* reads format 1"):
+    with pytest.raises(UsageError, match=r"is of format 99, .* reads format 2"):
         await open_journal(url).start()
 
 
