@@ -5,7 +5,7 @@ A session knows which room does what; it never knows where the rooms came from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -198,25 +198,22 @@ class Session:
         return answer_of(self.run_id, self.machine, self.events)
 
     async def _plan(self, command: Plan, emit: Emit) -> None:
-        machine, first_id = self.machine, command.first_id
-        before, standing = _broken_off(self._past, command.round)
-        asked = machine
+        before, standing, anew = _broken_off(self._past, command.round)
+        clock = self.driver.clock
         if standing:  # the plan broke off: it is asked for again, in the same words
-            asked = Terms.of(machine).machine()
+            asked = Terms.of(self.machine).machine()
             catch_up(asked, before)
-            first_id = asked.next_id
-        written, known = whole(asked.tasks, asked.outcomes)
-        request = PlanRequest(
-            machine.question,
-            command.round,
-            first_id,
-            command.why,
-            written,
-            known,
-            standing,
-            machine.outcomes.keys(),
-        )
-        await self._planner.plan(request, emit, self.driver.clock)
+            request = _plan_request(asked, asked.next_id, command, standing, anew)
+            if await self._planner.plan(replace(request, ended=self._ended), emit, clock):
+                return
+            anew = True
+        first_id = self.machine.next_id if anew else command.first_id
+        request = _plan_request(self.machine, first_id, command, (), anew)
+        await self._planner.plan(replace(request, ended=self._ended), emit, clock)
+
+    @property
+    def _ended(self) -> Collection[int]:
+        return self.machine.outcomes.keys()
 
     async def _join(self, command: Join, emit: Emit) -> None:
         await self._joiner.join(join_request(self.machine, command), emit, self.driver.clock)
@@ -302,14 +299,34 @@ def conclusion(machine: Machine, command: Conclude, events: Iterable[Event], at:
     )
 
 
-def _broken_off(events: Sequence[Event], round: int) -> tuple[Sequence[Event], tuple[Line, ...]]:
-    """What the lines of a round's plan came to, as far as it got, and what was before it."""
+def _plan_request(
+    asked: Machine, first_id: int, command: Plan, standing: tuple[Line, ...], anew: bool
+) -> PlanRequest:
+    """What the planner is asked when ``asked`` wants a plan. One that is made anew is for
+    whatever the calls that stand do not find."""
+    why = command.why
+    if anew:
+        why = f"{why or 'what the question asks for'}, as far as the calls above do not find it"
+    tasks, outcomes = whole(asked.tasks, asked.outcomes)
+    return PlanRequest(
+        asked.question, command.round, first_id, why, tasks, outcomes, standing, anew
+    )
+
+
+def _broken_off(
+    events: Sequence[Event], round: int
+) -> tuple[Sequence[Event], tuple[Line, ...], bool]:
+    """What the lines of a round's plan came to, as far as it got; what was before it; and whether
+    it was one that was made anew."""
     before = writing = 0
     standing: list[Line] = []
+    anew = False
     for place, event in enumerate(events):
         match event:
             case PlanStarted():
                 writing = event.round
+                if event.anew and event.round == round:
+                    standing, anew = [], True
                 if not standing:
                     before = place
             case TaskPlanned(_, task) if event.round == round and task.part is None:
@@ -320,4 +337,4 @@ def _broken_off(events: Sequence[Event], round: int) -> tuple[Sequence[Event], t
                 standing.append(event)
             case PlanFault() if event.round == round and event.line:
                 standing.append(event)
-    return events[:before], tuple(standing)
+    return events[:before], tuple(standing), anew
