@@ -320,9 +320,16 @@ async def test_a_session_that_the_server_ended_is_begun_anew(postgres: Postgres)
     soon = "&options=-cidle_in_transaction_session_timeout%3D50"
     store = PostgresStore(postgres.new_database() + soon)
     store.open()
-    with pytest.raises(Unreachable, match="idle-in-transaction"), store._writing() as execute:
-        assert store._open is not None
-        select.select([store._open.pgconn.socket], [], [], 10)  # the server's last word
-        execute("SELECT 1")
+
+    def stand_still() -> None:
+        with store._writing() as execute:
+            execute("SELECT 1")
+            assert store._open is not None
+            ready, _, _ = select.select([store._open.pgconn.socket], [], [], 10)
+            assert ready, "the server has not said its last word"
+            execute("SELECT 1")
+
+    with pytest.raises(Unreachable, match="idle-in-transaction"):
+        stand_still()
     assert store.runs() == []
     store.close()
