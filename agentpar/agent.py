@@ -32,6 +32,7 @@ from agentpar.executor.commands import Command
 from agentpar.executor.driver import running
 from agentpar.executor.journal import Journal, RunJournal, open_journal
 from agentpar.executor.results import JournalResults, MemoryResults
+from agentpar.executor.setup import Setup, changes
 from agentpar.ids import new_run_id
 from agentpar.memory.evidence import check, sources
 from agentpar.permissions import Rule
@@ -45,7 +46,7 @@ from agentpar.redact import SHORTEST, Redactor, url_credentials
 from agentpar.runtime import open_runtime
 from agentpar.runtime.hogwild.opening import group_opener
 from agentpar.runtime.redacted import RedactedRuntime
-from agentpar.session import Session, Settings
+from agentpar.session import Session, Settings, terms_of
 from agentpar.thinking import think_tool
 from agentpar.tools.base import Tool, ToolSource
 from agentpar.tools.function import toolbox
@@ -62,10 +63,13 @@ T = TypeVar("T")
 class Run:
     """One run in progress: iterate it for events; `answer` is there when it has ended."""
 
-    def __init__(self, id: str, question: str, limits: Limits) -> None:
+    def __init__(
+        self, id: str, question: str, *, deadline: float | None = None, strict: bool = False
+    ) -> None:
         self.id = id
         self.question = question
-        self.limits = limits
+        self.deadline = deadline
+        self.strict = strict
         self._events: list[Event] = []
         self._news = asyncio.Event()
         self._answer: Answer | None = None
@@ -347,15 +351,24 @@ class Agent:
         await self._drive(run)
         return run.answer
 
-    async def resume(self, run_id: str, *, deadline: float | None = None) -> Answer:
+    async def resume(
+        self, run_id: str, *, deadline: float | None = None, strict: bool = False
+    ) -> Answer:
         """Carry on the run that broke off, or give the answer that it has already.
+
+        It goes on by the limits and policies with which it began. What has changed in the agent
+        since is told in a `RunResumed` event and in ``answer.changes``: its tools are today's,
+        and of the permissions, those of then and of today, the stricter hold. With ``strict`` a
+        run whose agent has changed is refused (`UsageError` with the changes), and left as it is.
 
         Needs the agent's ``journal``; raises as `ask` does, and `UsageError` where there is
         no such run.
         """
         journal = await self._kept()
         question = (await journal.find(run_id)).question
-        return await self.ask(question, run_id=run_id, deadline=deadline)
+        run = self._new_run(question, run_id, deadline, strict)
+        await self._drive(run)
+        return run.answer
 
     async def resume_orphan(self) -> Answer | None:
         """Take over the oldest run of an agent of this name whose process is gone, and carry
@@ -364,7 +377,7 @@ class Agent:
         if found is None:
             return None
         known, journal = found
-        run = Run(known.id, known.question, self._settings.limits)
+        run = Run(known.id, known.question)
         await self._drive(run, journal)
         return run.answer
 
@@ -382,15 +395,21 @@ class Agent:
 
     @asynccontextmanager
     async def run(
-        self, question: str, *, run_id: str | None = None, deadline: float | None = None
+        self,
+        question: str,
+        *,
+        run_id: str | None = None,
+        deadline: float | None = None,
+        strict: bool = False,
     ) -> AsyncIterator[Run]:
-        """Answer ``question`` while you watch; leaving the block early cancels the run.
+        """Answer ``question`` while you watch; leaving the block early cancels the run. The
+        keywords are those of `ask`, and for a run that is carried on ``strict`` of `resume`.
 
         >>> async with agent.run("…") as run:
         ...     async for event in run: ...
         ... run.answer.text
         """
-        run = self._new_run(question, run_id, deadline)
+        run = self._new_run(question, run_id, deadline, strict)
         async with running(self._drive(run)):
             yield run
 
@@ -463,17 +482,16 @@ class Agent:
 
     # Wiring
 
-    def _new_run(self, question: str, run_id: str | None, deadline: float | None) -> Run:
+    def _new_run(
+        self, question: str, run_id: str | None, deadline: float | None, strict: bool = False
+    ) -> Run:
         if not question.strip():
             raise UsageError("the question is empty")
         if run_id is not None and not re.fullmatch(r"[\w][\w.-]{0,127}", run_id):
             raise UsageError(
                 f"run_id {run_id!r} cannot name a folder: use letters, digits, '_', '-' and '.'"
             )
-        limits = self._settings.limits
-        if deadline is not None:
-            limits = replace(limits, deadline=deadline)
-        return Run(run_id or new_run_id(), question, limits)
+        return Run(run_id or new_run_id(), question, deadline=deadline, strict=strict)
 
     async def _open(self) -> None:
         """Open what lives as long as the agent: runtime, tool sources, tools' connections."""
@@ -554,7 +572,8 @@ class Agent:
         run_id: str,
         question: str,
         *,
-        limits: Limits | None = None,
+        deadline: float | None = None,
+        strict: bool = False,
         history: Sequence[Event] = (),
         hold: Callable[[Command], bool] | None = None,
         observers: Sequence[Callable[[Event], None]] = (),
@@ -594,18 +613,30 @@ class Agent:
         if self._prefill is not False:
             always = self._prefill is True
             warmer = Warmer(runtime, sources, instructions=self._instructions, always=always)
+        limits = self._settings.limits
+        if deadline is not None:
+            limits = replace(limits, deadline=deadline)
         settings = replace(
             self._settings,
-            limits=limits or self._settings.limits,
+            limits=limits,
             note=self._note(),
             latencies=self._latencies,
             results=self._results,
         )
         if self._runs is not None:
             settings = replace(settings, record=self._runs / run_id / "events.jsonl")
+        setup = Setup.of(
+            terms_of(run_id, self._tools, settings),
+            self._tools,
+            model=redactor.text(self._model_name()),
+            instructions=self._instructions,
+        )
         if journal is None and self._journal is not None:
+            if strict:
+                await _refuse_changed(self._journal, run_id, setup)
+            asked = redactor.text(question)
             journal = await self._journal.begin(
-                run_id, redactor.text(question), agent=self.name, history=history
+                run_id, asked, agent=self.name, setup=setup, history=history
             )
         past = tuple(history) if journal is None else journal.history
         named = self._runtime if isinstance(self._runtime, Named) else None
@@ -623,7 +654,15 @@ class Agent:
             watch=self._watch,
             info=RunInfo(run_id, self.name, named, past),
             redactor=redactor,
+            setup=setup,
+            deadline=deadline,
         )
+
+    def _model_name(self) -> str:
+        """The model as far as it is known before it is asked; empty where it is not."""
+        if self._model is not None:
+            return self._model_id or self._model
+        return self._runtime.model_name if isinstance(self._runtime, Named) else ""
 
     async def _learn(self, latencies: Mapping[str, list[float]]) -> None:
         """Keep how long calls take, for the runs that come."""
@@ -650,7 +689,12 @@ class Agent:
         """One whole run, or the rest of it; what came of it, an error included, is in ``run``."""
         try:
             session = await self._session(
-                run.id, run.question, limits=run.limits, observers=[run._heard], journal=journal
+                run.id,
+                run.question,
+                deadline=run.deadline,
+                strict=run.strict,
+                observers=[run._heard],
+                journal=journal,
             )
             for event in session.events:
                 run._heard(event)
@@ -666,6 +710,16 @@ class Agent:
             if not run.ended:  # cancelled while it opened
                 error_text = "cancelled by the caller"
                 run._ended(Answer(run.id, run.question, status="cancelled", error=error_text))
+
+
+async def _refuse_changed(journal: Journal, run_id: str, now: Setup) -> None:
+    """`UsageError` where the run is to be carried on by another agent than began it."""
+    run = await journal.find(run_id)
+    if not run.ended and (changed := list(changes(run.setup, now))):
+        raise UsageError(
+            f"run {run_id!r} is not carried on, as the agent has changed since it began: "
+            f"{'; '.join(changed)}. Undo that, or resume without strict"
+        )
 
 
 def _loop_is_running() -> bool:

@@ -7,7 +7,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from agentpar.events import Answered, Citation, Event, ModelUsed, PlanFault, RunFinished, Usage
+from agentpar.events import (
+    Answered,
+    Citation,
+    Event,
+    ModelUsed,
+    PlanFault,
+    RunFinished,
+    RunResumed,
+    Usage,
+)
 from agentpar.executor.machine import Machine
 from agentpar.executor.resume import catch_up
 from agentpar.plan import Ok, Outcome, Task, whole
@@ -23,7 +32,8 @@ class Answer:
     ``tasks`` and ``outcomes``. ``unsupported`` holds the sentences that nothing the run has
     read carries. ``usage`` says what was spent and, in ``stopped_by``, which limit ended the run
     before its plan was done; the text then says what is missing. ``prefill`` is the part of it
-    that read the joiner's prompt ahead. ``seconds`` is wall time.
+    that read the joiner's prompt ahead. ``seconds`` is wall time. ``changes`` says what had changed
+    in the agent when the run was carried on.
     """
 
     run_id: str
@@ -38,6 +48,7 @@ class Answer:
     prefill: Usage = field(default_factory=Usage)
     rounds: int = 0
     seconds: float = 0.0
+    changes: tuple[str, ...] = ()
     status: Literal["answered", "failed", "cancelled"] = "answered"
     error: str = ""
 
@@ -92,6 +103,7 @@ class Answer:
             },
             "rounds": self.rounds,
             "seconds": round(self.seconds, 3),
+            "changes": list(self.changes),
         }
 
 
@@ -100,6 +112,7 @@ def answer_of(run_id: str, machine: Machine, events: Iterable[Event]) -> Answer:
     text = error = ""
     citations: tuple[Citation, ...] = ()
     unsupported: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
     status: Literal["answered", "failed", "cancelled"] = "cancelled"
     usage = prefill = Usage()
     at = 0.0
@@ -117,6 +130,8 @@ def answer_of(run_id: str, machine: Machine, events: Iterable[Event]) -> Answer:
                     used = replace(used, cut=False)  # it was never to write more
                     prefill += used
                 usage += used
+            case RunResumed():
+                changes = event.changes
             case RunFinished():
                 status, error = event.status, event.error
                 stopped_by, steps, cost = event.stopped_by, event.steps, event.cost_usd
@@ -134,6 +149,7 @@ def answer_of(run_id: str, machine: Machine, events: Iterable[Event]) -> Answer:
         prefill=prefill,
         rounds=machine.round,
         seconds=at,
+        changes=changes,
         status=status,
         error=error,
     )

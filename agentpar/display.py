@@ -30,6 +30,7 @@ from agentpar.events import (
     PlanStarted,
     ReplanAsked,
     RunFinished,
+    RunResumed,
     RunStarted,
     TaskCancelled,
     TaskDone,
@@ -151,6 +152,8 @@ class TerminalDisplay:
         story = self._story
         if story.question:
             yield self._text(("bold", one_line(story.question, 300)))
+        for change in story.changes:
+            yield self._text(("yellow", f"changed since the run began: {one_line(change, 300)}"))
         if story.note:
             yield self._text(("yellow", one_line(story.note, 500)))
         if story.tasks:
@@ -365,8 +368,16 @@ def _event_line(event: Event, story: Story) -> str:
         case RunStarted(run_id, question, note):
             what = f"run {one_line(run_id, 80)}: {one_line(question, 500)}"
             what += f" ({one_line(note, 500)})" if note else ""
+        case RunResumed(changes):
+            told = one_line("; ".join(changes), 2000) or "nothing, in the end"
+            what = f"carried on; changed in the agent since the run began: {told}"
+        case PlanStarted(number, anew=True):
+            what = (
+                f"round {number}: planning on from what stands, as the plan reads differently now"
+            )
         case PlanStarted(number):
-            what = f"round {number}: planning"
+            again = " again, in the same words" if story.rounds[number].plans > 1 else ""
+            what = f"round {number}: planning{again}"
         case TaskPlanned(_, task):
             what = f"planned {task.label}. {one_line(call(task), 300)}"
         case PlanFault(_, message):
@@ -381,8 +392,10 @@ def _event_line(event: Event, story: Story) -> str:
         case ApprovalGiven(id, allowed, reason):
             what = f"{'allowed' if allowed else 'denied'} {id} {one_line(reason, 300)}".rstrip()
         case TaskStarted(id):
-            named = story.tasks[id].task.label
-            what = f"started {named}" + (f" (attempt {event.attempt})" if event.attempt > 1 else "")
+            started = story.tasks[id]
+            what = f"started {started.task.label}"
+            what += " again" if started.attempts > event.attempt else ""
+            what += f" (attempt {event.attempt})" if event.attempt > 1 else ""
         case AttemptFailed(id, outcome):
             what = (
                 f"attempt {event.attempt} of call {story.tasks[id].task.label} failed: "
@@ -396,7 +409,8 @@ def _event_line(event: Event, story: Story) -> str:
         case TaskDone(id, outcome):
             what = _outcome_line(story.tasks[id], outcome)
         case JoinStarted(number):
-            what = f"round {number}: joining"
+            again = " again" if story.rounds[number].joins > 1 else ""
+            what = f"round {number}: joining{again}"
         case ReplanAsked(number, why):
             what = f"round {number}: replan: {one_line(why, 500)}"
         case Answered(number):

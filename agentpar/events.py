@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from agentpar.labels import TRUSTED, Label
+from agentpar.permissions import Permissions
 from agentpar.plan import Failed, Outcome, Task
 from agentpar.quick import quick
 
@@ -94,9 +95,23 @@ class RunStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class RunResumed:
+    """The run goes on with an agent that is not the one it began with: ``changes`` say, in words,
+    what differs. From here on ``permissions`` decide about every call that has not ended."""
+
+    changes: tuple[str, ...]
+    permissions: Permissions
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class PlanStarted:
+    """The planner is asked. ``anew``: what it had planned in this round before the run broke off
+    stands, and it goes on behind that with what is known by now."""
+
     round: int
     at: float = 0.0
+    anew: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,6 +388,7 @@ class RunFinished:
 
 Event = (
     RunStarted
+    | RunResumed
     | PlanStarted
     | PlanText
     | TaskPlanned

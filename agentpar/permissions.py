@@ -107,10 +107,12 @@ class Permissions:
     The first rule that covers a call decides. Where none does, a sink asks and everything else
     is allowed. No rule allows a sink that a plan added after its planner had read text from
     outside: such a call asks, or is denied. ``flows`` may leave out tools that only read.
+    ``besides`` are the rules of another agent on the same run: the stricter verdict holds.
     """
 
     rules: tuple[Rule, ...] = ()
     flows: Mapping[str, Flow] = field(default_factory=dict)
+    besides: tuple[Rule, ...] | None = None
     _open: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
@@ -130,9 +132,15 @@ class Permissions:
 
     def verdict(self, tool: str, label: Label) -> Verdict:
         """What happens to a call of ``tool`` with this label."""
+        verdict = self._by(self.rules, tool, label)
+        if self.besides is None:
+            return verdict
+        return max(verdict, self._by(self.besides, tool, label), key=_strictness)
+
+    def _by(self, rules: Sequence[Rule], tool: str, label: Label) -> Verdict:
         sink = self.flow(tool).sink
         remarks = [f"{tool} {self.flow(tool)}"] if sink else []
-        for number, rule in enumerate(self.rules, 1):
+        for number, rule in enumerate(rules, 1):
             if not rule.names(tool) or rule.data == ("trusted" if label.untrusted else "untrusted"):
                 continue
             if rule.action == "allow" and sink and label.plan:
@@ -166,16 +174,30 @@ class Permissions:
 
     def as_data(self) -> dict[str, Any]:
         """As JSON-like data; `from_data` gives back equal permissions."""
-        return {
-            "rules": [{**asdict(rule), "tools": list(rule.tools)} for rule in self.rules],
+        data = {
+            "rules": _rules_as_data(self.rules),
             "tools": {name: asdict(flow) for name, flow in sorted(self.flows.items())},
         }
+        return data if self.besides is None else {**data, "besides": _rules_as_data(self.besides)}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Self:
         """What `as_data` gave; raises `KeyError`, `TypeError` or `UsageError` where it did not."""
-        rules = tuple(Rule(**rule) for rule in data["rules"])
-        return cls(rules, {name: Flow(**flow) for name, flow in data["tools"].items()})
+        flows = {name: Flow(**flow) for name, flow in data["tools"].items()}
+        besides = _rules_of(data["besides"]) if "besides" in data else None
+        return cls(_rules_of(data["rules"]), flows, besides)
+
+
+def _strictness(verdict: Verdict) -> int:
+    return ("allow", "ask", "deny").index(verdict.action)
+
+
+def _rules_as_data(rules: Sequence[Rule]) -> list[dict[str, Any]]:
+    return [{**asdict(rule), "tools": list(rule.tools)} for rule in rules]
+
+
+def _rules_of(data: Sequence[Mapping[str, Any]]) -> tuple[Rule, ...]:
+    return tuple(Rule(**rule) for rule in data)
 
 
 def bound_to(run_id: str, task: Task, args: Mapping[str, Any], label: Label) -> str:

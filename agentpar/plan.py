@@ -11,7 +11,6 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeGuard
 
 from agentpar.errors import PlanError
-from agentpar.quick import quick
 
 if TYPE_CHECKING:  # networkx loads when a plan is analysed, not when agentpar is imported
     import networkx as nx
@@ -99,7 +98,6 @@ class Task:
         return str(self.id) if self.part is None else f"{self.part[0]}[{self.part[1]}]"
 
 
-@quick
 @dataclass(frozen=True, slots=True)
 class Ok:
     """The task's tool returned ``value`` (JSON-like data)."""

@@ -5,7 +5,7 @@ A session knows which room does what; it never knows where the rooms came from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from agentpar.executor.ledger import Ledger
 from agentpar.executor.machine import Machine
 from agentpar.executor.record import RecordWriter, Terms
 from agentpar.executor.resume import catch_up
+from agentpar.executor.setup import Setup, resumption
 from agentpar.gate import Caller, HostGate
 from agentpar.memory.evidence import sources
 from agentpar.partial import partial_answer
@@ -73,7 +74,9 @@ class Session:
     before the joiner asks. `events` has every event of the run, earlier parts included. With a
     ``journal``, the journal's history is the run's. ``observers`` are part of the run: one that
     raises ends it. ``watch`` is not, and is told of ``info`` first. ``redactor`` takes secrets out
-    of whatever happens, before anyone sees it.
+    of whatever happens, before anyone sees it. ``setup`` is the agent as it is now; a run that
+    began with another goes on by that one's terms, but for a ``deadline`` that is given (seconds
+    from its beginning), and tells what has changed.
     """
 
     def __init__(
@@ -92,17 +95,18 @@ class Session:
         watch: Sequence[Watch] = (),
         info: RunInfo | None = None,
         redactor: Redactor | None = None,
+        setup: Setup | None = None,
+        deadline: float | None = None,
     ) -> None:
         self.run_id = run_id
         self._past = tuple(history if journal is None else journal.history)
         self.events: list[Event] = list(self._past)
-        self.machine = Machine(
-            settings.limits,
-            Permissions.of(tools, settings.permissions),
-            policies={name: tool.policy for name, tool in tools.items()},
-            latencies=settings.latencies,
-            seed=run_id,
-        )
+        now = setup or Setup.of(terms_of(run_id, tools, settings), tools)
+        then = now if journal is None or not journal.known else journal.setup
+        terms = (then or now).terms_with(now, deadline=deadline)
+        self._resumed = None if self.over else resumption(then, now, self._past)
+        tools = {name: replace(tool, policy=terms.policies[name]) for name, tool in tools.items()}
+        self.machine = terms.machine()
         self.due = catch_up(self.machine, self.events)
         self._planner = planner
         self._joiner = joiner
@@ -110,7 +114,7 @@ class Session:
         self._settings = settings
         self._journal = journal
         self._gate = HostGate(settings.limits, self._throttled)
-        ledger = Ledger(run_id, self.machine, journal, self._gate)
+        ledger = Ledger(run_id, self.machine, journal, self._gate, then)
         writer = None
         if settings.record is not None:
             known = journal is not None and journal.known
@@ -191,31 +195,30 @@ class Session:
                 stack.enter_context(self._writer)
             stack.enter_context(self._watchers)
             stack.callback(self._gate.close)
+            if self._resumed is not None:
+                events = (*events, replace(self._resumed, at=self.driver.clock.now()))
             await self.driver.run(*events, due=self.due)
 
     def answer(self) -> Answer:
         return answer_of(self.run_id, self.machine, self.events)
 
     async def _plan(self, command: Plan, emit: Emit) -> None:
-        machine, first_id = self.machine, command.first_id
-        before, standing = _broken_off(self._past, command.round)
-        asked = machine
+        before, standing, anew = _broken_off(self._past, command.round)
+        clock = self.driver.clock
         if standing:  # the plan broke off: it is asked for again, in the same words
-            asked = Terms.of(machine).machine()
+            asked = Terms.of(self.machine).machine()
             catch_up(asked, before)
-            first_id = asked.next_id
-        written, known = whole(asked.tasks, asked.outcomes)
-        request = PlanRequest(
-            machine.question,
-            command.round,
-            first_id,
-            command.why,
-            written,
-            known,
-            standing,
-            machine.outcomes.keys(),
-        )
-        await self._planner.plan(request, emit, self.driver.clock)
+            request = _plan_request(asked, asked.next_id, command, standing, anew)
+            if await self._planner.plan(replace(request, ended=self._ended), emit, clock):
+                return
+            anew = True
+        first_id = self.machine.next_id if anew else command.first_id
+        request = _plan_request(self.machine, first_id, command, (), anew)
+        await self._planner.plan(replace(request, ended=self._ended), emit, clock)
+
+    @property
+    def _ended(self) -> Collection[int]:
+        return self.machine.outcomes.keys()
 
     async def _join(self, command: Join, emit: Emit) -> None:
         await self._joiner.join(join_request(self.machine, command), emit, self.driver.clock)
@@ -232,6 +235,17 @@ class Session:
         return self._warmer.after(
             event, _Written(self.machine), self.driver.emit, self.driver.clock
         )
+
+
+def terms_of(run_id: str, tools: Mapping[str, Tool], settings: Settings) -> Terms:
+    """By what a run of this name that begins now is decided."""
+    return Terms(
+        settings.limits,
+        Permissions.of(tools, settings.permissions),
+        {name: tool.policy for name, tool in tools.items()},
+        {name: tuple(samples) for name, samples in settings.latencies.items()},
+        run_id,
+    )
 
 
 class _Written:
@@ -294,14 +308,34 @@ def conclusion(machine: Machine, command: Conclude, events: Iterable[Event], at:
     )
 
 
-def _broken_off(events: Sequence[Event], round: int) -> tuple[Sequence[Event], tuple[Line, ...]]:
-    """What the lines of a round's plan came to, as far as it got, and what was before it."""
+def _plan_request(
+    asked: Machine, first_id: int, command: Plan, standing: tuple[Line, ...], anew: bool
+) -> PlanRequest:
+    """What the planner is asked when ``asked`` wants a plan. One that is made anew is for
+    whatever the calls that stand do not find."""
+    why = command.why
+    if anew:
+        why = f"{why or 'what the question asks for'}, as far as the calls above do not find it"
+    tasks, outcomes = whole(asked.tasks, asked.outcomes)
+    return PlanRequest(
+        asked.question, command.round, first_id, why, tasks, outcomes, standing, anew
+    )
+
+
+def _broken_off(
+    events: Sequence[Event], round: int
+) -> tuple[Sequence[Event], tuple[Line, ...], bool]:
+    """What the lines of a round's plan came to, as far as it got; what was before it; and whether
+    it was one that was made anew."""
     before = writing = 0
     standing: list[Line] = []
+    anew = False
     for place, event in enumerate(events):
         match event:
             case PlanStarted():
                 writing = event.round
+                if event.anew and event.round == round:
+                    standing, anew = [], True
                 if not standing:
                     before = place
             case TaskPlanned(_, task) if event.round == round and task.part is None:
@@ -312,4 +346,4 @@ def _broken_off(events: Sequence[Event], round: int) -> tuple[Sequence[Event], t
                 standing.append(event)
             case PlanFault() if event.round == round and event.line:
                 standing.append(event)
-    return events[:before], tuple(standing)
+    return events[:before], tuple(standing), anew

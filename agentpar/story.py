@@ -29,6 +29,7 @@ from agentpar.events import (
     PlanText,
     ReplanAsked,
     RunFinished,
+    RunResumed,
     RunStarted,
     TaskCancelled,
     TaskDone,
@@ -76,14 +77,20 @@ class TaskStory:
 
 @dataclass(slots=True)
 class RoundStory:
-    """What is known of one round: a plan, then a join. Changed by `Story.add` only."""
+    """What is known of one round: a plan, then a join. Changed by `Story.add` only.
+
+    ``plans`` and ``joins`` count how often they were begun: more than once in a run that was
+    carried on.
+    """
 
     number: int
+    plans: int = 0
     plan_started: float | None = None
     plan_first_text: float | None = None
     plan_ended: float | None = None
     plan_text: list[str] = field(default_factory=list)
     plan_error: str = ""
+    joins: int = 0
     join_started: float | None = None
     join_first_text: float | None = None
     join_ended: float | None = None
@@ -148,6 +155,7 @@ class Story:
         self.status: Status = "running"
         self.error = ""
         self.stopped_by = ""
+        self.changes: tuple[str, ...] = ()
         self.began = 0.0
         self.now = 0.0
         self.tasks: dict[int, TaskStory] = {}
@@ -172,8 +180,11 @@ class Story:
         match event:
             case RunStarted(run_id, question, note, at):
                 self.run_id, self.question, self.note, self.began = run_id, question, note, at
+            case RunResumed(changes):
+                self.changes = changes
             case PlanStarted(number, at):
                 round_ = self._round(number)
+                round_.plans += 1
                 if round_.plan_started is None:
                     round_.plan_started = at
                 round_.plan_text.clear()  # the run was carried on, and the plan written again
@@ -214,6 +225,7 @@ class Story:
                 pass  # what comes of it is told by other events
             case JoinStarted(number, at):
                 round_ = self._round(number)
+                round_.joins += 1
                 if round_.join_started is None:
                     round_.join_started = at
                 round_.join_text.clear()

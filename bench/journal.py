@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,25 +118,30 @@ async def measured(arguments: argparse.Namespace, folder: Path) -> Iterator[str]
 
 
 def _table(found: dict[str, list[tuple[Run, Run]]], arguments: argparse.Namespace) -> Iterator[str]:
-    yield f"{arguments.tasks} reads at once, {arguments.writes} writes in a chain; median of"
-    yield f"{arguments.repeat} runs in turns."
+    yield f"{arguments.tasks:,} reads at once, {arguments.writes} writes in a chain; the median of"
+    yield f"{arguments.repeat} runs in turns, and in brackets the least and the most."
     yield ""
     yield "| journal | events/s until flushed | µs CPU a task | added µs a task | ms a write |"
     yield "|---|---|---|---|---|"
-    base = _median(run.cpu for run, _ in found["none"]) / arguments.tasks
+    base = [run.cpu for run, _ in found["none"]]
     for name, runs in found.items():
-        events = runs[0][0].events
-        rate = events / _median(run.flushed for run, _ in runs)
-        cpu = _median(run.cpu for run, _ in runs) / arguments.tasks
-        writes = _median(run.wall for _, run in runs) / arguments.writes
+        rates = [run.events / run.flushed for run, _ in runs]
+        cpu = [run.cpu / arguments.tasks * 1e6 for run, _ in runs]
+        # Each run beside the one without a journal of the same turn: both had the same machine.
+        added = [
+            (run.cpu - alone) / arguments.tasks * 1e6
+            for (run, _), alone in zip(runs, base, strict=True)
+        ]
+        writes = [run.wall / arguments.writes * 1e3 for _, run in runs]
         yield (
-            f"| {name} | {rate:,.0f} | {cpu * 1e6:.1f} | {(cpu - base) * 1e6:.1f} "
-            f"| {writes * 1e3:.2f} |"
+            f"| {name} | {_spread(rates, ',.0f')} | {_spread(cpu, '.1f')} "
+            f"| {'–' if name == 'none' else _spread(added, '.1f')} | {_spread(writes, '.2f')} |"
         )
 
 
-def _median(values: Iterator[float]) -> float:
-    return statistics.median(values)
+def _spread(values: Sequence[float], form: str) -> str:
+    """Median, least and most."""
+    return f"{statistics.median(values):{form}} [{min(values):{form}}, {max(values):{form}}]"
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agentpar.cli import fuzz, project, resume, run, runs, servers
+from agentpar.cli import fuzz, project, prune, resume, run, runs, servers
 from agentpar.errors import AgentparError, UsageError
 
 app = typer.Typer(
@@ -91,6 +91,7 @@ for _command in (
     run.run,
     run.demo,
     resume.resume,
+    prune.prune,
     project.validate,
     project.schema,
     project.init,

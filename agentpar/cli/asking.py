@@ -46,11 +46,7 @@ class Wish:
     journal: str | None = None
     journaled: bool = True
     run_id: str | None = None
-
-    @property
-    def own_journal(self) -> str:
-        """The journal of a run for which nobody names one: in the folder of the runs."""
-        return journal_in(self.runs)
+    strict: bool = False
 
     def spec(self) -> dict[str, Any]:
         """What it takes to carry the run on, as data."""
@@ -84,7 +80,8 @@ async def answered(wish: Wish) -> int:
     from agentpar.executor.journal import open_journal
     from agentpar.ids import new_run_id
 
-    arguments = load(wish.file, allow_modules=wish.allow_modules).arguments()
+    spec = load(wish.file, allow_modules=wish.allow_modules)
+    arguments = spec.arguments()
     console = Console(highlight=False, stderr=wish.output != "view")
     if wish.model_url or wish.model:  # the file's key goes to no other server
         arguments |= {"model_id": None, "api_key": None}
@@ -94,14 +91,16 @@ async def answered(wish: Wish) -> int:
         "approve": allow_all if wish.yes else AskAtTerminal(console),
     }
     if wish.journaled:
-        url = wish.journal or arguments.get("journal") or wish.own_journal
-        arguments["journal"] = open_journal(url, spec=wish.spec())
+        url = wish.journal or spec.journal or journal_in(wish.runs)
+        keep = None if wish.journal else spec.keep
+        arguments["journal"] = open_journal(url, keep=keep, spec=wish.spec())
     else:
         arguments.pop("journal", None)
     async with Agent(**arguments) as agent:
         await _open_tools(agent, wish, arguments["tools"])
         run_id = wish.run_id or new_run_id()
-        answer = await _watch(agent, wish, run_id, console)
+        again = _resume(wish, run_id, in_file=spec.journal is not None)
+        answer = await _watch(agent, wish, run_id, console, again)
     return show(answer, wish, wish.runs / run_id)
 
 
@@ -138,8 +137,9 @@ async def _open_tools(agent: Agent, wish: Wish, sources: Iterable[Any]) -> None:
             typer.echo(web.banner, err=True)
 
 
-async def _watch(agent: Agent, wish: Wish, run_id: str, console: Console) -> Answer:
-    """Drive the run and show it; its folder is complete, however this ends."""
+async def _watch(agent: Agent, wish: Wish, run_id: str, console: Console, again: str) -> Answer:
+    """Drive the run and show it; its folder is complete, however this ends. ``again`` is the
+    command that carries it on."""
     from agentpar.cli.views import write_views
     from agentpar.display import TerminalDisplay
 
@@ -148,14 +148,16 @@ async def _watch(agent: Agent, wish: Wish, run_id: str, console: Console) -> Ans
     if display is not None:
         display.folder = folder
     try:
-        async with agent.run(wish.question, run_id=run_id, deadline=wish.deadline) as run:
+        async with agent.run(
+            wish.question, run_id=run_id, deadline=wish.deadline, strict=wish.strict
+        ) as run:
             with display or nullcontext():
                 async for event in run:
                     if display is not None:
                         display.handle(event)
     except asyncio.CancelledError:
         if wish.journaled:
-            typer.echo(f"carry it on: {_resume(wish, run_id)}", err=True)
+            typer.echo(f"carry it on: {again}", err=True)
         raise
     finally:
         write_views(folder)
@@ -165,11 +167,13 @@ async def _watch(agent: Agent, wish: Wish, run_id: str, console: Console) -> Ans
         return cast("Answer", error.answer)
 
 
-def _resume(wish: Wish, run_id: str) -> str:
-    """The command that carries the run on."""
+def _resume(wish: Wish, run_id: str, *, in_file: bool) -> str:
+    """The command that carries the run on; ``in_file``: the agent's file names its journal."""
     words = ["agentpar", "resume", run_id]
     if wish.journal is not None:
         words += ["--journal", wish.journal]
+    elif in_file:
+        words.append(str(wish.file))
     elif wish.runs != Path("runs"):
         words += ["--runs", str(wish.runs)]
     return shlex.join(words)

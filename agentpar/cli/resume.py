@@ -6,12 +6,14 @@ The run's row says how its agent is made; nothing else has to be told again.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agentpar.cli.asking import Output, Wish, answered, journal_in, show
+from agentpar.cli.asking import Output, Wish, answered, show
+from agentpar.cli.journals import AgentWithJournal, Place, place_of
 from agentpar.cli.run import AsJson, JournalUrl, Quiet, output_of
 from agentpar.cli.runs import RunsFolder
 from agentpar.errors import UsageError
@@ -25,49 +27,61 @@ def resume(
     run: Annotated[
         str, typer.Argument(metavar="RUN", help="The beginning of its id, or 'last'.")
     ] = "",
+    agent: AgentWithJournal = None,
     orphans: Annotated[
         bool, typer.Option("--orphans", help="Every run whose process is gone, one by one.")
     ] = False,
     journal: JournalUrl = None,
     runs: RunsFolder = Path("runs"),
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse where the agent has changed since.")
+    ] = False,
     json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Carry on a run that broke off.
 
-    What it has done is not done again. A run that has its answer shows it.
+    What it has done is not done again. A run that has its answer shows it. The agent's file is
+    found where it was, or is the one that is named.
     """
+    if orphans and agent is None and run.endswith((".yaml", ".yml")):
+        run, agent = "", Path(run)
     if bool(run) == orphans:
         raise UsageError("name a run, or 'last', or give --orphans")
-    url = journal or journal_in(runs)
-    if journal is None and not (runs / "journal.db").is_file():
-        raise UsageError(
-            f"there is no journal in {str(runs)!r}: --runs names another folder, --journal another "
-            "journal"
-        )
+    place = place_of(agent, journal, runs)
     output = output_of(json, quiet)
-    work = _orphans(url, output) if orphans else _one(url, run, output, None if journal else runs)
-    raise typer.Exit(asyncio.run(work))
+    how = _How(place, agent, output, strict)
+    raise typer.Exit(asyncio.run(_orphans(how) if orphans else _one(how, run)))
 
 
-async def _one(url: str, name: str, output: Output, folder: Path | None) -> int:
+@dataclass(frozen=True, slots=True)
+class _How:
+    """How a run is carried on."""
+
+    place: Place
+    agent: Path | None
+    output: Output
+    strict: bool
+
+
+async def _one(how: _How, name: str) -> int:
     from agentpar.executor.journal import open_journal
 
-    async with open_journal(url) as journal:
+    async with open_journal(how.place.url) as journal:
         known_runs = await journal.runs()
-        if name == "last" and folder is not None:
-            _refuse_older(known_runs, folder)
+        if name == "last" and how.place.folder is not None:
+            _refuse_older(known_runs, how.place.folder)
         run = _chosen(known_runs, name, journal.place)
-        if run.status in ("answered", "failed"):
+        if run.ended:
             known = await journal.begin(run.id, run.question, agent=run.agent)
-            return _shown(_wish(run, url, output), run, known.history)
-    return await answered(_wish(run, url, output))
+            return _shown(_wish(run, how), run, known.history)
+    return await answered(_wish(run, how))
 
 
-async def _orphans(url: str, output: Output) -> int:
+async def _orphans(how: _How) -> int:
     from agentpar.executor.journal import open_journal
 
-    async with open_journal(url) as journal:
+    async with open_journal(how.place.url) as journal:
         runs = [run for run in await journal.runs() if run.status == "running" and not run.held]
     if not runs:
         typer.echo("no run is left behind", err=True)
@@ -75,7 +89,7 @@ async def _orphans(url: str, output: Output) -> int:
     for run in runs:
         typer.echo(f"run {run.id}: {run.question}", err=True)
         try:
-            failed += await answered(_wish(run, url, output))
+            failed += await answered(_wish(run, how))
         except UsageError as error:  # it may be at work elsewhere by now
             typer.echo(f"agentpar: {error}", err=True)
             failed += 1
@@ -110,7 +124,7 @@ def _chosen(runs: list[JournaledRun], name: str, place: str) -> JournaledRun:
     )
 
 
-def _wish(run: JournaledRun, url: str, output: Output) -> Wish:
+def _wish(run: JournaledRun, how: _How) -> Wish:
     """What was asked for when the run began."""
     spec: dict[str, Any] = dict(run.spec)
     if "file" not in spec:
@@ -119,16 +133,17 @@ def _wish(run: JournaledRun, url: str, output: Output) -> Wish:
             f"await agent.resume({run.id!r})"
         )
     return Wish(
-        file=Path(spec["file"]),
+        file=how.agent or Path(spec["file"]),
         question=run.question,
         model_url=spec["model_url"],
         model=spec["model"],
-        output=output,
+        output=how.output,
         runs=Path(spec["runs"]),
         allow_modules=tuple(spec["allow_modules"]),
         yes=spec["yes"],
-        journal=url,
+        journal=how.place.url if how.place.named else None,  # else the file names it
         run_id=run.id,
+        strict=how.strict,
     )
 
 

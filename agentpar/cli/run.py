@@ -66,7 +66,7 @@ def run(
         raise UsageError("--journal and --no-journal exclude each other")
     modules = tuple(allow_module or ())
     wish = Wish(agent, question, model_url, model, output_of(json, quiet), runs, modules, yes)
-    within = _seconds(deadline)
+    within = seconds_of("--deadline", deadline)
     ask(replace(wish, deadline=within, journal=journal, journaled=not no_journal))
 
 
@@ -92,17 +92,18 @@ def demo(
         ask(replace(wish, journaled=False))
 
 
-def _seconds(deadline: str | None) -> float | None:
+def seconds_of(option: str, text: str | None) -> float | None:
+    """What the ``option`` of a time says: ``20s``, ``30d``."""
     from agentpar.config.units import duration
 
-    if deadline is None:
+    if text is None:
         return None
     try:
-        seconds = duration(deadline)
+        seconds = duration(text)
     except ValueError as error:
-        raise UsageError(f"--deadline {error}, not {deadline!r}") from None
+        raise UsageError(f"{option} {error}, not {text!r}") from None
     if seconds <= 0:
-        raise UsageError(f"--deadline must be more than 0, not {deadline!r}")
+        raise UsageError(f"{option} must be more than 0, not {text!r}")
     return seconds
 
 

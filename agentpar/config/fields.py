@@ -56,7 +56,7 @@ Duration = Annotated[
     float,
     BeforeValidator(duration),
     Field(gt=0),
-    _or_text("number", r"\d+(\.\d+)? ?(ms|s|m|min|h)?", exclusiveMinimum=0),
+    _or_text("number", r"\d+(\.\d+)? ?(ms|s|m|min|h|d)?", exclusiveMinimum=0),
 ]
 Rate = Annotated[
     float,
@@ -439,6 +439,23 @@ class PrometheusFields(Section):
     """The address they are served at; ``0.0.0.0`` for every one of this machine."""
 
 
+def _at_url(value: object) -> object:
+    """A text alone as the address."""
+    return {"url": value} if isinstance(value, str) else value
+
+
+class JournalFields(Section):
+    """Where runs are kept as they go, so that one that broke off is carried on."""
+
+    url: SecretStr
+    """``sqlite:///FILE`` beside this one, or ``postgresql://…``."""
+    keep: Duration | None = None
+    """How long a run is kept after its end, such as ``30d``; by default for ever."""
+
+
+_OR_ADDRESS = _Or({"type": "string", "description": "The address alone."})
+
+
 class WatchFields(Section):
     """Who watches the runs besides the record."""
 
@@ -486,8 +503,11 @@ class AgentFile(Section):
     """Bounds on one run."""
     permissions: list[PermissionRule] = []
     """Which calls may run, which need approval, which never run."""
-    journal: Annotated[SecretStr | None, BeforeValidator(_no_empty)] = None
-    """Where runs are kept as they go: ``sqlite:///FILE`` beside this one, ``postgresql://…``."""
+    journal: Annotated[
+        JournalFields | None, BeforeValidator(_at_url), BeforeValidator(_no_empty), _OR_ADDRESS
+    ] = None
+    """Where runs are kept as they go: ``sqlite:///FILE`` beside this one, ``postgresql://…``; or
+    ``url`` and ``keep``."""
     watch: WatchFields = WatchFields()
     """Who watches the runs besides the record."""
     secrets: list[SecretStr] = []

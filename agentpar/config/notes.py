@@ -111,7 +111,7 @@ def outside(journal: str, path: str, root: Node) -> Iterator[Remark]:
     leaves = Path(os.path.normpath(name)).parts[:1] == ("..",)
     if name != journal and leaves:
         text = f"journal: lies outside the folder of {path}, from which its name counts"
-        yield Remark(root.find(("journal",)).mark, text)
+        yield Remark(root.find(("journal", "url")).mark, text)
 
 
 def _line(root: Node, index: int) -> int:

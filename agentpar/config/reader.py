@@ -52,6 +52,17 @@ class AgentSpec:
         """What the agent is called."""
         return self.fields.name
 
+    @property
+    def journal(self) -> str | None:
+        """The address of its journal; a file's name is seen from the folder of ``path``."""
+        journal = self.fields.journal
+        return None if journal is None else _from(self.path, revealed(journal.url))
+
+    @property
+    def keep(self) -> float | None:
+        """Seconds for which the journal keeps a run that has ended; None for ever."""
+        return None if self.fields.journal is None else self.fields.journal.keep
+
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for `agentpar.agent.Agent`.
 
@@ -87,8 +98,11 @@ class AgentSpec:
         if file.workers is not None:
             said = file.workers.model_dump(exclude={"mode"})
             arguments["workers"] = Workers(**said, backend=_BACKENDS[file.workers.mode])
-        if file.journal is not None:
-            arguments["journal"] = _from(self.path, revealed(file.journal))
+        if self.journal is not None:
+            kept = self.keep is not None
+            arguments["journal"] = (
+                open_journal(self.journal, keep=self.keep) if kept else self.journal
+            )
         if file.model is not None:
             model = file.model
             arguments["model"] = model.base_url or model.id
@@ -125,6 +139,33 @@ def rules(file: AgentFile) -> tuple[Rule, ...]:
     return tuple(Rule(rule.tools, rule.action, rule.data) for rule in file.permissions)
 
 
+def load_journal(
+    path: str | os.PathLike[str], *, env: Mapping[str, str] | None = None
+) -> AgentSpec:
+    """What `load` reads, of ``journal:`` alone: no module need be allowed for it."""
+    path = Path(path)
+    root = _root(path)
+    root = replace(root, value={k: v for k, v in root.value.items() if k == "journal"})
+    shape = Shape()
+    root, unfilled = fill(root, os.environ if env is None else env)
+    for loc, message in unfilled:
+        shape.problems.append(Remark(root.find(loc).mark, f"{dotted(loc)}: {message}"))
+    root = shape.fitted(root)
+    fields = _fields(root, shape, {loc for loc, _ in unfilled})
+    if fields is not None and not unfilled:
+        _check_journal(fields, root, shape)
+    if fields is None or shape.problems:
+        raise ConfigError("\n".join(map(str, sorted(shape.problems))))
+    return AgentSpec(path, fields, (), ())
+
+
+def _root(path: Path) -> Node:
+    root = read_yaml(read_text(path, str(path)), str(path))
+    if not isinstance(root.value, dict):
+        raise ConfigError(f"{root.mark}: an agent is a mapping with fields such as tools:")
+    return root
+
+
 def load(
     path: str | os.PathLike[str],
     *,
@@ -140,9 +181,7 @@ def load(
     Raises `ConfigError` with one line per mistake, each ``file:line:column: field: what``.
     """
     path = Path(path)
-    root = read_yaml(read_text(path, str(path)), str(path))
-    if not isinstance(root.value, dict):
-        raise ConfigError(f"{root.mark}: an agent is a mapping with fields such as tools:")
+    root = _root(path)
     shape = Shape()
     root = _with_files(root, path, shape)
     root, unfilled = fill(root, os.environ if env is None else env)
@@ -159,8 +198,8 @@ def load(
         _check_secrets(fields, root, shape)
         if not any(loc[0] == "model" for loc, _ in unfilled):
             _check_model(fields, root, shape)
-        if fields.journal is not None and ("journal",) not in {loc for loc, _ in unfilled}:
-            _check_journal(revealed(fields.journal), root, shape)
+        if not any(loc[0] == "journal" for loc, _ in unfilled):
+            _check_journal(fields, root, shape)
         if not shape.problems:
             _check_examples(fields, root, known, shape)
             _add_notes(fields, root, known, shape)
@@ -221,11 +260,13 @@ def _check_model(fields: AgentFile, root: Node, shape: Shape) -> None:
         shape.problems.append(Remark(at, text))
 
 
-def _check_journal(url: str, root: Node, shape: Shape) -> None:
+def _check_journal(fields: AgentFile, root: Node, shape: Shape) -> None:
+    if fields.journal is None:
+        return
     try:
-        open_journal(url)
+        open_journal(revealed(fields.journal.url))
     except UsageError as error:
-        at = root.find(("journal",)).mark
+        at = root.find(("journal", "url")).mark
         shape.problems.append(Remark(at, f"journal: {error}"))
 
 
@@ -258,7 +299,7 @@ def _add_notes(fields: AgentFile, root: Node, known: Mapping[str, Tool], shape: 
     shape.notes += unmatched(fields, root, known, more=more)
     shape.notes += idle_rules(rules(fields), root, known, more=more)
     if fields.journal is not None:
-        shape.notes += outside(revealed(fields.journal), Path(root.mark.file).name, root)
+        shape.notes += outside(revealed(fields.journal.url), Path(root.mark.file).name, root)
 
 
 def _watchers(fields: WatchFields) -> Iterator[Watch]:

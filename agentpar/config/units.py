@@ -16,7 +16,7 @@ _SIZES = {
     **{f"{k}B": 1000**n for n, k in enumerate(("k", "M", "G"), 1)},
     **{f"{k}iB": 1024**n for n, k in enumerate(("K", "M", "G"), 1)},
 }
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0, "": 1.0}
 _COUNTS = {"": 1, "k": 1000, "M": 1_000_000}
 
 _AMOUNT = re.compile(r"(\d{1,15}(?:\.\d{1,6})?) ?([A-Za-z]*)")
@@ -43,7 +43,7 @@ def switch(value: object) -> bool:
 
 
 def duration(value: object) -> float:
-    """Seconds: a number, or a text such as ``"500ms"``, ``"20s"``, ``"1m"`` or ``"2h"``."""
+    """Seconds: a number, or a text such as ``"500ms"``, ``"20s"``, ``"1m"`` or ``"30d"``."""
     demand = "must be a duration such as 500ms, 20s or 1m"
     seconds = _amount(value, _SECONDS, demand)
     if not math.isfinite(seconds):

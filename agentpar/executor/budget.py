@@ -34,6 +34,12 @@ class Budget:
         self.cost += cost
         return ""
 
+    def reserve_again(self, purpose: str, completion: int) -> None:
+        """A model call was begun anew after a crash, whatever the limits: what was set aside for
+        the one that broke off counts as spent."""
+        self.forfeit(purpose)
+        self._reserved[purpose] = self._wanted(purpose, completion)
+
     def take_again(self, cost: float) -> None:
         """An attempt was begun anew after a crash, whatever the limits: it is spent twice."""
         self.steps += 1

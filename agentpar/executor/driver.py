@@ -9,7 +9,6 @@ every choice is the machine's.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import (
     AsyncIterator,
@@ -22,6 +21,7 @@ from collections.abc import (
 )
 from contextlib import ExitStack, aclosing, asynccontextmanager
 from functools import partial
+from time import monotonic
 from typing import Any, Literal, Protocol, TypeVar
 
 from agentpar.errors import BackendError
@@ -98,7 +98,7 @@ class RunClock:
         loop = asyncio.get_running_loop()
         # asyncio's own loops ask this very clock.
         own = type(loop).time is asyncio.BaseEventLoop.time
-        self._time = time.monotonic if own else loop.time
+        self._time = monotonic if own else loop.time
         self._zero = self._time() - start
 
     def now(self) -> float:

@@ -21,6 +21,7 @@ from agentpar.events import (
 from agentpar.executor.commands import Execute
 from agentpar.executor.journal import RunJournal
 from agentpar.executor.machine import Machine
+from agentpar.executor.setup import Setup
 from agentpar.gate import HostGate
 from agentpar.plan import Outcome
 from agentpar.tools.base import Tool
@@ -31,6 +32,8 @@ class Ledger:
     """Of the run ``run_id`` that ``machine`` decides; without a journal it only names calls.
 
     The calls are handed ``gate``, where they wait for hosts.
+    ``setup`` is what the agent was when the run began, where that is known: in one run a call
+    keeps its name, though its tool be of another version by now.
     """
 
     def __init__(
@@ -39,11 +42,13 @@ class Ledger:
         machine: Machine,
         journal: RunJournal | None = None,
         gate: HostGate | None = None,
+        setup: Setup | None = None,
     ) -> None:
         self._run_id = run_id
         self._machine = machine
         self._journal = journal
         self._gate = gate
+        self._setup = setup
         self._keys: dict[int, str] = {}
         self.emit: Callable[[Event], None] = lambda _: None
         """Where what calls tell of themselves goes."""
@@ -52,6 +57,7 @@ class Ledger:
         """What stands in place of ``call``; None where it is to be made."""
         if self._journal is None:
             return None
+        tool = self._named(tool)
         key = self._keys[call.task.id] = call_key(tool, call.args)
         return self._journal.calls.outcome(call.task.id, key, tool)
 
@@ -61,6 +67,7 @@ class Ledger:
 
         Raises `JournalError`: such a call must then not be made.
         """
+        tool = self._named(tool)
         current = CurrentCall(
             self._run_id,
             call.task.id,
@@ -96,3 +103,6 @@ class Ledger:
             return
         key = self._keys.pop(event.task_id, "") if isinstance(event, TaskStarted) else ""
         self._journal.append(event, key)
+
+    def _named(self, tool: Tool) -> Tool:
+        return tool if self._setup is None else self._setup.tool(tool)

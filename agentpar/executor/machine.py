@@ -23,12 +23,14 @@ from agentpar.events import (
     Event,
     HostThrottled,
     JoinFailed,
+    JoinStarted,
     ModelUsed,
     PlanEnded,
     PlanFailed,
     PlanFault,
     PlanStarted,
     ReplanAsked,
+    RunResumed,
     RunStarted,
     TaskCancelled,
     TaskDone,
@@ -57,7 +59,7 @@ from agentpar.executor.latency import Latency
 from agentpar.executor.ranks import upward_ranks
 from agentpar.executor.twins import Twins
 from agentpar.labels import brought_in, label_of
-from agentpar.permissions import Permissions, bound_to
+from agentpar.permissions import Permissions, Verdict, bound_to
 from agentpar.plan import (
     Failed,
     Ok,
@@ -126,6 +128,64 @@ class Machine:
     ``seed`` makes the pauses between attempts differ from run to run.
     """
 
+    # Without these, CPython looks up every attribute of an object that has more than thirty.
+    __slots__ = (
+        "_admission",
+        "_approved",
+        "_armed",
+        "_asked",
+        "_asked_in",
+        "_begun",
+        "_calls",
+        "_concluding",
+        "_dependants",
+        "_expected",
+        "_follows",
+        "_handlers",
+        "_items",
+        "_joining",
+        "_last_id",
+        "_late",
+        "_learns_at",
+        "_lingering",
+        "_now",
+        "_numbered",
+        "_parts",
+        "_paused",
+        "_picking",
+        "_plan_error",
+        "_planner_read",
+        "_planning",
+        "_ranked",
+        "_ranks",
+        "_stuck_since",
+        "_timers",
+        "_tried",
+        "_turn",
+        "_twins",
+        "_unfit",
+        "_unmended",
+        "_unmet",
+        "_unneeded",
+        "budget",
+        "faults",
+        "finished",
+        "first_permissions",
+        "known_latencies",
+        "latency",
+        "limits",
+        "outcomes",
+        "permissions",
+        "policies",
+        "question",
+        "read",
+        "round",
+        "run_id",
+        "seed",
+        "stopped_by",
+        "tasks",
+    )
+
     def __init__(
         self,
         limits: Limits | None = None,
@@ -136,7 +196,7 @@ class Machine:
         seed: str = "",
     ) -> None:
         self.limits = limits or Limits()
-        self.permissions = permissions or Permissions()
+        self.permissions = self.first_permissions = permissions or Permissions()
         self.policies = dict(policies or {})
         self.known_latencies = {name: tuple(found) for name, found in (latencies or {}).items()}
         self.seed = seed
@@ -157,6 +217,7 @@ class Machine:
         self._concluding = False
         self._plan_error = ""
         self._planner_read: tuple[int, ...] = ()
+        self._asked_in: dict[str, int] = {}  # "plan", "join" -> the last round that began one
         self._unmet: dict[int, int] = {}  # task not ended -> how many of its needs have not ended
         self._dependants: dict[int, list[int]] = {}
         self._picking: set[int] = set()  # may start before all they need has ended
@@ -167,6 +228,7 @@ class Machine:
         self._items: dict[int, list[Any]] = {}  # elements of lists that are still coming
         self._tried: dict[int, int] = {}  # attempts of a call that was replaced
         self._asked: dict[int, Ask] = {}
+        self._approved: set[str] = set()  # what approvals that were given are bound to
         self._calls: dict[int, _Call] = {}
         self._follows: dict[int, int] = {}  # task -> the call whose result it waits for
         self._admission = Admission(self.limits, self.policies, self.latency)
@@ -202,10 +264,12 @@ class Machine:
             TaskCancelled: self._task_cancelled,
             Woke: self._woke,
             RunStarted: self._run_started,
+            RunResumed: self._run_resumed,
             PlanFault: self._plan_fault,
             PlanStarted: self._plan_started,
             PlanEnded: self._plan_ended,
             PlanFailed: self._plan_failed,
+            JoinStarted: self._join_started,
             ModelUsed: self._model_used,
             ApprovalGiven: self._approval_given,
             ReplanAsked: self._replan_asked,
@@ -221,8 +285,9 @@ class Machine:
         handler = self._handlers.get(type(event))
         if handler is None or self.finished is not None:
             return []
-        if event.at > self._now:  # a clock that was set back changes nothing
-            self._now = event.at
+        at = event.at
+        if at > self._now:  # a clock that was set back changes nothing
+            self._now = at
         commands = handler(event)
         admission = self._admission
         if admission.waiting and admission.running < admission.slots and self.finished is None:
@@ -283,7 +348,18 @@ class Machine:
         """The planner is shown what is known by now: on the way through a run that broke off
         inside a plan, more than when that plan was first asked for."""
         self._planner_reads()
+        self._count_again("plan", event.round, self.limits.plan_tokens)
         return []
+
+    def _join_started(self, event: JoinStarted) -> list[Command]:
+        self._count_again("join", event.round, self.limits.answer_tokens)
+        return []
+
+    def _count_again(self, purpose: str, round: int, completion: int) -> None:
+        """A model call that begins a second time in a round broke off with its process."""
+        if self._asked_in.get(purpose) == round:
+            self.budget.reserve_again(purpose, completion)
+        self._asked_in[purpose] = round
 
     def _planner_reads(self) -> None:
         self._planner_read = brought_in(self.tasks, self.outcomes, self.permissions.pure)
@@ -499,8 +575,21 @@ class Machine:
         others = (need for need in task.needs if need != list_of)
         return all(has_value(self.outcomes.get(need)) for need in others)
 
-    def _permit(self, task: Task, args: Mapping[str, Any]) -> list[Command]:
-        """What the rules say of this call: it runs, it is asked for, or it has failed."""
+    def _permit(self, task: Task, args: Mapping[str, Any], *, begun: bool = False) -> list[Command]:
+        """By what the rules say of this call it runs, is asked for, or has failed; ``begun``: it
+        was being made when the run broke off."""
+        match self._judged(task, args):
+            case Ask() as ask:
+                self._asked[task.id] = ask
+                return [ask]
+            case Verdict("deny", because):
+                more = "; it was being called when the run broke off" if begun else ""
+                return [Settle(task.id, Failed(f"denied by {because}{more}", "denied"))]
+            case _:
+                return self._call(task, args)
+
+    def _judged(self, task: Task, args: Mapping[str, Any]) -> Verdict | Ask:
+        """What the rules say of this call, or the question that somebody has to answer first."""
         label = label_of(
             task,
             self.tasks,
@@ -509,15 +598,12 @@ class Machine:
             outcomes=self.outcomes,
         )
         verdict = self.permissions.verdict(task.tool, label)
-        match verdict.action:
-            case "allow":
-                return self._call(task, args)
-            case "deny":
-                return [Settle(task.id, Failed(f"denied by {verdict.because}", "denied"))]
-            case "ask":
-                bound = bound_to(self.run_id, task, args, label)
-                ask = self._asked[task.id] = Ask(task, args, label, verdict.because, bound)
-                return [ask]
+        if verdict.action != "ask":
+            return verdict
+        bound = bound_to(self.run_id, task, args, label)
+        if bound in self._approved:
+            return Verdict("allow", "it was approved")
+        return Ask(task, args, label, verdict.because, bound)
 
     def _approval_given(self, event: ApprovalGiven) -> list[Command]:
         ask = self._asked.get(event.task_id)
@@ -527,8 +613,41 @@ class Machine:
             return [ask]  # an answer to another question
         del self._asked[event.task_id]
         if event.allowed:
+            self._approved.add(ask.bound)
             return self._call(ask.task, ask.args)
         return [Settle(event.task_id, Failed(f"not approved: {event.reason}", "denied"))]
+
+    def _run_resumed(self, event: RunResumed) -> list[Command]:
+        """Other rules hold from here on, also for calls that have begun and not ended: they would
+        be made again. What has ended stands, and an approval stays one."""
+        self.permissions = event.permissions
+        commands: list[Command] = []
+        for id, ask in list(self._asked.items()):
+            if not isinstance(self._judged(ask.task, ask.args), Ask):
+                del self._asked[id]
+                commands += [Cancel("ask", id, why="the rules have changed")]
+                commands += self._permit(ask.task, ask.args)
+        for id, call in list(self._calls.items()):
+            judged = self._judged(call.task, call.args)
+            if isinstance(judged, Verdict) and judged.action == "allow":
+                continue
+            unbegun = sum(attempt > call.seen for attempt in call.attempts)
+            for _ in range(unbegun):
+                self.budget.give_back_step(call.policy.cost)
+            commands += self._drop(call, "the rules have changed")
+            for task in (call.task, *self._forget(id)):
+                commands += self._permit(task, call.args, begun=task is call.task and call.seen > 0)
+        return commands
+
+    def _forget(self, id: int) -> list[Task]:
+        """The call of task ``id`` is not made any more; those that waited for its result."""
+        call = self._calls.pop(id)
+        self._tried[id] = call.last
+        self._twins.forget(id, call.task.tool)
+        followers = call.followers or []
+        for follower in followers:
+            del self._follows[follower]
+        return [self.tasks[follower] for follower in followers]
 
     def _call(self, task: Task, args: Mapping[str, Any]) -> list[Command]:
         first = self._twins.first(task.id, task.tool, args)
@@ -763,7 +882,8 @@ class Machine:
             lane = call.lane
             admission.release(lane)
             if event.via:
-                self.budget.give_back_step(call.policy.cost)
+                if event.via != "journal":  # that was called once, before the run broke off
+                    self.budget.give_back_step(call.policy.cost)
             elif type(outcome) is Ok:
                 lane.samples.add(self._now - call.began)
                 if lane.far is not None:
@@ -864,12 +984,9 @@ class Machine:
         if circle := circle_of(task, {id: self.tasks[id] for id in self._unmet}):
             raise PlanError(" needs ".join(f"${step}" for step in circle))
         commands = self._take_out(id, "replaced")
-        if (call := self._calls.pop(id, None)) is not None:
-            self._tried[id] = call.last
-            self._twins.forget(id, call.task.tool)
-            for follower in call.followers or ():
-                del self._follows[follower]
-                commands += self._call(self.tasks[follower], call.args)
+        if (call := self._calls.get(id)) is not None:
+            for follower in self._forget(id):
+                commands += self._call(follower, call.args)
         if self._items.pop(id, None) is not None:  # another list comes: begin with that anew
             for dependant in self._dependants.get(id, ()):
                 if dependant in self._parts:

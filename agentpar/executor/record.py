@@ -69,7 +69,7 @@ def _encode(value: Any) -> Any:
         case Ok() | Failed() | Skipped():
             data = {name: _encode(getattr(value, name)) for name in _names(type(value))}
             return {"outcome": _OUTCOME_NAMES[type(value)], **data}
-        case Label():
+        case Label() | Permissions():
             return value.as_data()
         case Usage() | Citation():
             return {name: getattr(value, name) for name in _names(type(value))}
@@ -122,8 +122,10 @@ def _decode_field(name: str, value: Any) -> Any:
             return Usage(**value)
         case "citations":
             return tuple(Citation(**item) for item in value)
-        case "unsupported":
+        case "unsupported" | "changes":
             return tuple(value)
+        case "permissions":
+            return Permissions.from_data(value)
         case _:
             return _decode(value)
 
@@ -186,7 +188,8 @@ class Terms:
     def of(cls, machine: Machine) -> Terms:
         """Those that ``machine`` began with."""
         known = machine.known_latencies
-        return cls(machine.limits, machine.permissions, machine.policies, known, machine.seed)
+        rules = machine.first_permissions
+        return cls(machine.limits, rules, machine.policies, known, machine.seed)
 
     def machine(self) -> Machine:
         """A new machine that decides by these terms."""

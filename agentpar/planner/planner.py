@@ -43,8 +43,9 @@ class PlanRequest:
     """What to plan: the question, where to start counting, and what is known already.
 
     ``standing`` is what this very plan brought before it broke off: it is written again from
-    its beginning, and what stands is not told again. ``ended`` are the tasks that have ended by
-    the time one asks, where calls go on while the plan is written.
+    its beginning, and what stands is not told again. ``anew``: it was written differently then,
+    and goes on behind what stands, as another plan would. ``ended`` are the tasks that have ended
+    by the time one asks, where calls go on while the plan is written.
     """
 
     question: str
@@ -54,6 +55,7 @@ class PlanRequest:
     tasks: Mapping[int, Task] = field(default_factory=dict)
     outcomes: Mapping[int, Outcome] = field(default_factory=dict)
     standing: tuple[Line, ...] = ()
+    anew: bool = False
     ended: Collection[int] | None = None
 
 
@@ -95,34 +97,41 @@ class Planner:
         self._temperature = temperature
         self._seed = seed
 
-    async def plan(self, request: PlanRequest, emit: Callable[[Event], None], clock: Clock) -> None:
+    async def plan(self, request: PlanRequest, emit: Callable[[Event], None], clock: Clock) -> bool:
         """Stream one plan and emit `PlanStarted`, `TaskPlanned`, `PlanFault`, …, `PlanEnded`.
 
-        Raises what the runtime raises; tasks emitted before that stand.
+        False, and no `PlanEnded`, where the plan is another than the one that stands: the line
+        at which they part and all behind it are not told, since a call that was made could come
+        again under another number. Raises what the runtime raises; tasks emitted before that
+        stand.
         """
-        emit(PlanStarted(request.round, clock.now()))
+        emit(PlanStarted(request.round, clock.now(), request.anew))
         asked = await self._request(request)
         try:
-            await self._read(asked, request, emit, clock)
+            same = await self._read(asked, request, emit, clock)
         except GrammarRefused as error:
             if self._grammar:
                 raise
             self._grammar = False  # the parser checks all that the grammar would have
             message = f"the plan was written without a grammar: {error}"
             emit(PlanFault(request.round, message, at=clock.now()))
-            await self._read(replace(asked, grammar=None, stop=STOP), request, emit, clock)
-        emit(PlanEnded(request.round, clock.now()))
+            without = replace(asked, grammar=None, stop=STOP)
+            same = await self._read(without, request, emit, clock)
+        if same:
+            emit(PlanEnded(request.round, clock.now()))
+        return same
 
     async def _read(
         self, asked: ModelRequest, request: PlanRequest, emit: Callable[[Event], None], clock: Clock
-    ) -> None:
-        """One model call: its text, its tasks as they come, and what it took."""
+    ) -> bool:
+        """One model call: its text, its tasks as they come, and what it took. False where it is
+        not the plan that stands."""
         reading = _Reading(request, self._tools, emit, clock)
         async with asking(self._runtime, asked, clock) as reply:
             async for piece in reply:
                 emit(PlanText(request.round, piece, clock.now()))
                 reading.feed(piece)
-                if reading.ended and asked.grammar is None:
+                if reading.differs or (reading.ended and asked.grammar is None):
                     # join() is written, and closing the stream stops the model. Under a
                     # grammar it stops by itself, and the server still counts its tokens.
                     break
@@ -131,6 +140,7 @@ class Planner:
             message = f"the plan was cut off after {asked.max_tokens} tokens (max_plan_tokens)"
             emit(PlanFault(request.round, message, at=clock.now()))
         emit(reply.used("plan", request.round))
+        return not reading.differs
 
     async def _request(self, request: PlanRequest) -> ModelRequest:
         grammar = None
@@ -177,7 +187,8 @@ class Planner:
 
 
 class _Reading:
-    """One plan being read: text in, tasks and faults out; ``ended`` once join() is written."""
+    """One plan being read: text in, tasks and faults out; ``ended`` once join() is written, or
+    once it ``differs`` from the one that stands."""
 
     def __init__(
         self,
@@ -195,7 +206,9 @@ class _Reading:
         self._clock = clock
         self._parser = PlanParser()
         self._standing = deque(request.standing)
+        self._before = tuple(request.tasks.values()) if request.anew else ()
         self.ended = False
+        self.differs = False
 
     def feed(self, text: str) -> None:
         """Read a piece of the text."""
@@ -204,6 +217,8 @@ class _Reading:
     def close(self) -> None:
         """The text has ended, with join() or without."""
         self._take(self._parser.close())
+        if self._standing:
+            self._differs()
 
     def _take(self, items: Sequence[Item]) -> None:
         for item in items:
@@ -213,6 +228,7 @@ class _Reading:
                 case Call():
                     try:
                         task = bind(item, self._tools, self._known, self._tasks)
+                        self._check_new(task)
                     except PlanError as error:
                         self._fault(str(error), item.line, item.id)
                     else:
@@ -225,6 +241,12 @@ class _Reading:
                     self._fault(item.message, item.text, item.id)
                 case Join():
                     self.ended = True
+
+    def _check_new(self, task: Task) -> None:
+        """A plan that goes on behind one that broke off has nothing done a second time."""
+        for other in self._before:
+            if (other.tool, other.args) == (task.tool, task.args) and self._tools[task.tool].sink:
+                raise PlanError(f"{task.tool}: this very call stands already, as task {other.id}")
 
     def _change(self, item: Cancel | Replace) -> None:
         """A line that changes what an earlier line has asked for."""
@@ -267,20 +289,14 @@ class _Reading:
         self._tell(PlanFault(self._round, message, line, own, self._clock.now()))
 
     def _tell(self, event: TaskPlanned | PlanFault) -> None:
-        """Emit what is new. A plan that is not the one that stands ends here: a call that has
-        been made could come again under another number."""
+        """Emit what is new."""
         if not self._standing:
             self._emit(event)
         elif replace(event, at=0.0) != replace(self._standing.popleft(), at=0.0):
             self._differs()
 
     def _differs(self) -> None:
-        self.ended = True
-        message = (
-            "the plan had broken off, and was written differently when it was asked for "
-            "again: what it had planned stands, the rest is left out"
-        )
-        self._emit(PlanFault(self._round, message, at=self._clock.now()))
+        self.ended = self.differs = True
 
 
 def usable_examples(tools: Mapping[str, Tool], extended: bool = False) -> tuple[Example, ...]:

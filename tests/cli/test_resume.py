@@ -148,3 +148,63 @@ def test_a_run_may_have_no_journal_or_another(cli: Cli, folder: Path, model_serv
     assert cli(*words(model_server(PLAN, ANSWER))).returncode == 0
     assert (folder / "yaml.db").is_file()
     assert not (folder / "runs" / "journal.db").exists()
+
+
+def test_the_journal_of_a_run_is_found_in_the_agents_file(
+    cli: Cli, folder: Path, model_server: Serve
+) -> None:
+    """The file's own ``journal:`` needs naming nowhere; what is told after Ctrl-C does it. The
+    file may have moved."""
+    (folder / "agent.yaml").write_text(f"{YAML}journal: {{url: 'sqlite:///${{DB}}', keep: 30d}}\n")
+    cli.environment["DB"] = "yaml.db"
+    server = model_server(PLAN, ANSWER)
+    killed = cli.interrupt("started 2", *words(server), first=lambda _: time.sleep(0.2))
+    run_id = the_id(folder)
+    assert f"carry it on: agentpar resume {run_id} agent.yaml" in killed.stderr
+    (folder / "go").touch()
+    (folder / "agent.yaml").rename(folder / "moved.yaml")
+    done = cli("resume", "last", "moved.yaml")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "It was sent [3]." in done.stdout
+    assert (folder / "looked").read_text() == "a"
+    assert cli("resume", "--orphans", "moved.yaml").stderr == "no run is left behind\n"
+
+
+def test_a_changed_agent_is_told_and_may_be_refused(
+    cli: Cli, folder: Path, model_server: Serve
+) -> None:
+    """--strict leaves the run as it is; without it, the run goes on by its own terms. No step is
+    told twice in the same words."""
+    server = model_server(PLAN, ANSWER)
+    cli.interrupt("started 2", *words(server), first=lambda _: planned(folder))
+    (folder / "go").touch()
+    (folder / "agent.yaml").write_text(f"{YAML}instructions: Be brief.\n")
+    refused = cli("resume", "last", "--strict")
+    assert refused.returncode == 2
+    assert "has changed since it began: the instructions are others" in refused.stderr
+    done = cli("resume", "last")
+    assert done.returncode == 0
+    assert "changed in the agent since the run began: the instructions are others" in done.stdout
+    lines = [line.partition(" s  ")[2] for line in done.stdout.splitlines() if " s  " in line]
+    assert len(lines) == len(set(lines)), lines
+    assert "started 2 again" in lines
+
+
+def test_old_runs_are_pruned(cli: Cli, folder: Path, model_server: Serve) -> None:
+    """Those that have ended, after a look; what broke off stays and is carried on."""
+    server = model_server(PLAN, ANSWER, PLAN, ANSWER)
+    cli.interrupt("started 2", *words(server), first=lambda _: planned(folder))
+    left = the_id(folder)
+    server.texts[:] = [PLAN, ANSWER, ANSWER]
+    (folder / "go").touch()
+    ended = json.loads(cli(*words(server, "--json")).stdout)["run_id"]
+    assert cli("prune").returncode == 2
+    assert (
+        cli("prune", "--older-than", "1d").stderr == "0 runs, 0 cached results, 0 files removed\n"
+    )
+    looked = cli("prune", "--older-than", "1ms", "--dry-run")
+    assert looked.stdout == f"{ended}\n"
+    assert looked.stderr == "1 runs, 0 cached results would be removed\n"
+    assert cli("prune", "--older-than", "1ms").stdout == f"{ended}\n"
+    assert f"no run '{ended}'" in cli("resume", ended).stderr
+    assert cli("resume", left).returncode == 0

@@ -15,8 +15,10 @@ from agentpar.events import (
     AttemptEnded,
     AttemptFailed,
     Event,
+    JoinStarted,
     ModelUsed,
     PlanEnded,
+    PlanStarted,
     PlanText,
     RunFinished,
     RunStarted,
@@ -698,6 +700,30 @@ def test_an_attempt_that_is_made_again_after_a_crash_counts_again() -> None:
     for event in [RunStarted("run", "?"), TaskPlanned(1, calls(1)[0]), *begun]:
         machine.handle(event)
     assert (machine.budget.steps, machine.budget.cost) == (2, 1.0)
+
+
+@pytest.mark.parametrize(("via", "steps"), [("", 1), ("journal", 1), ("cache", 0)])
+def test_a_result_of_the_journal_was_paid_for_when_it_was_called(via: str, steps: int) -> None:
+    """Its one call was made before the crash; only what needed no call gives its step back."""
+    machine = Machine(Limits(max_steps=9), policies={"get": Policy(cost=0.5)})
+    told = [TaskStarted(1, {"n": 1}), TaskDone(1, Failed("unknown", "interrupted"), via=via)]
+    for event in [RunStarted("run", "?"), TaskPlanned(1, calls(1)[0]), *told]:
+        machine.handle(event)
+    assert (machine.budget.steps, machine.budget.cost) == (steps, steps * 0.5)
+
+
+def test_a_model_call_that_is_made_again_after_a_crash_counts_again() -> None:
+    """Nobody was told what the one that broke off took: all that was set aside for it is spent,
+    so that a run that dies again and again comes to its limit."""
+    limits = Limits(max_tokens=5000, plan_tokens=1000, answer_tokens=100)
+    machine = Machine(limits)
+    plans = [PlanStarted(1), PlanStarted(1), PlanStarted(1), PlanEnded(1)]
+    used = [ModelUsed("plan", 1, Usage(300, 50)), JoinStarted(1), JoinStarted(1)]
+    for event in [RunStarted("run", "?"), *plans, *used]:
+        machine.handle(event)
+    assert machine.budget.tokens == 2 * 1000 + 350 + 100
+    assert machine.budget.forbids("plan", 2550)
+    assert not machine.budget.forbids("plan", 2000)
 
 
 @pytest.mark.parametrize(

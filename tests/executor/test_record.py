@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import typing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,11 @@ FIELDS = {
     "unsupported": st.lists(text, max_size=2).map(tuple),
     "usage": st.builds(Usage, ids, ids, ids, ids),
     "allowed": st.booleans(),
+    "anew": st.booleans(),
+    "changes": st.lists(text, max_size=2).map(tuple),
+    "permissions": st.sampled_from(
+        [PERMISSIONS, replace(PERMISSIONS, besides=(Rule("*", "ask"),))]
+    ),
     "round": ids,
     "task_id": ids,
     **dict.fromkeys(("at", "first_token", "seconds"), st.floats(0, 1e6)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import shutil
 import sqlite3
 import subprocess
@@ -20,7 +21,9 @@ from server import Postgres
 from agentpar import Agent, AgentparError, JournalError, Ok, ScriptedRuntime, UsageError, tool
 from agentpar.events import Event, RunStarted, TaskDone, TaskPlanned
 from agentpar.executor.journal import open_journal
+from agentpar.executor.journal.postgres import PostgresStore
 from agentpar.executor.journal.spill import LIMIT
+from agentpar.executor.journal.store import Unreachable
 from agentpar.plan import Task
 
 HERE = Path(__file__).parent
@@ -107,7 +110,7 @@ def test_another_version_is_refused_and_left_alone(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version = 99")
     before = path.read_bytes()
-    with pytest.raises(UsageError, match=r"j\.db' is a journal of format 99, .* reads format 1"):
+    with pytest.raises(UsageError, match=r"j\.db' is a journal of format 99, .* reads format 2"):
         read(path)
     assert path.read_bytes() == before
 
@@ -122,7 +125,7 @@ async def test_another_version_in_postgres_is_refused(postgres: Postgres) -> Non
         pass
     with psycopg.connect(url) as connection:
         connection.execute("UPDATE agentpar_journal SET version = 99")
-    with pytest.raises(UsageError, match=r"is of format 99, .* reads format 1"):
+    with pytest.raises(UsageError, match=r"is of format 99, .* reads format 2"):
         await open_journal(url).start()
 
 
@@ -308,3 +311,25 @@ async def test_a_postgres_that_stays_away_ends_the_run(postgres: Postgres, tmp_p
     async with waiting_agent(url, world, lambda: None, patience=5.0) as agent:
         assert "after <a> got 1" in (await agent.resume("run")).text
     assert world.payments("raw") == ["after <a> 1"]
+
+
+@pytest.mark.postgres
+async def test_a_session_that_the_server_ended_is_begun_anew(postgres: Postgres) -> None:
+    """A process that was stopped inside a transaction finds it ended when it wakes: that is no
+    damage, and the same again succeeds."""
+    soon = "&options=-cidle_in_transaction_session_timeout%3D50"
+    store = PostgresStore(postgres.new_database() + soon)
+    store.open()
+
+    def stand_still() -> None:
+        with store._writing() as execute:
+            execute("SELECT 1")
+            assert store._open is not None
+            ready, _, _ = select.select([store._open.pgconn.socket], [], [], 10)
+            assert ready, "the server has not said its last word"
+            execute("SELECT 1")
+
+    with pytest.raises(Unreachable, match="idle-in-transaction"):
+        stand_still()
+    assert store.runs() == []
+    store.close()

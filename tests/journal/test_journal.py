@@ -340,6 +340,27 @@ def test_a_call_is_made_again_only_where_it_may(rows: Any, of: Any, kind: str | 
     assert (None if outcome is None else getattr(outcome, "kind", "ok")) == kind
 
 
+TWICE = (("k", TaskStarted(1)), ("k", TaskStarted(1, attempt=2)))
+NO = Failed("no")
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind"),
+    [
+        ((*TWICE, ("", AttemptFailed(1, NO, attempt=2))), "interrupted"),
+        ((*TWICE, ("", AttemptFailed(1, NO, attempt=1))), "interrupted"),
+        ((*TWICE, ("", AttemptFailed(1, NO)), ("", AttemptFailed(1, NO, attempt=2))), None),
+        ((*TWICE, ("", AttemptFailed(1, NO, attempt=2)), ("", TaskDone(1, Ok(5)))), "ok"),
+        ((*BEGUN, ("", AttemptFailed(1, NO)), ("", TaskDone(1, NO))), "tool"),
+    ],
+    ids=["the second failed", "the first failed", "both failed", "the first came", "it was final"],
+)
+def test_an_attempt_that_failed_says_nothing_of_the_other(rows: Any, kind: str | None) -> None:
+    """A call is in doubt as long as one of its attempts may have happened."""
+    outcome = PastCalls.of(rows).outcome(1, "k", send)
+    assert (None if outcome is None else getattr(outcome, "kind", "ok")) == kind
+
+
 def test_a_call_is_known_by_task_and_inputs() -> None:
     """Another task with equal inputs, or other inputs of the same task, is another call."""
     calls = PastCalls.of(GOT)
@@ -470,3 +491,102 @@ async def test_a_plan_that_broke_off_behind_a_change_changes_nothing_again(url: 
     assert answer.faults == ()
     assert answer.outcomes[5] == Ok(44)
     assert "slow(n=3)" in runtime.requests[0].messages[-1].content, "asked as it was then"
+
+
+# A plan that broke off, and comes out differently
+
+
+async def half_planned(url: str, lines: str, tools: Any, ended: int) -> None:
+    """A run that breaks off inside its plan, once task ``ended`` has."""
+    async with (
+        Agent(tools, runtime=Stuck([lines]), journal=url) as agent,
+        agent.run("How much?", run_id="half") as run,
+    ):
+        async for event in run:
+            if isinstance(event, TaskDone) and event.task_id == ended:
+                break
+
+
+async def test_a_plan_that_comes_out_differently_is_made_anew_behind_what_stands(url: str) -> None:
+    """What has begun keeps its number and is not called again; the model is shown it, and its
+    further lines count on from there."""
+    made: list[int] = []
+
+    @tool
+    async def count(n: int) -> int:
+        """Count."""
+        made.append(n)
+        return n
+
+    await half_planned(url, "1. count(n=1)\n2. count(n=2)\n", [count], 2)
+    other = "1. count(n=7)\njoin()"
+    runtime = ScriptedRuntime([other, "3. count(n=$2)\n4. count(n=9)\njoin()", "Answer: ok"])
+    async with Agent([count], runtime=runtime, journal=url) as agent:
+        answer = await agent.resume("half")
+    assert made == [1, 2, 9], "3 is the same call as 2, and 7 was never told"
+    assert answer.outcomes == {1: Ok(1), 2: Ok(2), 3: Ok(2), 4: Ok(9)}
+    assert (answer.faults, answer.rounds) == ((), 1)
+    same, anew, _ = (request.messages[-1].content for request in runtime.requests)
+    assert "count(n=1)" not in same
+    assert "$1: count(n=1) = 1" in anew
+    assert "as far as the calls above do not find it" in anew
+
+
+async def test_a_plan_that_was_made_anew_and_broke_off_is_asked_for_once_more(url: str) -> None:
+    """In the words of the second time: what stood before it stands, what stands of it too."""
+    made: list[int] = []
+
+    @tool
+    async def count(n: int) -> int:
+        """Count."""
+        made.append(n)
+        return n
+
+    await half_planned(url, "1. count(n=1)\n", [count], 1)
+    lines = "2. count(n=2)\n3. count(n=3)\n"
+    async with (
+        Agent([count], runtime=Stuck(["1. count(n=7)\njoin()", lines]), journal=url) as agent,
+        agent.run("How much?", run_id="half") as run,
+    ):
+        async for event in run:
+            if isinstance(event, TaskDone) and event.task_id == 3:
+                break
+    runtime = ScriptedRuntime([f"{lines}4. count(n=4)\njoin()", "Answer: ok"])
+    async with Agent([count], runtime=runtime, journal=url) as agent:
+        answer = await agent.resume("half")
+    assert made == [1, 2, 3, 4]
+    assert answer.outcomes == {n: Ok(n) for n in (1, 2, 3, 4)}
+    assert answer.faults == ()
+    assert "Still missing: what the question asks for" in runtime.requests[0].messages[-1].content
+
+
+async def test_a_write_that_stands_is_not_planned_a_second_time(url: str) -> None:
+    """A model that writes its plan anew under other numbers pays nobody twice."""
+    paid: list[int] = []
+
+    @tool(effect="write")
+    def pay(amount: int) -> str:
+        """Pay."""
+        paid.append(amount)
+        return "paid"
+
+    async def allowed(task: Task, args: Any) -> bool:
+        return True
+
+    lines = "1. pay(amount=5)\n"
+    async with (
+        Agent([pay], runtime=Stuck([lines]), journal=url, approve=allowed) as agent,
+        agent.run("How much?", run_id="half") as run,
+    ):
+        async for event in run:
+            if isinstance(event, TaskDone):
+                break
+    runtime = ScriptedRuntime(
+        ["join()", "2. pay(amount=5)\n3. pay(amount=6)\njoin()", "Answer: ok"]
+    )
+    async with Agent([pay], runtime=runtime, journal=url, approve=allowed) as agent:
+        answer = await agent.resume("half")
+    assert paid == [5, 6]
+    assert [fault.message for fault in answer.faults] == [
+        "pay: this very call stands already, as task 1"
+    ]

@@ -22,7 +22,6 @@ from agentpar import Agent, Answer, LeaseLost, UsageError, tool
 from agentpar.events import RunStarted
 from agentpar.executor.journal import open_journal
 from agentpar.executor.journal.host import Owner
-from agentpar.executor.journal.sqlite import SqliteStore
 
 HERE = Path(__file__).parent
 
@@ -155,11 +154,8 @@ async def test_a_lost_run_ends_at_once(url: str) -> None:
 
 def _steal(store: Any) -> None:
     """Give ``run`` to another holder, as a claim does, although its own one lives."""
-    if isinstance(store, SqliteStore):
-        store._connection.execute("UPDATE runs SET epoch = epoch + 1")
-    else:
-        with store._transaction() as connection:
-            connection.execute("UPDATE agentpar_runs SET epoch = epoch + 1")
+    with store._writing() as execute:
+        execute("UPDATE agentpar_runs SET epoch = epoch + 1")
 
 
 async def test_setting_the_clock_moves_no_lease(

@@ -42,6 +42,12 @@ async def add(a: float, b: float) -> float:
     return a + b
 
 
+@tool(effect="write")
+async def send(text: int) -> int:
+    """Send."""
+    return text
+
+
 TOOLS: Mapping[str, Tool] = {"population": population, "add": add}
 
 
@@ -348,15 +354,44 @@ async def test_a_plan_that_broke_off_goes_on_where_it_stood(written: int) -> Non
     ]
 
 
-async def test_a_plan_that_comes_out_differently_ends() -> None:
-    """What stands, stands; the rest is left out, since a call that was made could come again
-    under another number."""
-    stood = TaskPlanned(1, Task.of(1, "population", country="Peru"))
-    events = await plan(LINES, PlanRequest("Chile?", standing=(stood,)))
-    assert tasks(events) == []
+@pytest.mark.parametrize(
+    ("stood", "text"),
+    [
+        (("Peru",), LINES),
+        (("Chile", "Peru"), '1. population("Chile")\njoin()'),
+        (("Chile", "Peru"), '1. population("Chile")\n'),
+    ],
+    ids=["another line", "fewer lines", "cut off"],
+)
+async def test_a_plan_that_comes_out_differently_is_told_no_further(
+    stood: tuple[str, ...], text: str
+) -> None:
+    """Nothing of it is new, and it does not end: whoever asked asks for another behind it."""
+    lines = [
+        TaskPlanned(1, Task.of(n, "population", country=name)) for n, name in enumerate(stood, 1)
+    ]
+    events: list[Event] = []
+    request = PlanRequest("Chile?", standing=tuple(lines))
+    assert not await Planner(ScriptedRuntime([text]), TOOLS).plan(request, events.append, Clock())
+    assert (tasks(events), faults(events)) == ([], [])
+    assert not any(isinstance(event, PlanEnded) for event in events)
+
+
+async def test_a_plan_that_is_made_anew_repeats_no_write() -> None:
+    """A call that stands and has consequences is a fault; one that only reads is not."""
+    standing = {
+        1: Task.of(1, "population", country="Chile"),
+        2: Task.of(2, "send", text=Ref(1)),
+    }
+    events: list[Event] = []
+    text = '3. population("Chile")\n4. send($1)\n5. send($3)\njoin()'
+    planner = Planner(ScriptedRuntime([text]), {**TOOLS, "send": send})
+    request = PlanRequest("?", first_id=3, tasks=standing, anew=True)
+    assert await planner.plan(request, events.append, Clock())
+    assert [task.id for task in tasks(events)] == [3, 5]
     (fault,) = faults(events)
-    assert "written differently when it was asked for again" in fault.message
-    assert isinstance(events[-1], PlanEnded)
+    assert "this very call stands already, as task 2" in fault.message
+    assert events[0] == PlanStarted(1, events[0].at, anew=True)
 
 
 async def test_a_reference_that_cannot_fit_is_a_fault_of_the_plan() -> None:

@@ -16,13 +16,16 @@ from agentpar.display import TerminalDisplay, progress_bar
 from agentpar.events import (
     Answered,
     Event,
+    JoinStarted,
     PlanStarted,
     RunFinished,
+    RunResumed,
     RunStarted,
     TaskDone,
     TaskPlanned,
     TaskStarted,
 )
+from agentpar.permissions import Permissions
 from agentpar.plan import Ok, Task
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -254,3 +257,35 @@ def test_a_progress_bar_says_what_it_waits_for(terminal: bool) -> None:
         ]
     else:
         assert "Starting vLLM: compiling" in ESCAPES.sub("", text)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_run_that_was_carried_on_says_so(terminal: bool) -> None:
+    """What has changed in its agent is told, and what is begun again is told as that."""
+    run: list[Event] = [
+        RunStarted("run", "Chile?"),
+        PlanStarted(1),
+        TaskPlanned(1, Task.of(1, "search")),
+        TaskStarted(1),
+        RunResumed(("the instructions are others", "tool 'pay' is new"), Permissions()),
+        PlanStarted(1),
+        TaskStarted(1),
+        PlanStarted(1, anew=True),
+        JoinStarted(1),
+        JoinStarted(1),
+        Answered(1, "yes"),
+        RunFinished("answered"),
+    ]
+    text = shown(run, console(terminal))
+    for change in ("the instructions are others", "tool 'pay' is new"):
+        assert change in text
+    if not terminal:
+        lines = [line.partition(" s  ")[2] for line in text.splitlines() if " s  " in line]
+        assert len(set(lines)) == len(lines)
+        assert lines[5:10] == [
+            "round 1: planning again, in the same words",
+            "started 1 again",
+            "round 1: planning on from what stands, as the plan reads differently now",
+            "round 1: joining",
+            "round 1: joining again",
+        ]

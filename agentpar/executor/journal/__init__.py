@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from agentpar.errors import UsageError
-from agentpar.executor.journal.journal import Journal, JournaledRun, RunJournal
+from agentpar.executor.journal.journal import Journal, JournaledRun, Pruned, RunJournal
 from agentpar.executor.journal.store import Store
 
-__all__ = ["Journal", "JournaledRun", "RunJournal", "open_journal"]
+__all__ = ["Journal", "JournaledRun", "Pruned", "RunJournal", "open_journal"]
 
 _SQLITE = "sqlite:///"
 _POSTGRES = ("postgresql://", "postgres://")
@@ -24,6 +24,7 @@ def open_journal(
     *,
     lease: float = 30.0,
     patience: float = 30.0,
+    keep: float | None = None,
     spec: Mapping[str, Any] | None = None,
 ) -> Journal:
     """The journal at ``url``, not started yet; see `Journal` for the keywords.
@@ -47,4 +48,4 @@ def open_journal(
         raise UsageError(
             f"a journal is at sqlite:///FILE or postgresql://…, got an address of {kind!r}"
         )
-    return Journal(store, lease=lease, patience=patience, spec=spec)
+    return Journal(store, lease=lease, patience=patience, keep=keep, spec=spec)

@@ -25,16 +25,23 @@ class PastCalls:
         """Fold ``rows``, in the order of writing: each event, with the key of the call that
         it begins (`call_key`)."""
         calls = cls()
-        begun: dict[int, str] = {}
+        known = calls._outcomes
+        running: dict[int, dict[int, str]] = {}  # task -> attempt that has not ended -> key
+        last: dict[int, str] = {}  # task -> key of the attempt that began last
         for key, event in rows:
             match event:
-                case TaskStarted(task_id):
-                    begun[task_id] = key
-                    calls._outcomes[task_id, key] = None
-                case AttemptFailed(task_id, abandoned=False) if task_id in begun:
-                    del calls._outcomes[task_id, begun.pop(task_id)]  # it is over: not in doubt
-                case TaskDone(task_id, outcome) if task_id in begun:
-                    calls._outcomes[task_id, begun.pop(task_id)] = outcome
+                case TaskStarted(id, attempt=attempt):
+                    running.setdefault(id, {})[attempt] = last[id] = key
+                    known[id, key] = None
+                case AttemptFailed(id, attempt=attempt, abandoned=False) if attempt in running.get(
+                    id, ()
+                ):
+                    key = running[id].pop(attempt)
+                    if key not in running[id].values():
+                        known.pop((id, key), None)  # no attempt of it is in doubt
+                case TaskDone(id, outcome) if id in last:
+                    known[id, last.pop(id)] = outcome
+                    running.pop(id, None)
         return calls
 
     def outcome(self, task_id: int, key: str, tool: Tool) -> Outcome | None:

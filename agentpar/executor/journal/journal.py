@@ -10,9 +10,11 @@ import asyncio
 import contextlib
 import difflib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self, TypeVar
 
 from agentpar.errors import JournalError, LeaseLost, UsageError
@@ -22,6 +24,7 @@ from agentpar.executor.journal.host import Owner
 from agentpar.executor.journal.store import ENDED, EventRow, RunRow, Status, Store
 from agentpar.executor.journal.writer import Held, Writer
 from agentpar.executor.record import decode, encode
+from agentpar.executor.setup import Setup
 
 T = TypeVar("T")
 
@@ -33,7 +36,8 @@ class JournaledRun:
     """A run as the journal has it.
 
     ``held``: a process that may still live works on it. ``spec`` is what was given to
-    `Journal` when it began.
+    `Journal` when it began, ``setup`` what its agent was then; None where a journal of an
+    earlier format kept none.
     """
 
     id: str
@@ -42,6 +46,21 @@ class JournaledRun:
     status: Status
     held: bool
     spec: Mapping[str, Any]
+    setup: Setup | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has ended, with an answer or without."""
+        return self.status in ENDED
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What `Journal.prune` has removed: ids of runs, results past their time, files."""
+
+    runs: tuple[str, ...]
+    cached: int
+    files: int
 
 
 class RunJournal:
@@ -52,11 +71,19 @@ class RunJournal:
     """
 
     def __init__(
-        self, writer: Writer, held: Held | None, rows: Sequence[EventRow], *, known: bool = True
+        self,
+        writer: Writer,
+        held: Held | None,
+        rows: Sequence[EventRow],
+        *,
+        setup: Setup | None = None,
+        known: bool = True,
     ) -> None:
         self._writer = writer
         self._held = held
         self._loop = asyncio.get_running_loop()
+        self.setup = setup
+        """What the agent was when the run began; None where that was not kept."""
         self.known = known
         """Whether the run had begun before, if only to the point where it has an id."""
         self.on_error: Callable[[JournalError], None] | None = None
@@ -132,8 +159,9 @@ class Journal:
     """All runs that are kept in one store.
 
     ``lease`` (seconds): a process that is not heard of for so long has lost its runs.
-    ``patience`` (seconds): how long a database that is away is waited for. ``spec`` is kept
-    with every run that begins here, for whoever carries it on.
+    ``patience`` (seconds): how long a database that is away is waited for. ``keep`` (seconds):
+    runs that ended longer ago are removed whenever the journal is started; None keeps all.
+    ``spec`` is kept with every run that begins here, for whoever carries it on.
 
     Use as ``async with``, or call `start` and `stop`; it may be started again.
     """
@@ -144,13 +172,17 @@ class Journal:
         *,
         lease: float = 30.0,
         patience: float = 30.0,
+        keep: float | None = None,
         spec: Mapping[str, Any] | None = None,
     ) -> None:
         if lease <= 0 or patience < 0:
             raise UsageError(f"lease and patience are seconds, got {lease!r} and {patience!r}")
+        if keep is not None:
+            _check_age("keep", keep)
         self._store = store
         self._lease = lease
         self._patience = patience
+        self._keep = keep
         self._spec = _text_of(dict(spec or {}))
         self._writer: Writer | None = None
 
@@ -168,6 +200,12 @@ class Journal:
             writer.stop()
             raise
         self._writer = writer
+        if self._keep is not None:
+            try:
+                await self.prune(self._keep)
+            except BaseException:
+                await self.stop()
+                raise
 
     async def stop(self) -> None:
         """Write what is left, and close the store."""
@@ -198,10 +236,33 @@ class Journal:
         known = f"; there is {', '.join(map(repr, near))}" if near else ", which holds none"
         raise UsageError(f"there is no run {run_id!r} in the journal {self.place}{known}")
 
+    async def prune(self, older_than: float, *, dry_run: bool = False) -> Pruned:
+        """Remove the runs that ended more than ``older_than`` seconds ago, results that may
+        serve no more, and the files of both.
+
+        A run that has not ended, however old, stays. With ``dry_run`` nothing is removed, and
+        files are not counted. Each run goes in a transaction of its own: whoever works meanwhile
+        waits for one at most.
+        """
+        _check_age("older_than", older_than)
+        old = await self._ask(lambda store: store.old(older_than))
+        if dry_run:
+            return Pruned(tuple(old), await self._ask(lambda store: store.stale()), 0)
+        gone = [run for run in old if await self._ask(partial(_remove, run=run, age=older_than))]
+        stale = await self._ask(lambda store: store.drop_stale())
+        files = await self._ask(lambda store: store.sweep()) if gone or stale else 0
+        return Pruned(tuple(gone), stale, files)
+
     async def begin(
-        self, run_id: str, question: str, *, agent: str = "agent", history: Sequence[Event] = ()
+        self,
+        run_id: str,
+        question: str,
+        *,
+        agent: str = "agent",
+        setup: Setup | None = None,
+        history: Sequence[Event] = (),
     ) -> RunJournal:
-        """Hold the run, new or carried on.
+        """Hold the run, new or carried on; a new one is kept with ``setup``.
 
         ``history`` is what the caller has of it. The journal may have more, which then holds;
         where the two part ways the caller's holds, and what the journal had becomes a branch
@@ -211,7 +272,9 @@ class Journal:
         """
         owner = Owner.new()
         try:
-            run = await self._begun(run_id, question, agent, history, owner)
+            run = None
+            while run is None:  # the run of that id may have been pruned on the way
+                run = await self._begun(run_id, question, agent, setup, history, owner)
         except BaseException:
             owner.end()
             raise
@@ -220,30 +283,42 @@ class Journal:
         return run
 
     async def _begun(
-        self, run_id: str, question: str, agent: str, history: Sequence[Event], owner: Owner
-    ) -> RunJournal:
-        asked, name, lease = _text_of(question), _text_of(agent), self._lease
-        epoch = await self._ask(
-            lambda store: store.begin(run_id, asked, name, self._spec, str(owner), lease)
-        )
+        self,
+        run_id: str,
+        question: str,
+        agent: str,
+        setup: Setup | None,
+        history: Sequence[Event],
+        owner: Owner,
+    ) -> RunJournal | None:
+        """None where the run was there, and is there no more."""
+        kept = "" if setup is None else _text_of(setup.as_dict())
+        words = (run_id, _text_of(question), _text_of(agent), self._spec, kept, str(owner))
+        epoch = await self._ask(lambda store: store.begin(*words, self._lease))
         if epoch is not None:
-            return await self._take(run_id, owner, epoch, history, known=False)
+            return await self._take(run_id, owner, epoch, setup, history, known=False)
         row = await self._ask(lambda store: store.find(run_id))
-        assert row is not None  # no run is ever deleted
-        if row.question != asked:
+        if row is None:
+            return None
+        found = _run_of(row)
+        if found.question != json.loads(_text_of(question)):
             raise UsageError(
-                f"run {run_id!r} asks {json.loads(row.question)!r}, not {question!r}: another "
-                "question needs another run_id"
+                f"run {run_id!r} asks {found.question!r}, not {question!r}: another question "
+                "needs another run_id"
             )
         rows = await self._ask(lambda store: store.rows(run_id))
-        if row.status in ENDED and _agree(history, rows):
-            return RunJournal(self._writing, None, rows)
-        epoch = await self._ask(lambda store: store.claim(run_id, str(owner), lease))
+        if not rows and await self._ask(lambda store: store.find(run_id)) is None:
+            return None
+        if found.ended and _agree(history, rows):
+            return RunJournal(self._writing, None, rows, setup=found.setup)
+        epoch = await self._ask(lambda store: store.claim(run_id, str(owner), self._lease))
         if epoch is None:
+            if await self._ask(lambda store: store.find(run_id)) is None:
+                return None
             raise UsageError(
                 f"run {run_id!r} is at work already, in {await self._holder(run_id)}: wait for it"
             )
-        return await self._take(run_id, owner, epoch, history)
+        return await self._take(run_id, owner, epoch, found.setup, history)
 
     async def claim_orphan(self, agent: str = "agent") -> tuple[JournaledRun, RunJournal] | None:
         """Take over the oldest run of ``agent`` whose process is gone; None where there is none."""
@@ -251,8 +326,8 @@ class Journal:
         try:
             found = await self._ask(lambda store: store.claim_orphan(name, str(owner), self._lease))
             if found is not None:
-                run_id, epoch = found
-                return await self.find(run_id), await self._take(run_id, owner, epoch)
+                run = await self.find(found[0])
+                return run, await self._take(run.id, owner, found[1], run.setup)
         except BaseException:
             owner.end()
             raise
@@ -264,6 +339,7 @@ class Journal:
         run_id: str,
         owner: Owner,
         epoch: int,
+        setup: Setup | None,
         history: Sequence[Event] = (),
         *,
         known: bool = True,
@@ -279,7 +355,7 @@ class Journal:
         more = [EventRow(same + n, "", line) for n, line in enumerate(lines[same:])]
         opened: list[RunJournal] = []
         held = Held(run_id, owner, epoch, lambda error: opened[0]._failed(error))
-        run = RunJournal(self._writing, held, [*rows, *more], known=known)
+        run = RunJournal(self._writing, held, [*rows, *more], setup=setup, known=known)
         opened.append(run)
         self._writing.hold(held)
         for row in more:
@@ -358,7 +434,22 @@ def _event_of(line: str) -> Event:
         raise JournalError(f"a line of the journal cannot be read: {error}: {line:.80}") from None
 
 
+def _remove(store: Store, *, run: str, age: float) -> bool:
+    return store.remove(run, age)
+
+
+def _check_age(name: str, seconds: float) -> None:
+    if not 0 <= seconds < math.inf:
+        raise UsageError(f"{name} must be at least 0 seconds, got {seconds!r}")
+
+
 def _run_of(row: RunRow) -> JournaledRun:
+    try:
+        setup = Setup.from_dict(json.loads(row.setup)) if row.setup else None
+    except (KeyError, TypeError, ValueError, UsageError) as error:
+        raise JournalError(
+            f"what is kept of the agent of run {row.id!r} cannot be read: {error}"
+        ) from None
     return JournaledRun(
         row.id,
         json.loads(row.question),
@@ -366,6 +457,7 @@ def _run_of(row: RunRow) -> JournaledRun:
         row.status,
         row.held,
         json.loads(row.spec),
+        setup,
     )
 
 

@@ -8,19 +8,14 @@ made anew by the next call: every method may be done again.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from agentpar.errors import JournalError, MissingPackage, UsageError
 from agentpar.executor.journal.host import Owner
-from agentpar.executor.journal.store import (
-    VERSION,
-    Append,
-    EventRow,
-    RunRow,
-    Status,
-    Unreachable,
-)
+from agentpar.executor.journal.sql import Execute, SqlStore
+from agentpar.executor.journal.store import VERSION, Append, EventRow, Unreachable
 
 if TYPE_CHECKING:
     import psycopg
@@ -43,7 +38,8 @@ CREATE TABLE agentpar_journal (version INTEGER NOT NULL);
 CREATE TABLE agentpar_runs (
   id TEXT PRIMARY KEY, question TEXT NOT NULL, agent TEXT NOT NULL, spec TEXT NOT NULL,
   status TEXT NOT NULL, owner TEXT NOT NULL, until TIMESTAMPTZ NOT NULL, epoch BIGINT NOT NULL,
-  created TIMESTAMPTZ NOT NULL DEFAULT now()
+  created TIMESTAMPTZ NOT NULL DEFAULT now(), setup TEXT NOT NULL DEFAULT '',
+  ended TIMESTAMPTZ NOT NULL DEFAULT now()
 );
 CREATE INDEX agentpar_running ON agentpar_runs (agent, created) WHERE status = 'running';
 CREATE TABLE agentpar_events (
@@ -55,15 +51,21 @@ CREATE TABLE agentpar_cache (
 );
 CREATE TABLE agentpar_latency (tool TEXT PRIMARY KEY, samples TEXT NOT NULL);
 """
-_RUN = (
-    "SELECT id, question, agent, spec, status, owner,"
-    " status = 'running' AND until > clock_timestamp() FROM agentpar_runs"
-)
-_UNTIL = "clock_timestamp() + make_interval(secs => %s)"
+_FROM_1 = """
+ALTER TABLE agentpar_runs ADD COLUMN setup TEXT NOT NULL DEFAULT '',
+  ADD COLUMN ended TIMESTAMPTZ NOT NULL DEFAULT now();
+UPDATE agentpar_runs SET ended = created;
+UPDATE agentpar_journal SET version = 2;
+"""
 
 
-class PostgresStore:
+class PostgresStore(SqlStore):
     """A `Store` in the database at ``url``, in tables that begin with ``agentpar_``."""
+
+    _now = _today = "clock_timestamp()"
+    _later = "clock_timestamp() + make_interval(secs => ?)"
+    _ago = "clock_timestamp() - make_interval(secs => ?)"
+    _lock = " FOR UPDATE"
 
     def __init__(self, url: str) -> None:
         try:
@@ -85,13 +87,16 @@ class PostgresStore:
         self._open: psycopg.Connection[Any] | None = None
 
     def open(self) -> None:
-        with self._transaction() as connection:
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-            (there,) = _one(connection.execute("SELECT to_regclass('agentpar_journal')"))
+        with self._writing() as execute:
+            execute("SELECT pg_advisory_xact_lock(?)", _LOCK)
+            (there,) = execute("SELECT to_regclass('agentpar_journal')").fetchone()
             if there is None:
-                connection.execute(_TABLES)
-                connection.execute("INSERT INTO agentpar_journal VALUES (%s)", (VERSION,))
-            (version,) = _one(connection.execute("SELECT version FROM agentpar_journal"))
+                execute(_TABLES)
+                execute("INSERT INTO agentpar_journal VALUES (?)", VERSION)
+            (version,) = execute("SELECT version FROM agentpar_journal").fetchone()
+            if version == 1:
+                execute(_FROM_1)
+                version = VERSION
         if version != VERSION:
             raise UsageError(
                 f"the journal {self.place} is of format {version}, and this agentpar reads format "
@@ -103,200 +108,102 @@ class PostgresStore:
         if connection is not None:
             connection.close()
 
-    # Runs
+    # Runs and their events
 
-    def runs(self) -> list[RunRow]:
-        with self._transaction() as connection:
-            rows = connection.execute(f"{_RUN} ORDER BY created, id").fetchall()
-        return [_run_of(row) for row in rows]
-
-    def find(self, run: str) -> RunRow | None:
-        with self._transaction() as connection:
-            row = connection.execute(f"{_RUN} WHERE id = %s", (run,)).fetchone()
-        return None if row is None else _run_of(row)
+    def claim_orphan(self, agent: str, owner: str, lease: float) -> tuple[str, int] | None:
+        with self._writing() as execute:
+            row = execute(
+                "SELECT id FROM agentpar_runs WHERE status = 'running' AND agent = ?"
+                f" AND until <= {self._now} ORDER BY created, id LIMIT 1"
+                " FOR UPDATE SKIP LOCKED",
+                agent,
+            ).fetchone()
+            return None if row is None else (row[0], self._take(execute, row[0], owner, lease))
 
     def rows(self, run: str) -> list[EventRow]:
-        with self._transaction() as connection:
-            rows = connection.execute(
-                "SELECT seq, key, line FROM agentpar_events WHERE run = %s ORDER BY id", (run,)
+        with self._reading() as execute:
+            rows = execute(
+                "SELECT seq, key, line FROM agentpar_events WHERE run = ? ORDER BY id", run
             ).fetchall()
         return [EventRow(*row) for row in rows]
 
-    def begin(
-        self, run: str, question: str, agent: str, spec: str, owner: str, lease: float
-    ) -> int | None:
-        with self._transaction() as connection:
-            connection.execute(
-                "INSERT INTO agentpar_runs (id, question, agent, spec, status, owner, until, epoch)"
-                f" VALUES (%s, %s, %s, %s, 'running', %s, {_UNTIL}, 1) ON CONFLICT DO NOTHING",
-                (run, question, agent, spec, owner, lease),
-            )
-            ours = connection.execute(
-                "SELECT epoch FROM agentpar_runs WHERE id = %s AND owner = %s", (run, owner)
-            ).fetchone()
-        return None if ours is None else int(ours[0])
+    def _insert(self, execute: Execute, appends: Sequence[Append]) -> None:
+        rows = [(append.run, append.row.seq, append.row.key, append.row.line) for append in appends]
+        # One statement, not executemany, whose pipeline could stand still half sent: the
+        # server does not count that as idle, and our rows would stay locked.
+        execute(
+            "INSERT INTO agentpar_events (run, seq, key, line)"
+            " SELECT * FROM unnest(?::text[], ?::bigint[], ?::text[], ?::text[])"
+            " ON CONFLICT (run, seq) DO NOTHING",
+            *map(list, zip(*rows, strict=True)),
+        )
 
-    def claim(self, run: str, owner: str, lease: float) -> int | None:
-        with self._transaction() as connection:
-            row = connection.execute(f"{_RUN} WHERE id = %s FOR UPDATE", (run,)).fetchone()
-            if row is None:
-                return None
-            found = _run_of(row)
-            if found.owner == owner:  # this very claim, before its connection broke
-                query = "SELECT epoch FROM agentpar_runs WHERE id = %s"
-                return int(_one(connection.execute(query, (run,)))[0])
-            if found.held:
-                return None
-            return int(_one(connection.execute(_TAKE, (owner, lease, run)))[0])
-
-    def claim_orphan(self, agent: str, owner: str, lease: float) -> tuple[str, int] | None:
-        with self._transaction() as connection:
-            row = connection.execute(
-                "SELECT id FROM agentpar_runs WHERE status = 'running' AND agent = %s"
-                " AND until <= clock_timestamp() ORDER BY created, id LIMIT 1"
-                " FOR UPDATE SKIP LOCKED",
-                (agent,),
-            ).fetchone()
-            if row is None:
-                return None
-            return row[0], int(_one(connection.execute(_TAKE, (owner, lease, row[0])))[0])
-
-    def renew(self, held: Sequence[tuple[str, int]], lease: float) -> Collection[str]:
-        with self._transaction() as connection:
-            lost = _lost(connection, held)
-            for run, epoch in held:
-                connection.execute(
-                    f"UPDATE agentpar_runs SET until = {_UNTIL} WHERE id = %s AND epoch = %s",
-                    (lease, run, epoch),
-                )
-        return lost
-
-    def release(self, run: str, epoch: int, status: Status) -> bool:
-        with self._transaction() as connection:
-            done = connection.execute(
-                "UPDATE agentpar_runs SET status = %s, until = clock_timestamp()"
-                " WHERE id = %s AND epoch = %s",
-                (status, run, epoch),
-            )
-            return done.rowcount == 1
-
-    # Events
-
-    def write(self, appends: Sequence[Append]) -> Collection[str]:
-        with self._transaction() as connection:
-            lost = _lost(connection, {(append.run, append.epoch) for append in appends})
-            rows = [
-                (append.run, append.row.seq, append.row.key, append.row.line)
-                for append in appends
-                if append.run not in lost
-            ]
-            if rows:
-                # One statement, not executemany, whose pipeline could stand still half sent: the
-                # server does not count that as idle, and our rows would stay locked.
-                connection.execute(
-                    "INSERT INTO agentpar_events (run, seq, key, line)"
-                    " SELECT * FROM unnest(%s::text[], %s::bigint[], %s::text[], %s::text[])"
-                    " ON CONFLICT (run, seq) DO NOTHING",
-                    [list(column) for column in zip(*rows, strict=True)],
-                )
-        return lost
-
-    def supersede(self, run: str, epoch: int, seq: int) -> bool:
-        with self._transaction() as connection:
-            if _lost(connection, [(run, epoch)]):
-                return False
-            connection.execute(
-                "UPDATE agentpar_events SET seq = -id WHERE run = %s AND seq >= %s", (run, seq)
-            )
-            return True
+    def _may_live(self, owner: Owner) -> bool:
+        return not owner.is_gone
 
     # What is kept between runs
 
     def cached(self, key: str) -> str | None:
-        with self._transaction() as connection:
-            row = connection.execute(
-                "SELECT value FROM agentpar_cache WHERE key = %s AND expires > clock_timestamp()",
-                (key,),
+        with self._reading() as execute:
+            row = execute(
+                f"SELECT value FROM agentpar_cache WHERE key = ? AND expires > {self._today}", key
             ).fetchone()
         return None if row is None else str(row[0])
 
     def cache(self, key: str, value: str, seconds: float) -> None:
-        with self._transaction() as connection:
-            connection.execute("DELETE FROM agentpar_cache WHERE expires <= clock_timestamp()")
-            connection.execute(
-                f"INSERT INTO agentpar_cache VALUES (%s, %s, {_UNTIL}) ON CONFLICT (key)"
+        with self._writing() as execute:
+            execute(f"DELETE FROM agentpar_cache WHERE expires <= {self._today}")
+            execute(
+                f"INSERT INTO agentpar_cache VALUES (?, ?, {self._later}) ON CONFLICT (key)"
                 " DO UPDATE SET value = excluded.value, expires = excluded.expires",
-                (key, value, seconds),
+                *(key, value, seconds),
             )
 
-    def latencies(self) -> dict[str, str]:
-        with self._transaction() as connection:
-            return dict(connection.execute("SELECT tool, samples FROM agentpar_latency").fetchall())
-
-    def keep_latencies(self, tool: str, samples: str) -> None:
-        with self._transaction() as connection:
-            connection.execute(
-                "INSERT INTO agentpar_latency VALUES (%s, %s) ON CONFLICT (tool)"
-                " DO UPDATE SET samples = excluded.samples",
-                (tool, samples),
-            )
+    def sweep(self) -> int:
+        return 0  # a row of any length lies in the database
 
     # The connection
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[psycopg.Connection[Any]]:
+    def _writing(self) -> Iterator[Execute]:
         """A transaction, on a new connection where there is none; errors in our words."""
         import psycopg
 
+        connection = self._open
         try:
-            connection = self._open
             if connection is None or connection.closed:
                 connection = self._open = psycopg.connect(self._url)
             try:
-                yield connection
+                yield partial(_execute, connection)
                 connection.commit()
             except BaseException:
                 if not connection.closed:
                     with contextlib.suppress(psycopg.Error):
                         connection.rollback()
                 raise
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            if isinstance(error, psycopg.errors.DiskFull):
-                raise JournalError(f"the journal {self.place} is full: {_text(error)}") from error
-            raise Unreachable(f"the journal {self.place} is gone: {_text(error)}") from error
+        except psycopg.errors.DiskFull as error:
+            raise JournalError(f"the journal {self.place} is full: {_text(error)}") from error
         except psycopg.Error as error:
+            # A session that the server has ended (we stood still in it, say) comes as an error of
+            # any kind: what tells is that the connection is closed.
+            if _is_of_the_connection(error) or (connection is not None and connection.closed):
+                raise Unreachable(f"the journal {self.place} is gone: {_text(error)}") from error
             raise JournalError(
                 f"the journal {self.place} cannot be used: {_text(error)}"
             ) from error
 
-
-_TAKE = (
-    f"UPDATE agentpar_runs SET owner = %s, until = {_UNTIL}, epoch = epoch + 1, status = 'running'"
-    " WHERE id = %s RETURNING epoch"
-)
+    _reading = _writing
 
 
-def _lost(connection: psycopg.Connection[Any], held: Collection[tuple[str, int]]) -> set[str]:
-    """The runs that are in other hands by now; the others stay ours until the transaction ends."""
-    lost: set[str] = set()
-    for run, epoch in sorted(held):  # all take the rows in one order: nobody waits in a circle
-        query = "SELECT 1 FROM agentpar_runs WHERE id = %s AND epoch = %s FOR UPDATE"
-        if connection.execute(query, (run, epoch)).fetchone() is None:
-            lost.add(run)
-    return lost
+def _execute(connection: psycopg.Connection[Any], statement: str, *parameters: Any) -> Any:
+    # Without parameters several statements may go at once, and a "%" means itself.
+    return connection.execute(statement.replace("?", "%s"), parameters or None)
 
 
-def _run_of(row: tuple[Any, ...]) -> RunRow:
-    id, question, agent, spec, status, owner, held = row
-    return RunRow(
-        id, question, agent, spec, status, bool(held) and not Owner.parse(owner).is_gone, owner
-    )
+def _is_of_the_connection(error: psycopg.Error) -> bool:
+    import psycopg
 
-
-def _one(cursor: psycopg.Cursor[Any]) -> tuple[Any, ...]:
-    row: tuple[Any, ...] | None = cursor.fetchone()
-    assert row is not None
-    return row
+    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
 
 
 def _text(error: Exception) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from agentpar.errors import JournalError
@@ -52,6 +53,16 @@ class Spill:
         if hashlib.sha256(data).hexdigest() != name:
             raise JournalError(f"a large result of the journal is damaged: {path}")
         return data.decode("ascii")
+
+    def sweep(self, kept: Collection[str]) -> int:
+        """Remove what is not ``kept``, and what a process left behind that died while writing;
+        how many texts went. Nobody may `put` meanwhile."""
+        gone = 0
+        for path in self.folder.glob("??/*"):
+            if path.name not in kept:
+                path.unlink(missing_ok=True)
+                gone += not path.name.startswith(".")
+        return gone
 
     def _path(self, name: str) -> Path:
         return self.folder / name[:2] / name

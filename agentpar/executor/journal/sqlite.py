@@ -9,21 +9,15 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from agentpar.errors import JournalError, UsageError
 from agentpar.executor.journal import host
 from agentpar.executor.journal.spill import LIMIT, Spill
-from agentpar.executor.journal.store import (
-    VERSION,
-    Append,
-    EventRow,
-    RunRow,
-    Status,
-    Unreachable,
-)
+from agentpar.executor.journal.sql import Execute, SqlStore
+from agentpar.executor.journal.store import VERSION, Append, EventRow, Unreachable
 
 _MARK = 0x61677072
 """SQLite's application_id of our files: "agpr"."""
@@ -34,7 +28,7 @@ _TABLES = f"""
 CREATE TABLE runs (
   id TEXT PRIMARY KEY, question TEXT NOT NULL, agent TEXT NOT NULL, spec TEXT NOT NULL,
   status TEXT NOT NULL, owner TEXT NOT NULL, until REAL NOT NULL, epoch INTEGER NOT NULL,
-  created REAL NOT NULL
+  created REAL NOT NULL, setup TEXT NOT NULL DEFAULT '', ended REAL NOT NULL DEFAULT 0
 );
 CREATE TABLE events (
   id INTEGER PRIMARY KEY, run TEXT NOT NULL REFERENCES runs (id), seq INTEGER NOT NULL,
@@ -47,11 +41,22 @@ CREATE TABLE latency (tool TEXT PRIMARY KEY, samples TEXT NOT NULL);
 PRAGMA application_id = {_MARK};
 PRAGMA user_version = {VERSION};
 """
-_RUN = "SELECT id, question, agent, spec, status, owner, until FROM runs"
+_FROM_1 = f"""
+ALTER TABLE runs ADD COLUMN setup TEXT NOT NULL DEFAULT '';
+ALTER TABLE runs ADD COLUMN ended REAL NOT NULL DEFAULT 0;
+UPDATE runs SET ended = created;
+PRAGMA user_version = {VERSION};
+"""
 
 
-class SqliteStore:
+class SqliteStore(SqlStore):
     """A `Store` in the file ``path``; the folders above it are made. See `Store`."""
+
+    _now = "lease_clock()"
+    _later = "lease_clock() + ?"
+    _today = "time_of_day()"
+    _ago = "time_of_day() - ?"
+    _lock = ""  # a transaction has the whole file
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -71,6 +76,8 @@ class SqliteStore:
             ) from None
         with self._told(opening=True):
             self._open = sqlite3.connect(self.path, timeout=10.0, isolation_level=None)
+            self._open.create_function("lease_clock", 0, host.seconds)
+            self._open.create_function("time_of_day", 0, lambda: time.time())
         try:
             self._prepare()
         except BaseException:
@@ -92,7 +99,7 @@ class SqliteStore:
                 f"{self.place!r} is a database of another program: name another file for the "
                 "journal"
             )
-        if mark == _MARK and version != VERSION:
+        if mark == _MARK and version not in (1, VERSION):
             raise UsageError(
                 f"{self.place!r} is a journal of format {version}, and this agentpar reads format "
                 f"{VERSION}: use the agentpar that wrote it, or name another file"
@@ -103,9 +110,10 @@ class SqliteStore:
         with self._told(opening=True), self._transaction():
             # Asked again: another process may have made the tables meanwhile.
             (mark,) = self._connection.execute("PRAGMA application_id").fetchone()
-            if mark != _MARK:
-                for statement in _TABLES.split(";"):
-                    self._connection.execute(statement)
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+            made = "" if version == VERSION else _FROM_1 if mark == _MARK else _TABLES
+            for statement in made.split(";"):
+                self._connection.execute(statement)
         self._check_length()
 
     def _check_length(self) -> None:
@@ -122,143 +130,70 @@ class SqliteStore:
                 "a copy in its place, or name another file"
             )
 
-    # Runs
+    # Runs and their events
 
-    def runs(self) -> list[RunRow]:
-        with self._told():
-            rows = self._connection.execute(f"{_RUN} ORDER BY created, id").fetchall()
-        return [_run_of(row) for row in rows]
-
-    def find(self, run: str) -> RunRow | None:
-        with self._told():
-            row = self._connection.execute(f"{_RUN} WHERE id = ?", (run,)).fetchone()
-        return None if row is None else _run_of(row)
+    def claim_orphan(self, agent: str, owner: str, lease: float) -> tuple[str, int] | None:
+        with self._writing() as execute:
+            rows = execute(
+                f"{self._run} WHERE status = 'running' AND agent = ? ORDER BY created, id", agent
+            ).fetchall()
+            for run in map(self._run_of, rows):
+                if not run.held:
+                    return run.id, self._take(execute, run.id, owner, lease)
+        return None
 
     def rows(self, run: str) -> list[EventRow]:
-        with self._told():
-            rows = self._connection.execute(
-                "SELECT seq, key, line, file FROM events WHERE run = ? ORDER BY id", (run,)
+        with self._reading() as execute:
+            rows = execute(
+                "SELECT seq, key, line, file FROM agentpar_events WHERE run = ? ORDER BY id", run
             ).fetchall()
         return [EventRow(seq, key, self._whole(line, file)) for seq, key, line, file in rows]
 
-    def begin(
-        self, run: str, question: str, agent: str, spec: str, owner: str, lease: float
-    ) -> int | None:
-        until = host.seconds() + lease
-        with self._told(), self._transaction() as connection:
-            connection.execute(
-                "INSERT INTO runs VALUES (?, ?, ?, ?, 'running', ?, ?, 1, ?)"
-                " ON CONFLICT (id) DO NOTHING",
-                (run, question, agent, spec, owner, until, time.time()),
-            )
-            ours = connection.execute(
-                "SELECT epoch FROM runs WHERE id = ? AND owner = ?", (run, owner)
-            ).fetchone()
-        return None if ours is None else int(ours[0])
+    def _insert(self, execute: Execute, appends: Sequence[Append]) -> None:
+        self._connection.executemany(
+            "INSERT INTO events (run, seq, key, line, file) VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT (run, seq) DO NOTHING",
+            [
+                (append.run, append.row.seq, append.row.key, *self._parted(append.row.line))
+                for append in appends
+            ],
+        )
 
-    def claim(self, run: str, owner: str, lease: float) -> int | None:
-        with self._told(), self._transaction() as connection:
-            row = connection.execute(f"{_RUN} WHERE id = ?", (run,)).fetchone()
-            return None if row is None else self._take(row, owner, lease)
-
-    def claim_orphan(self, agent: str, owner: str, lease: float) -> tuple[str, int] | None:
-        with self._told(), self._transaction() as connection:
-            rows = connection.execute(
-                f"{_RUN} WHERE status = 'running' AND agent = ? ORDER BY created, id", (agent,)
-            ).fetchall()
-            for row in rows:
-                epoch = self._take(row, owner, lease)
-                if epoch is not None:
-                    return str(row[0]), epoch
-        return None
-
-    def _take(self, row: tuple[str, ...], owner: str, lease: float) -> int | None:
-        found = _run_of(row)
-        if found.owner != owner:
-            if found.held:
-                return None
-            self._connection.execute(
-                "UPDATE runs SET owner = ?, until = ?, epoch = epoch + 1, status = 'running'"
-                " WHERE id = ?",
-                (owner, host.seconds() + lease, found.id),
-            )
-        epoch = self._connection.execute("SELECT epoch FROM runs WHERE id = ?", (found.id,))
-        return int(epoch.fetchone()[0])
-
-    def renew(self, held: Sequence[tuple[str, int]], lease: float) -> Collection[str]:
-        until = host.seconds() + lease
-        with self._told(), self._transaction() as connection:
-            lost = self._lost(held)
-            connection.executemany(
-                "UPDATE runs SET until = ? WHERE id = ? AND epoch = ?",
-                [(until, run, epoch) for run, epoch in held if run not in lost],
-            )
-        return lost
-
-    def release(self, run: str, epoch: int, status: Status) -> bool:
-        with self._told(), self._transaction() as connection:
-            done = connection.execute(
-                "UPDATE runs SET status = ?, until = 0 WHERE id = ? AND epoch = ?",
-                (status, run, epoch),
-            )
-            return done.rowcount == 1
-
-    # Events
-
-    def write(self, appends: Sequence[Append]) -> Collection[str]:
-        rows = [(append, self._parted(append.row.line)) for append in appends]
-        with self._told(), self._transaction() as connection:
-            lost = self._lost({(append.run, append.epoch) for append in appends})
-            connection.executemany(
-                "INSERT INTO events (run, seq, key, line, file) VALUES (?, ?, ?, ?, ?)"
-                " ON CONFLICT (run, seq) DO NOTHING",
-                [
-                    (append.run, append.row.seq, append.row.key, *parts)
-                    for append, parts in rows
-                    if append.run not in lost
-                ],
-            )
-        return lost
-
-    def _lost(self, held: Collection[tuple[str, int]]) -> set[str]:
-        """The runs that are in other hands by now."""
-        query = "SELECT 1 FROM runs WHERE id = ? AND epoch = ?"
-        return {pair[0] for pair in held if not self._connection.execute(query, pair).fetchone()}
-
-    def supersede(self, run: str, epoch: int, seq: int) -> bool:
-        with self._told(), self._transaction() as connection:
-            if self._lost([(run, epoch)]):
-                return False
-            connection.execute("UPDATE events SET seq = -id WHERE run = ? AND seq >= ?", (run, seq))
-            return True
+    def _may_live(self, owner: host.Owner) -> bool:
+        return owner.of_this_boot and not owner.is_gone
 
     # What is kept between runs
 
     def cached(self, key: str) -> str | None:
-        with self._told():
-            row = self._connection.execute(
-                "SELECT value, file FROM cache WHERE key = ? AND expires > ?", (key, time.time())
+        with self._reading() as execute:
+            row = execute(
+                f"SELECT value, file FROM agentpar_cache WHERE key = ? AND expires > {self._today}",
+                key,
             ).fetchone()
         return None if row is None else self._whole(*row)
 
     def cache(self, key: str, value: str, seconds: float) -> None:
-        parts = self._parted(value)
-        with self._told(), self._transaction() as connection:
-            connection.execute("DELETE FROM cache WHERE expires <= ?", (time.time(),))
-            connection.execute(
-                "INSERT OR REPLACE INTO cache VALUES (?, ?, ?, ?)",
-                (key, *parts, time.time() + seconds),
+        with self._writing() as execute:
+            execute(f"DELETE FROM agentpar_cache WHERE expires <= {self._today}")
+            execute(
+                f"INSERT OR REPLACE INTO agentpar_cache VALUES (?, ?, ?, {self._today} + ?)",
+                *(key, *self._parted(value), seconds),
             )
 
-    def latencies(self) -> dict[str, str]:
-        with self._told():
-            return dict(self._connection.execute("SELECT tool, samples FROM latency").fetchall())
+    # Files: written within the transaction that names them, so that whoever sweeps, in one of
+    # their own, sees either both or neither.
 
-    def keep_latencies(self, tool: str, samples: str) -> None:
-        with self._told(), self._transaction() as connection:
-            connection.execute("INSERT OR REPLACE INTO latency VALUES (?, ?)", (tool, samples))
-
-    # Files
+    def sweep(self) -> int:
+        with self._writing() as execute:
+            named = execute(
+                "SELECT file FROM agentpar_events UNION SELECT file FROM agentpar_cache"
+            )
+            try:
+                return self._spill.sweep({file for (file,) in named.fetchall()})
+            except OSError as error:
+                raise JournalError(
+                    f"a large result of the journal {self.place!r} cannot be removed: {error}"
+                ) from error
 
     def _parted(self, text: str) -> tuple[str, str]:
         """``text`` as it stands in a row: itself, or the name of the file that holds it."""
@@ -283,12 +218,25 @@ class SqliteStore:
         return self._open
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """One writer at a time, of all processes: what is read inside still holds at the end."""
+    def _reading(self) -> Iterator[Execute]:
+        with self._told():
+            yield self._execute
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[Execute]:
+        with self._told(), self._transaction():
+            yield self._execute
+
+    def _execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+        return self._connection.execute(statement.replace("agentpar_", ""), parameters)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """One writer at a time, of all processes."""
         connection = self._connection
         connection.execute("BEGIN IMMEDIATE")
         try:
-            yield connection
+            yield
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -323,15 +271,3 @@ class SqliteStore:
                 "must be writable, or name another place"
             ) from error
         raise JournalError(f"the journal {self.place!r} cannot be used: {error}") from error
-
-
-def _run_of(row: tuple[str, ...]) -> RunRow:
-    id, question, agent, spec, status, owner, until = row
-    holder = host.Owner.parse(owner)
-    held = (
-        status == "running"
-        and holder.of_this_boot
-        and float(until) > host.seconds()
-        and not holder.is_gone
-    )
-    return RunRow(id, question, agent, spec, status, held, owner)  # type: ignore[arg-type]

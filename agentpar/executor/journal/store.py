@@ -10,8 +10,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-VERSION = 1
-"""Of the tables and of what is in them."""
+VERSION = 2
+"""Of the tables and of what is in them; those of version 1 are brought up to it."""
 
 Status = Literal["running", "waiting", "interrupted", "answered", "failed"]
 """``waiting``: for an approval, in a graph. ``interrupted``: cancelled, or broken off by an
@@ -22,12 +22,14 @@ ENDED: tuple[Status, ...] = ("answered", "failed")
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """A run. ``held``: a process that may still live works on it, ``owner`` says which."""
+    """A run. ``setup`` is empty for one of version 1. ``held``: a process that may still live
+    works on it, ``owner`` says which."""
 
     id: str
     question: str
     agent: str
     spec: str
+    setup: str
     status: Status
     held: bool
     owner: str
@@ -86,7 +88,7 @@ class Store(Protocol):
         ...
 
     def begin(
-        self, run: str, question: str, agent: str, spec: str, owner: str, lease: float
+        self, run: str, question: str, agent: str, spec: str, setup: str, owner: str, lease: float
     ) -> int | None:
         """Make the run and hold it: its epoch. None where there is one of that id."""
         ...
@@ -122,3 +124,23 @@ class Store(Protocol):
     def latencies(self) -> dict[str, str]: ...
 
     def keep_latencies(self, tool: str, samples: str) -> None: ...
+
+    def old(self, age: float) -> list[str]:
+        """The runs that ended more than ``age`` seconds ago, oldest first."""
+        ...
+
+    def remove(self, run: str, age: float) -> bool:
+        """Remove the run and its events; False where it is none of the `old` ones."""
+        ...
+
+    def stale(self) -> int:
+        """How many cached values are past their time."""
+        ...
+
+    def drop_stale(self) -> int:
+        """Remove the cached values that are past their time: how many there were."""
+        ...
+
+    def sweep(self) -> int:
+        """Remove files that no row names any more: how many there were."""
+        ...
