@@ -129,7 +129,7 @@ class Plan:
     @property
     def slots(self) -> int:
         """Tokens that are read in each layer, those in nobody's sight included."""
-        return self._bias.shape[1]
+        return int(self._bias.shape[1])
 
     def attend(
         self, query: torch.Tensor, kv_cache: torch.Tensor, output: torch.Tensor, scale: float
