@@ -22,6 +22,7 @@ from agentpar.runtime.hogwild.engine import Engine
 from agentpar.runtime.hogwild.transcript import Transcript
 
 SCHEDULER = "agentpar.runtime.hogwild.plugin.scheduler.HogwildScheduler"
+AHEAD = "agentpar.runtime.hogwild.plugin.scheduler.HogwildAsyncScheduler"
 WORKER = "agentpar.runtime.hogwild.plugin.cpu.worker.HogwildCPUWorker"
 
 
@@ -212,10 +213,30 @@ def serving(record: Path) -> Iterator[ExitStack]:
 
 
 @contextmanager
-def served(model: Any, folder: Path, **arguments: Any) -> Iterator[Served]:
-    """An engine for ``model``, gone afterwards."""
-    with serving(folder / "records"):
+def scheduling_ahead() -> Iterator[None]:
+    """vLLM schedules a step while the one before runs, which it does on GPUs only by itself."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    settle = CpuPlatform.check_and_update_config.__func__
+
+    def settled(cls: type, config: Any) -> None:
+        settle(cls, config)
+        config.scheduler_config.async_scheduling = True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CpuPlatform, "check_and_update_config", classmethod(settled))
+        yield
+
+
+@contextmanager
+def served(model: Any, folder: Path, *, ahead: bool = False, **arguments: Any) -> Iterator[Served]:
+    """An engine for ``model``, gone afterwards; ``ahead``: it schedules ahead."""
+    with serving(folder / "records") as stack:
+        if ahead:
+            stack.enter_context(scheduling_ahead())
+            arguments["scheduler_cls"] = AHEAD
         engine = Served(model, folder, **arguments)
+        assert engine.core.async_scheduling is ahead
         try:
             yield engine
         finally:

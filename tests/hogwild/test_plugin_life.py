@@ -21,10 +21,17 @@ PREFIX = ids(70, seed=3)
 HEADS = {"Alice": ids(5, seed=4), "Bob": ids(3, seed=5), "Carol": ids(9, seed=6)}
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    model = tiny(dtype=torch.float32)
-    with served(model, tmp_path_factory.mktemp("served"), scheduling_policy="priority") as engine:
+AHEAD = pytest.mark.parametrize("ahead", [False, True], ids=["step by step", "ahead"])
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["step by step", "ahead"])
+def engine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served")
+    with served(
+        tiny(dtype=torch.float32), folder, ahead=request.param, scheduling_policy="priority"
+    ) as engine:
         yield engine
 
 
@@ -159,9 +166,17 @@ def test_a_token_that_ends_a_row_is_not_seen_by_others(engine: Served) -> None:
     first = start(engine, "unstopped", 20)
     engine.run()
     wrote = engine.written[first["Bob"]].tokens
-    stop = next(token for token in wrote[3:])
+    stop = next(token for index, token in enumerate(wrote) if index > 3 and token not in wrote[:3])
     rows = {
-        worker: engine.row("stop", worker, PREFIX, head, 20, size=3, stop_token_ids=[stop])
+        worker: engine.row(
+            "stop",
+            worker,
+            PREFIX,
+            head,
+            20,
+            size=3,
+            stop_token_ids=[stop] if worker == "Bob" else None,
+        )
         for worker, head in HEADS.items()
     }
     engine.run()
@@ -304,12 +319,15 @@ def test_bfloat16_says_nearly_the_same(tmp_path: Path) -> None:
         engine.require_clean()
 
 
+@AHEAD
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
-def test_ordinary_requests_make_room_for_a_group(tmp_path: Path, policy: str) -> None:
+def test_ordinary_requests_make_room_for_a_group(tmp_path: Path, policy: str, ahead: bool) -> None:
     """In a full cache they are preempted, the rows never; all write what they write in peace."""
     prompts = [ids(40, seed=50 + k) for k in range(3)]
     model = tiny(dtype=torch.float32)
-    with served(model, tmp_path, num_gpu_blocks_override=26, scheduling_policy=policy) as engine:
+    with served(
+        model, tmp_path, ahead=ahead, num_gpu_blocks_override=26, scheduling_policy=policy
+    ) as engine:
         peace = []
         for prompt in prompts:
             peace.append(engine.add(prompt, 120))
@@ -335,13 +353,18 @@ def test_ordinary_requests_make_room_for_a_group(tmp_path: Path, policy: str) ->
         engine.require_clean()
 
 
-def test_fifteen_blocks_end_exactly(tmp_path: Path) -> None:
-    """The case in which one preemption used to stop everything for ever: three rows of 199 tokens.
+@AHEAD
+def test_fifteen_blocks_end_exactly(tmp_path: Path, ahead: bool) -> None:
+    """The case in which one preemption used to stop everything for ever: rows of 199 tokens.
 
     Rows that find no block end with ``length``, what they wrote stays in sight, the others go on.
     """
     with served(
-        tiny(dtype=torch.float32), tmp_path, num_gpu_blocks_override=15, max_model_len=400
+        tiny(dtype=torch.float32),
+        tmp_path,
+        ahead=ahead,
+        num_gpu_blocks_override=15,
+        max_model_len=256,
     ) as engine:
         rows = start(engine, "tight", 120)
         engine.run()
@@ -396,7 +419,8 @@ def test_a_group_larger_than_memory_is_refused_with_the_numbers(tmp_path: Path) 
 
 def test_a_group_ends_where_the_models_context_does(tmp_path: Path) -> None:
     """What a row sees of its group must lie within the context, not the row alone."""
-    with served(tiny(dtype=torch.float32), tmp_path, max_model_len=160) as engine:
+    model = tiny(dtype=torch.float32, max_position_embeddings=160)
+    with served(model, tmp_path, max_model_len=160) as engine:
         rows = start(engine, "context", 80)
         engine.run()
         transcript = engine.require_replay("context", rows)

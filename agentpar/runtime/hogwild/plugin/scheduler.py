@@ -86,6 +86,8 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
             size=self.block_size,
             shares=manager.enable_caching,
         )
+        config = self.vllm_config.model_config.hf_text_config
+        self._context = max(self.max_model_len, getattr(config, "max_position_embeddings", 0))
         self._patience = float(os.environ.get(WAIT, "2"))
         self._rows: dict[str, _Waiting] = {}  # by request
         self._line: dict[str, list[_Waiting]] = {}  # rows that have not begun, by group name
@@ -240,10 +242,10 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
                 f"is larger than memory: the prompts of {len(new)} rows take {need} blocks of "
                 f"{self._pool.size} tokens, the cache has {self._pool.total}"
             )
-        elif length > self.max_model_len:
+        elif length > self._context:
             fault = (
                 f"is larger than the model's context: its prompts have {length} tokens one after "
-                f"the other, and {self.max_model_len} is the most (--max-model-len)"
+                f"the other, and the model knows {self._context} positions"
             )
         if fault is not None:
             for waiting in joining:
@@ -331,7 +333,7 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
         for waiting in group.rows.values():
             prefix = waiting.member.prefix
             held += max(0, self._tokens_held(waiting.request) - prefix)
-        return bool(prefix + held <= self.max_model_len)
+        return bool(prefix + held <= self._context)
 
     def _tokens_held(self, request: Request) -> int:
         """Tokens that ``request`` has in the cache after this step, at most."""
@@ -390,7 +392,7 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
             return True
         if group.leader not in group.live:
             group.leader = waiting.request.request_id
-        return group.leader == waiting.request.request_id
+        return bool(group.leader == waiting.request.request_id)
 
     # Memory.
 
