@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from agentpar.runtime.hogwild.plugin.groups import Chunk, Groups, Queries
@@ -43,7 +45,7 @@ def test_all_rows_write_before_any_looks() -> None:
     assert [group.board.length(row) for row in ("Alice", "Bob")] == [6, 6]
 
 
-def test_a_separator_ends_a_step_only_where_it_was_generated(tmp_path: object) -> None:
+def test_a_separator_ends_a_step_only_where_it_was_generated() -> None:
     """13 ends a step; in the head (its last token even) it does not."""
     groups = Groups()
     groups.hear(Notice(joined=(joined("Alice"), joined("Bob"))), ())
@@ -56,6 +58,20 @@ def test_a_separator_ends_a_step_only_where_it_was_generated(tmp_path: object) -
         ("Alice", 4, 7),
         ("Bob", 4, 7),
     ]
+
+
+def test_steps_end_before_rows_are_closed(tmp_path: Path) -> None:
+    """In the common history a row that is closed comes behind the steps that ended with it."""
+    groups = Groups(tmp_path)
+    groups.hear(Notice(joined=(joined("Alice", limit=7), joined("Bob"))), ())
+    groups.begin([chunk("alice", 4, 8, 9), chunk("bob", 4, 6, 7)])
+    groups.end()
+    ((group, _),) = groups.begin([chunk("alice", 6, 5), chunk("bob", 6, 13)])
+    groups.end()
+    assert [span.row for span in group.board.view("Bob")[1:-1]] == ["Bob", "Alice"]
+    for _, board in group.transcript().boards():
+        pass
+    assert board.view("Bob") == group.board.view("Bob")
 
 
 def test_the_token_that_ended_a_row_is_never_written() -> None:
@@ -81,11 +97,9 @@ def test_a_row_that_has_all_its_tokens_is_closed_at_once() -> None:
     assert group.transcript().steps[-1].closed == ("Alice",)
 
 
-def test_the_transcript_is_left_when_the_group_ends(tmp_path: object) -> None:
+def test_the_transcript_is_left_when_the_group_ends(tmp_path: Path) -> None:
     """With names that are no file names, and not before the scheduler says so."""
-    from pathlib import Path
-
-    folder = Path(str(tmp_path), "deep", "records")
+    folder = tmp_path / "deep" / "records"
     groups = Groups(folder)
     member = Member("a/b c", "Alice", len(PREFIX))
     row = Joined("alice", 4, member, PREFIX, 6, 99, frozenset())
