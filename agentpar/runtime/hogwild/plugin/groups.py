@@ -122,18 +122,16 @@ class Group:
         return tuple(queries)
 
     def end(self) -> None:
-        """The step that `begin` began is computed: what it ended is ended."""
-        for chunk in self._ran:
+        """The step that `begin` began is computed: what it ended is ended, then rows are closed."""
+        ran, self._ran = self._ran, []
+        for chunk in ran:
             row = self._rows[chunk.request]
-            name = row.member.worker
-            if name not in self._on_board:
-                continue
             if chunk.stop > row.prompt and chunk.tokens[-1] in row.member.steps:
-                self.board.end_step(name)
-                self._records[-1].ended.append(name)
-            if chunk.stop >= row.limit:
+                self.board.end_step(row.member.worker)
+                self._records[-1].ended.append(row.member.worker)
+        for chunk in ran:
+            if chunk.stop >= self._rows[chunk.request].limit:
                 self.close(chunk.request)
-        self._ran = []
 
     def close(self, request: str) -> None:
         """The row of ``request`` writes no more; what it wrote stays in sight."""

@@ -36,7 +36,8 @@ from agentpar.runtime.hogwild.plugin.params import Member, check, parse
 logger = init_logger(__name__)
 
 NO_BLOCK = "no block of the cache was left for this row"
-"""The ``stop_reason`` of a row that ends with ``length`` for want of memory."""
+NO_PLACE = "what this row sees of its group is as long as the model's context"
+"""The ``stop_reason`` of a row that ends with ``length`` before its own limit."""
 
 FIRST = -(1 << 62)
 """The priority of a running row: vLLM preempts those with higher numbers first."""
@@ -72,6 +73,7 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
     """The part that is the same for scheduling at each step and for scheduling ahead."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
+        self.running: list[Request] = []
         super().__init__(*arguments, **named)
         contract.require(self, "scheduler")
         manager = self.kv_cache_manager
@@ -86,6 +88,8 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
             size=self.block_size,
             shares=manager.enable_caching,
         )
+        config = self.vllm_config.model_config.hf_text_config
+        self._context = max(self.max_model_len, getattr(config, "max_position_embeddings", 0))
         self._patience = float(os.environ.get(WAIT, "2"))
         self._rows: dict[str, _Waiting] = {}  # by request
         self._line: dict[str, list[_Waiting]] = {}  # rows that have not begun, by group name
@@ -214,7 +218,7 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
 
     def _begin_groups(self) -> None:
         """Let those in line begin whose group is complete and has its place in memory."""
-        free = self._block_pool.get_num_free_blocks()
+        free: int = self._block_pool.get_num_free_blocks()
         if self.running:
             free -= self.kv_cache_manager.watermark_blocks
         for name, line in list(self._line.items()):
@@ -236,13 +240,21 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
         promised = sum(other.promised for other in self._groups.values() if other is not group)
         verdict = self._pool.verdict(present, joining=new, promised=promised)
         need = self._pool.prompts(new)
+        length = new[0].prefix + sum(row.prompt - row.prefix for row in [*present, *new])
+        fault = None
         if verdict == "refuse":
+            fault = (
+                f"is larger than memory: the prompts of {len(new)} rows take {need} blocks of "
+                f"{self._pool.size} tokens, the cache has {self._pool.total}"
+            )
+        elif length > self._context:
+            fault = (
+                f"is larger than the model's context: its prompts have {length} tokens one after "
+                f"the other, and the model knows {self._context} positions"
+            )
+        if fault is not None:
             for waiting in joining:
-                self._refuse(
-                    waiting.request,
-                    f"group {name!r} is larger than memory: the prompts of {len(new)} rows take "
-                    f"{need} blocks of {self._pool.size} tokens, the cache has {self._pool.total}",
-                )
+                self._refuse(waiting.request, f"group {name!r} {fault}")
             self._leave_line(joining)
             return free
         if verdict == "wait":
@@ -278,20 +290,22 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
         Afterwards the running rows come first, those with the least to compute before the others,
         so that neither memory nor the step's token budget is gone before them.
         """
-        self._end_the_due()
+        self._forget_the_starved()
         rows = [request for request in self.running if request.request_id in self._rows]
         for request in rows:
             request.priority = FIRST
         rows.sort(key=_pending)
+        full = {name for name, group in self._groups.items() if not self._has_place(group)}
         aside = []
         reserved = 0
         for request in rows:
             need = self._blocks_wanted(request)
-            if self._free_up(reserved + need):
+            reason = NO_PLACE if self._rows[request.request_id].member.group in full else NO_BLOCK
+            if reason is NO_BLOCK and self._free_up(reserved + need):
                 reserved += need
             else:
                 aside.append(request)
-                self._due[request.request_id] = (RequestStatus.FINISHED_LENGTH_CAPPED, NO_BLOCK)
+                self._due[request.request_id] = (RequestStatus.FINISHED_LENGTH_CAPPED, reason)
         for group in self._groups.values():
             reserved = self._make_room_to_start(group, reserved)
         running = [request for request in rows if request not in aside]
@@ -316,16 +330,33 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
                 self._due[request_id] = (RequestStatus.FINISHED_LENGTH_CAPPED, NO_BLOCK)
         return reserved
 
-    def _end_the_due(self) -> None:
+    def _has_place(self, group: _Group) -> bool:
+        """Whether what the rows of ``group`` hold after this step is within the model's context.
+
+        They see each other's tokens one after the other, at positions the model must know.
+        """
+        prefix, held = 0, 0
+        for waiting in group.rows.values():
+            prefix = waiting.member.prefix
+            held += max(0, self._tokens_held(waiting.request) - prefix)
+        return bool(prefix + held <= self._context)
+
+    def _tokens_held(self, request: Request) -> int:
+        """Tokens that ``request`` has in the cache after this step, at most."""
+        if request.is_finished():
+            return int(request.num_computed_tokens)
+        pending = request.num_tokens + request.num_output_placeholders
+        return int(min(pending, self.max_model_len))
+
+    def _forget_the_starved(self) -> None:
         """Rows that found no block in an earlier step may find one now."""
         for request_id in [r for r, (_, reason) in self._due.items() if reason == NO_BLOCK]:
             del self._due[request_id]
 
     def _blocks_wanted(self, request: Request) -> int:
         """Blocks that ``request`` may take in this step, at most."""
-        tokens = min(request.num_tokens + request.num_output_placeholders, self.max_model_len)
         held = len(self.kv_cache_manager.get_block_ids(request.request_id)[0])
-        return max(0, -(-tokens // self.block_size) - held)
+        return max(0, -(-self._tokens_held(request) // self._pool.size) - held)
 
     def _free_up(self, blocks: int) -> bool:
         """Preempt ordinary requests until ``blocks`` are free; whether they are."""
@@ -367,7 +398,7 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
             return True
         if group.leader not in group.live:
             group.leader = waiting.request.request_id
-        return group.leader == waiting.request.request_id
+        return bool(group.leader == waiting.request.request_id)
 
     # Memory.
 

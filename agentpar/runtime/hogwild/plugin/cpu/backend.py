@@ -47,8 +47,8 @@ class Builder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
         fast_build: bool = False,
     ) -> CPUAttentionMetadata:
         step = current()
-        plans = step.plans(common_attn_metadata) if step else ()
-        if plans:
+        plans = step.plans(common_attn_metadata) if step is not None else ()
+        if step is not None and step.answered:
             lengths = common_attn_metadata.seq_lens.clone()
             for row, queries in step.answered.items():
                 lengths[row] = queries  # the stock kernel's answer is thrown away: make it short

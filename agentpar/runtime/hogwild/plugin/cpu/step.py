@@ -7,7 +7,7 @@ process runs one step at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,11 +24,18 @@ def current() -> RunningStep | None:
 
 
 class RunningStep:
-    """One step of ``runner`` in which ``groups`` may have rows."""
+    """One step of ``runner`` in which ``groups`` may have rows; ``caches`` are those of all layers.
 
-    def __init__(self, runner: Any, groups: Groups, rope: Rope, cache: Cache) -> None:
+    The blocks of a group are read whole. So a block that a row has just been given is cleared:
+    what another request left in it may be no number, and would spoil the sums.
+    """
+
+    def __init__(
+        self, runner: Any, groups: Groups, rope: Rope, cache: Cache, caches: Sequence[Any]
+    ) -> None:
         self._runner = runner
         self._groups = groups
+        self._caches = caches
         self._rope = rope
         self._cache = cache
         self._plans: tuple[Plan, ...] | None = None
@@ -71,6 +78,10 @@ class RunningStep:
                 )
             )
             row_of[start] = (row, stop - start)
+        size = self._cache.block_size
+        fresh = [b for c in chunks for b in c.blocks[-(-c.start // size) : -(-c.stop // size)]]
+        for cache in self._caches if fresh else ():
+            cache[fresh] = 0
         plans = []
         for group, queries in self._groups.begin(chunks):
             plan = plan_of(group, queries, self._rope, self._cache) if queries else None

@@ -41,6 +41,7 @@ class HogwildCPUWorker(CPUWorker):  # type: ignore[misc]
         super().initialize_from_config(kv_cache_config)
         layers = get_layers_from_vllm_config(self.vllm_config, Attention)
         self._cache = _cache_of(layers)
+        self._caches = [layer.kv_cache for layer in layers.values()]
 
     def execute_model(self, scheduler_output: Any) -> Any:
         notice = getattr(scheduler_output, ATTRIBUTE, None)
@@ -49,7 +50,7 @@ class HogwildCPUWorker(CPUWorker):  # type: ignore[misc]
         self._groups.hear(notice, scheduler_output.finished_req_ids)
         if not self._groups:
             return super().execute_model(scheduler_output)
-        step = RunningStep(self.model_runner, self._groups, self._rope, self._cache)
+        step = RunningStep(self.model_runner, self._groups, self._rope, self._cache, self._caches)
         with step.running():
             return super().execute_model(scheduler_output)
 
