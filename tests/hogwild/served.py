@@ -206,6 +206,7 @@ def start(engine: Served, group: str, count: int, **settings: Any) -> dict[str, 
 def serving(record: Path) -> Iterator[ExitStack]:
     """The plugin is registered, and groups leave their transcripts in ``record``."""
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
+    from vllm.v1.attention.selector import _cached_get_attn_backend
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.input_processor import InputProcessor
 
@@ -223,10 +224,12 @@ def serving(record: Path) -> Iterator[ExitStack]:
         }.items():
             patch.setenv(key, value)
         plugin.register()
+        _cached_get_attn_backend.cache_clear()
         try:
             yield stack
         finally:
             AttentionBackendEnum.CPU_ATTN.clear_override()
+            _cached_get_attn_backend.cache_clear()
             torch.set_num_threads, InputProcessor.process_inputs, AsyncLLM.generate = before
 
 

@@ -1,12 +1,13 @@
 """vLLM's CPU attention backend, with the queries of groups answered by ours.
 
-Ordinary requests keep the stock kernel and the stock cache: only where a batch has rows of groups
-are their outputs overwritten, and their share of the stock kernel's work cut to a token each.
+Ordinary requests keep the stock kernel and the stock cache. Only where a batch has rows of groups
+are their outputs overwritten, and their share of the stock kernel's work cut to a token each; where
+it has no others, the stock kernel is not called.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,6 +38,14 @@ class HogwildCPUBackend(CPUAttentionBackend):  # type: ignore[misc]
         return Builder
 
 
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """The plans of a step; ``alone``: they answer all of its queries."""
+
+    plans: tuple[Plan, ...] = ()
+    alone: bool = False
+
+
 class Builder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
     """Makes a step's plans beside vLLM's own metadata, if a group runs in it."""
 
@@ -48,13 +57,15 @@ class Builder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
     ) -> CPUAttentionMetadata:
         step = current()
         plans = step.plans(common_attn_metadata) if step is not None else ()
+        alone = False
         if step is not None and step.answered:
+            alone = sum(step.answered.values()) == common_attn_metadata.num_actual_tokens
             lengths = common_attn_metadata.seq_lens.clone()
             for row, queries in step.answered.items():
                 lengths[row] = queries  # the stock kernel's answer is thrown away: make it short
             common_attn_metadata = replace(common_attn_metadata, seq_lens=lengths)
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
-        setattr(metadata, ATTRIBUTE, plans)
+        setattr(metadata, ATTRIBUTE, _Answers(plans, alone))
         return metadata
 
 
@@ -73,21 +84,22 @@ class Impl(CPUAttentionBackendImpl):  # type: ignore[misc]
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        found = super().forward(
-            layer,
-            query,
-            key,
-            value,
-            kv_cache,
-            attn_metadata,
-            output,
-            output_scale,
-            output_block_scale,
-        )
-        plans: tuple[Plan, ...] = getattr(attn_metadata, ATTRIBUTE, ())
-        for plan in plans:
-            plan.attend(query, kv_cache, found.view_as(query), self.scale)
-        return found
+        answers: _Answers | None = getattr(attn_metadata, ATTRIBUTE, None)
+        if answers is None or not answers.alone:
+            super().forward(
+                layer,
+                query,
+                key,
+                value,
+                kv_cache,
+                attn_metadata,
+                output,
+                output_scale,
+                output_block_scale,
+            )
+        for plan in answers.plans if answers is not None else ():
+            plan.attend(query, kv_cache, output.view_as(query), self.scale)
+        return output
 
 
 def measured(layer: Any, kv_cache: torch.Tensor) -> Cache:
