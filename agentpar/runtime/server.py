@@ -227,7 +227,12 @@ def _free_port(port: int | None) -> int:
 
 
 def _spawn(
-    model: str, folder: Path, device: str, port: int, extra_args: tuple[str, ...], sharing: bool
+    model: str,
+    folder: Path,
+    device: str,
+    port: int,
+    extra_args: tuple[str, ...],
+    sharing: bool = False,
 ) -> ServerHandle:
     argv = launch.command(
         folder, name=model, port=port, device=device, sharing=sharing, extra_args=extra_args
