@@ -13,7 +13,7 @@ from agentpar.errors import ModelServerError
 from agentpar.events import Usage
 from agentpar.ports import Message
 from agentpar.runtime.hogwild.plugin.params import PREFIX
-from agentpar.runtime.hogwild.rows import Row
+from agentpar.runtime.hogwild.rows import Row, RowServer
 
 _ENDINGS = ("", ".", "!", "?", ":", ";", ")", "]", "}", '"', "'", "`", "*", "**", "```", "$", "$$")
 
@@ -55,10 +55,7 @@ class ServedRows:
         return tuple(told["tokens"])
 
     async def step_tokens(self) -> tuple[int, ...]:
-        # The vocabulary cannot be asked for; these are how sentences and blocks end before a
-        # blank line. A step that ends in another way is part of the next one.
-        ends = [await self.tokenize(f"{ending}\n\n") for ending in _ENDINGS]
-        return tuple(sorted({ids[-1] for ids in ends}))
+        return await step_tokens(self)
 
     async def write(self, row: Row) -> AsyncGenerator[str | Usage, None]:
         body: dict[str, Any] = {
@@ -74,6 +71,16 @@ class ServedRows:
             body["seed"] = row.seed
         async for piece in self._client.post_stream("/completions", body):
             yield piece
+
+
+async def step_tokens(rows: RowServer) -> tuple[int, ...]:
+    """`RowServer.step_tokens` by a tokenizer whose vocabulary cannot be looked through.
+
+    These are how sentences and blocks end before a blank line; a step that ends in another way
+    is part of the next one.
+    """
+    ends = [await rows.tokenize(f"{ending}\n\n") for ending in _ENDINGS]
+    return tuple(sorted({ids[-1] for ids in ends}))
 
 
 def xargs(row: Row) -> dict[str, Any]:

@@ -28,19 +28,23 @@ def serve_args(device: str = "cpu") -> list[str]:
 
     Raises `UsageError` for a ``device`` that is not in `DEVICES`.
     """
+    args = [f"{_HOME}.door.Door"]
+    for name, value in engine_args(device).items():
+        args += [f"--{name.replace('_', '-')}", value]
+    return ["--middleware", *args]
+
+
+def engine_args(device: str = "cpu") -> dict[str, str]:
+    """The same for an engine without a server; raises likewise."""
     if device not in DEVICES:
         raise UsageError(
             f"workers cannot share a cache in vLLM on {device!r} yet: leave out --hogwild, and "
             "they share a log"
         )
-    return [
-        "--worker-cls",
-        f"{_HOME}.cpu.worker.HogwildCPUWorker",
-        "--scheduler-cls",
-        f"{_HOME}.scheduler.HogwildScheduler",
-        "--middleware",
-        f"{_HOME}.door.Door",
-    ]
+    return {
+        "worker_cls": f"{_HOME}.cpu.worker.HogwildCPUWorker",
+        "scheduler_cls": f"{_HOME}.scheduler.HogwildScheduler",
+    }
 
 
 def environment() -> dict[str, str]:
