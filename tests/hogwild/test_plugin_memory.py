@@ -162,6 +162,38 @@ def test_a_group_ends_where_the_models_context_does(tmp_path: Path) -> None:
         engine.require_clean()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_ordinary_requests_write_what_they_write_without_the_plugin(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """Token for token, scores to the last bit, with chunks, preemption and the prefix cache."""
+    prompts = [ids(20 + 17 * k, seed=60 + k) for k in range(5)]
+    found = []
+    for stock in (True, False):
+        with served(
+            tiny(dtype=dtype),
+            tmp_path / str(stock),
+            stock=stock,
+            num_gpu_blocks_override=20,
+            max_num_batched_tokens=64,
+        ) as engine:
+            assert ("hogwild" in type(engine.scheduler).__module__) is not stock
+            names = [engine.add(prompt, 60, logprobs=1) for prompt in (*prompts, *prompts)]
+            engine.run()
+            written = [engine.written[name] for name in names]
+            found.append(
+                [
+                    (
+                        w.tokens,
+                        w.cached,
+                        [[v.logprob for v in p.values()] for p in w.logprobs or ()],
+                    )
+                    for w in written
+                ]
+            )
+    assert found[0] == found[1]
+
+
 def test_without_a_prefix_cache_each_row_holds_its_own(tmp_path: Path) -> None:
     """Exact as well, only dearer."""
     with served(tiny(dtype=torch.float32), tmp_path, enable_prefix_caching=False) as engine:

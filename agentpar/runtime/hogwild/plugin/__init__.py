@@ -9,20 +9,25 @@ from __future__ import annotations
 import os
 from typing import Literal
 
+from agentpar.errors import UsageError
+
 SWITCH = "AGENTPAR_HOGWILD"
 """Environment variable: ``1`` in a server that was started for groups."""
 RECORD = "AGENTPAR_HOGWILD_RECORD"
 """Environment variable: a folder in which each group leaves its transcript when it ends."""
 WAIT = "AGENTPAR_HOGWILD_WAIT"
-"""Environment variable: seconds that a group waits for the rows it expects."""
+"""Environment variable: seconds that a group waits for the rows it expects (2 if not set)."""
 
 _HOME = "agentpar.runtime.hogwild.plugin"
 
 
-def serve_args(device: Literal["cpu"] = "cpu") -> list[str]:
-    """What the command line of a vLLM server for groups has in addition."""
+def serve_args(device: Literal["cpu", "cuda"] = "cpu") -> list[str]:
+    """What the command line of a vLLM server for groups has in addition.
+
+    Raises `UsageError` for a device whose vLLM the plugin does not know.
+    """
     if device != "cpu":
-        raise NotImplementedError(f"the plugin for vLLM on {device!r} is not there yet")
+        raise UsageError(f"groups inside vLLM run on its CPU build only, and this is {device!r}")
     return [
         "--worker-cls",
         f"{_HOME}.cpu.worker.HogwildCPUWorker",
