@@ -203,8 +203,11 @@ def start(engine: Served, group: str, count: int, **settings: Any) -> dict[str, 
 
 
 @contextmanager
-def serving(record: Path) -> Iterator[ExitStack]:
-    """The plugin is registered, and groups leave their transcripts in ``record``."""
+def serving(record: Path, *, stock: bool = False) -> Iterator[ExitStack]:
+    """The plugin is registered, and groups leave their transcripts in ``record``.
+
+    ``stock``: it is not, and vLLM is as its makers left it.
+    """
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
     from vllm.v1.attention.selector import _cached_get_attn_backend
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -223,7 +226,8 @@ def serving(record: Path) -> Iterator[ExitStack]:
             "VLLM_PLUGINS": "",
         }.items():
             patch.setenv(key, value)
-        plugin.register()
+        if not stock:
+            plugin.register()
         _cached_get_attn_backend.cache_clear()
         try:
             yield stack
@@ -250,9 +254,14 @@ def scheduling_ahead() -> Iterator[None]:
 
 
 @contextmanager
-def served(model: Any, folder: Path, *, ahead: bool = False, **arguments: Any) -> Iterator[Served]:
-    """An engine for ``model``, gone afterwards; ``ahead``: it schedules ahead."""
-    with serving(folder / "records") as stack:
+def served(
+    model: Any, folder: Path, *, ahead: bool = False, stock: bool = False, **arguments: Any
+) -> Iterator[Served]:
+    """An engine for ``model``, gone afterwards. ``ahead``: it schedules ahead. ``stock``: it is a
+    vLLM without the plugin."""
+    with serving(folder / "records", stock=stock) as stack:
+        if stock:
+            arguments |= {"scheduler_cls": None, "worker_cls": "auto"}
         if ahead:
             stack.enter_context(scheduling_ahead())
             arguments["scheduler_cls"] = AHEAD

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ pytest.importorskip("vllm")
 import torch
 from driving import finish, writing
 from served import HEADS, PREFIX, served, start
-from tiny import ids, tiny
+from tiny import VOCABULARY, ids, tiny
+
+from agentpar.runtime.hogwild.transcript import Transcript
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")]
 
@@ -159,6 +162,38 @@ def test_a_group_ends_where_the_models_context_does(tmp_path: Path) -> None:
         engine.require_clean()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_ordinary_requests_write_what_they_write_without_the_plugin(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """Token for token, scores to the last bit, with chunks, preemption and the prefix cache."""
+    prompts = [ids(20 + 17 * k, seed=60 + k) for k in range(5)]
+    found = []
+    for stock in (True, False):
+        with served(
+            tiny(dtype=dtype),
+            tmp_path / str(stock),
+            stock=stock,
+            num_gpu_blocks_override=20,
+            max_num_batched_tokens=64,
+        ) as engine:
+            assert ("hogwild" in type(engine.scheduler).__module__) is not stock
+            names = [engine.add(prompt, 60, logprobs=1) for prompt in (*prompts, *prompts)]
+            engine.run()
+            written = [engine.written[name] for name in names]
+            found.append(
+                [
+                    (
+                        w.tokens,
+                        w.cached,
+                        [[v.logprob for v in p.values()] for p in w.logprobs or ()],
+                    )
+                    for w in written
+                ]
+            )
+    assert found[0] == found[1]
+
+
 def test_without_a_prefix_cache_each_row_holds_its_own(tmp_path: Path) -> None:
     """Exact as well, only dearer."""
     with served(tiny(dtype=torch.float32), tmp_path, enable_prefix_caching=False) as engine:
@@ -166,3 +201,74 @@ def test_without_a_prefix_cache_each_row_holds_its_own(tmp_path: Path) -> None:
         engine.run()
         engine.require_replay("apart", rows)
         engine.require_clean()
+
+
+@AHEAD
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_happens_texts_are_exact_and_no_block_is_lost(
+    tmp_path: Path, seed: int, ahead: bool
+) -> None:
+    """Groups of all layouts, late rows, ordinary requests and clients that leave, in 24 blocks."""
+    draw = random.Random(seed)
+    separators = tuple(token for token in range(VOCABULARY) if token % 5 < 3)
+    with served(
+        tiny(dtype=torch.float32),
+        tmp_path,
+        ahead=ahead,
+        num_gpu_blocks_override=25,
+        max_model_len=300,
+        max_num_batched_tokens=draw.choice([40, 256]),
+        max_num_seqs=6,
+        scheduling_policy=draw.choice(["fcfs", "priority"]),
+    ) as engine:
+        rows: dict[str, str] = {}  # by worker, each of which has a name of its own
+        groups: dict[str, tuple[list[int], str]] = {}
+        going: list[str] = []
+        for number in range(60):
+            match draw.choice(["group", "row", "ordinary", "abort", "steps", "steps", "steps"]):
+                case "group":
+                    name = f"g{number}"
+                    layout = draw.choice(["contiguous", "interleaved", "combined"])
+                    groups[name] = (ids(draw.choice([20, 33, 64, 70]), number), layout)
+                    size = draw.randint(1, 4)
+                    joining = [(name, size)] * size
+                case "row" if groups:
+                    joining = [(draw.choice(list(groups)), 1)]
+                case "ordinary":
+                    prompt = ids(draw.randint(5, 90), number)
+                    going.append(engine.add(prompt, draw.randint(1, 60)))
+                    continue
+                case "abort" if going:
+                    engine.abort(going.pop(draw.randrange(len(going))))
+                    continue
+                case _:
+                    engine.steps(draw.randint(1, 12))
+                    continue
+            for name, size in joining:
+                prefix, layout = groups[name]
+                worker = f"w{len(rows)}"
+                rows[worker] = engine.row(
+                    name,
+                    worker,
+                    prefix,
+                    ids(draw.choice([0, 1, 7, 40]), len(rows)) if draw.random() < 0.9 else [],
+                    draw.choice([1, 9, 60]),
+                    size=size,
+                    layout=layout,
+                    steps=separators,
+                )
+                going.append(rows[worker])
+        engine.run(most=10**5)
+        engine.require_clean()
+        reference = engine.reference()
+        checked = 0
+        for path in engine.records.glob("*.json"):
+            transcript = Transcript.from_json(path.read_text())
+            again = reference.replay(transcript)
+            for worker in transcript.tokens:
+                written = engine.written[rows[worker]]
+                told = len(written.prompt) - len(transcript.prefix)
+                behind = torch.cat((again.prefix[-1:], again.rows[worker]))[told:]
+                assert written.tokens == behind.argmax(-1).tolist()[: len(written.tokens)]
+                checked += len(written.tokens)
+        assert checked > 100

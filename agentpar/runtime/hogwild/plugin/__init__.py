@@ -15,7 +15,7 @@ SWITCH = "AGENTPAR_HOGWILD"
 RECORD = "AGENTPAR_HOGWILD_RECORD"
 """Environment variable: a folder in which each group leaves its transcript when it ends."""
 WAIT = "AGENTPAR_HOGWILD_WAIT"
-"""Environment variable: seconds that a group waits for the rows it expects."""
+"""Environment variable: seconds that a group waits for the rows it expects (2 if not set)."""
 
 DEVICES = ("cpu",)
 """Where the plugin runs."""

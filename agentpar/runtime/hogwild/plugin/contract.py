@@ -257,6 +257,9 @@ ATTRIBUTES: dict[Where, tuple[str, ...]] = {
         "policy",
         "requests",
         "running",
+        "vllm_config.model_config.hf_text_config",
+        "vllm_config.parallel_config.data_parallel_size",
+        "vllm_config.parallel_config.pipeline_parallel_size",
     ),
     "worker": (
         "input_batch.num_computed_tokens_cpu",

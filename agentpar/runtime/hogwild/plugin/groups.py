@@ -205,4 +205,6 @@ class Groups:
         if transcript.steps:
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / f"{quote(group.name, safe='')}.{group.number}.json"
-            path.write_text(transcript.to_json() + "\n", encoding="utf-8")
+            part = path.with_suffix(".part")
+            part.write_text(transcript.to_json() + "\n", encoding="utf-8")
+            part.replace(path)  # whoever finds it finds it whole

@@ -77,6 +77,12 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
         super().__init__(*arguments, **named)
         contract.require(self, "scheduler")
         manager = self.kv_cache_manager
+        parallel = self.vllm_config.parallel_config
+        if parallel.data_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
+            raise CannotShare(
+                "with data or pipeline parallelism the rows of a group lie in several caches; "
+                "start the server without, or without --hogwild"
+            )
         if len(self.kv_cache_config.kv_cache_groups) != 1:
             raise CannotShare(
                 f"this model has {len(self.kv_cache_config.kv_cache_groups)} kinds of cache; "
@@ -90,7 +96,7 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
         )
         config = self.vllm_config.model_config.hf_text_config
         self._context = max(self.max_model_len, getattr(config, "max_position_embeddings", 0))
-        self._patience = float(os.environ.get(WAIT, "2"))
+        self._patience = _seconds(os.environ.get(WAIT, "2"))
         self._rows: dict[str, _Waiting] = {}  # by request
         self._line: dict[str, list[_Waiting]] = {}  # rows that have not begun, by group name
         self._groups: dict[str, _Group] = {}  # live ones, by name
@@ -466,6 +472,13 @@ class HogwildScheduler(GroupScheduling):
 
 class HogwildAsyncScheduler(GroupScheduling, AsyncScheduler):  # type: ignore[misc]
     """For steps that are scheduled while the one before still runs."""
+
+
+def _seconds(text: str) -> float:
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        raise UsageError(f"{WAIT} is {text!r}; it must be a number of seconds") from None
 
 
 def _order(request: Request) -> tuple[int, float]:
