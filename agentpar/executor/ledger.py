@@ -6,19 +6,38 @@ or where the journal lies.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from agentpar.events import Event, RunFinished, TaskStarted
 from agentpar.executor.commands import Execute
-from agentpar.executor.journal import RunJournal
+from agentpar.executor.journal.calls import PastCalls
 from agentpar.executor.machine import Machine
 from agentpar.plan import Outcome
 from agentpar.tools.base import Tool
 from agentpar.tools.call import CurrentCall, call_key, enter_call
 
 
+class Rows(Protocol):
+    """One run's place in a journal (`RunJournal`), as far as calls go."""
+
+    @property
+    def calls(self) -> PastCalls:
+        """What is known of calls that were made already."""
+        ...
+
+    def append(self, event: Event, key: str = "") -> None:
+        """Write ``event`` soon; ``key`` is that of the call which it begins."""
+        ...
+
+    async def flush(self) -> None:
+        """Wait until all that was appended is on disk."""
+        ...
+
+
 class Ledger:
     """Of the run ``run_id`` that ``machine`` decides; without a journal it only names calls."""
 
-    def __init__(self, run_id: str, machine: Machine, journal: RunJournal | None = None) -> None:
+    def __init__(self, run_id: str, machine: Machine, journal: Rows | None = None) -> None:
         self._run_id = run_id
         self._machine = machine
         self._journal = journal

@@ -57,6 +57,7 @@ from agentpar.executor.ranks import upward_ranks
 from agentpar.labels import brought_in, label_of
 from agentpar.permissions import Permissions, bound_to
 from agentpar.plan import (
+    EACH,
     Failed,
     Ok,
     Outcome,
@@ -73,6 +74,7 @@ from agentpar.plan import (
     has_value,
     picks,
     ready,
+    references,
 )
 from agentpar.policy import PLAIN, Limits, Policy
 
@@ -432,6 +434,7 @@ class Machine:
     def _spawn(self, task: Task, items: Sequence[Any], start: int) -> list[Command]:
         """Parts for the elements of a list from number ``start`` on."""
         planned = self._parts.setdefault(task.id, [])
+        self._picking.discard(task.id)  # it has what it picks, and waits for its parts
         parts = []
         for index in range(start, len(items)):
             count = self._numbered[task.id] = self._numbered.get(task.id, 0) + 1
@@ -471,8 +474,13 @@ class Machine:
         """Whether ``task`` waits for nothing but the end of the list that it goes over."""
         if not task.special or each(task.args) != Ref(list_of):
             return False
-        others = (need for need in task.needs if need != list_of)
+        others = (ref.task for ref in references(task.args) if EACH not in ref.path)
         return all(has_value(self.outcomes.get(need)) for need in others)
+
+    def _spreads(self, id: int, list_of: int) -> bool:
+        """Whether task ``id`` has begun on the elements of the list of task ``list_of``; what its
+        own parts bring may be lists, too."""
+        return id in self._parts and each(self.tasks[id].args) == Ref(list_of)
 
     def _permit(self, task: Task, args: Mapping[str, Any]) -> list[Command]:
         """What the rules say of this call: it runs, it is asked for, or it has failed."""
@@ -660,7 +668,7 @@ class Machine:
         if id in self._dependants:
             unmet = self._unmet
             for dependant in self._dependants.pop(id):
-                if id in self._items and dependant in self._parts:
+                if id in self._items and self._spreads(dependant, id):
                     commands += self._spawn_rest(self.tasks[dependant], id)
                 unmet[dependant] -= 1
                 if not unmet[dependant]:
@@ -682,7 +690,8 @@ class Machine:
             lane = call.lane
             admission.release(lane)
             if event.via:
-                self.budget.give_back_step(call.policy.cost)
+                if event.via != "journal" or event.attempt > call.seen:  # else it was made, once
+                    self.budget.give_back_step(call.policy.cost)
             elif type(outcome) is Ok:
                 lane.samples.add(self._now - call.began)
                 if lane.far is not None:
