@@ -31,8 +31,8 @@ from agentpar.events import (
     TaskReplaced,
 )
 from agentpar.executor.commands import Command, Conclude, Join, Plan
+from agentpar.executor.crashes import Life, MemoryJournal, does_without, lines_told
 from agentpar.executor.driver import Driver, Emit, RunClock
-from agentpar.executor.journal.calls import PastCalls
 from agentpar.executor.ledger import Ledger
 from agentpar.executor.machine import Machine
 from agentpar.executor.record import RecordWriter, Terms
@@ -121,7 +121,7 @@ def perform(schedule: Schedule) -> Performed:
         seed=str(schedule.seed),
     )
     performed = Performed(schedule, machine)
-    journal = _Journal() if schedule.crashes else None
+    journal = MemoryJournal() if schedule.crashes else None
     for number, crash in enumerate((*schedule.crashes, None)):
         process = _Process(performed, journal, crash)
         try:
@@ -146,44 +146,18 @@ def _begin_anew(performed: Performed, history: Sequence[Event]) -> None:
     performed.cuts.append(len(performed.log))
 
 
-class _Journal:
-    """A journal in memory. What nobody has waited for may be lost in a crash."""
-
-    def __init__(self) -> None:
-        self.calls = PastCalls()
-        self._rows: list[tuple[str, Event]] = []
-        self._on_disk = 0
-
-    @property
-    def history(self) -> list[Event]:
-        return [event for _, event in self._rows]
-
-    def append(self, event: Event, key: str = "") -> None:
-        self._rows.append((key, event))
-
-    async def flush(self) -> None:
-        self._on_disk = len(self._rows)
-
-    def lose(self, count: int) -> None:
-        """The process has died: the next one finds all but the last ``count`` rows, or all that
-        are on disk for sure."""
-        del self._rows[max(self._on_disk, len(self._rows) - count) :]
-        self._on_disk = len(self._rows)
-        self.calls = PastCalls.of(self._rows)
-
-
 class _Process:
     """The planner, the tools, the approver and the joiner of one schedule, until it has ended or
-    the process that runs it is ``dead``. What a dead one still does, nobody sees."""
+    the process that runs it is ``dead``."""
 
-    def __init__(self, performed: Performed, journal: _Journal | None, crash: Crash | None) -> None:
-        self.dead = False
+    def __init__(
+        self, performed: Performed, journal: MemoryJournal | None, crash: Crash | None
+    ) -> None:
         self._performed = performed
         self._schedule = performed.schedule
         self._journal = journal
         self._history = [] if journal is None else journal.history
-        self._dies_at = None if crash is None else crash.after
-        self._told = 0
+        self._life = Life(None if crash is None else crash.after, self._die)
         self._in_flight = 0
         self._holders: dict[str, list[str]] = {}
         self._deaf: set[asyncio.Task[Any]] = set()
@@ -207,6 +181,7 @@ class _Process:
         text = io.StringIO()
         ledger = Ledger(_RUN_ID, machine, self._journal)
         start = history[-1].at if history else 0.0
+        life = self._life
         with RecordWriter(text, machine, history=history) as writer:
             driver = Driver(
                 machine,
@@ -221,14 +196,14 @@ class _Process:
                 timeout=self._schedule.timeout,
                 max_result_bytes=MAX_RESULT_BYTES,
                 observers=[
-                    self._alive(ledger.observe),
-                    self._alive(performed.log.append),
-                    self._alive(writer.event),
-                    self._count,
+                    life.seen(ledger.observe),
+                    life.seen(performed.log.append),
+                    life.seen(writer.event),
+                    life.count,
                 ],
                 command_observers=[
-                    self._alive(performed.log.append),
-                    self._alive(writer.command),
+                    life.seen(performed.log.append),
+                    life.seen(writer.command),
                 ],
             )
             self._emit, self._now = driver.emit, driver.clock.now
@@ -264,18 +239,13 @@ class _Process:
             performed.left += map(str, timers)
         performed.left += map(repr, performed.log[heard:])
 
-    def _alive(self, observe: Callable[[Any], None]) -> Callable[[Any], None]:
-        """``observe``, until the process dies."""
-        if self._dies_at is None:
-            return observe
-        return lambda seen: None if self.dead else observe(seen)
+    @property
+    def dead(self) -> bool:
+        return self._life.over
 
-    def _count(self, event: Event) -> None:
-        self._told += 1
-        if self._told == self._dies_at:
-            self.dead = True
-            assert self._work is not None
-            self._work.cancel()
+    def _die(self) -> None:
+        assert self._work is not None
+        self._work.cancel()
 
     def _drop(self, id: int) -> None:
         """The caller wants task ``id`` no more, if it was planned by now."""
@@ -416,8 +386,7 @@ class _Process:
         now = self._now
         one = self._schedule.rounds[command.round - 1]
         emit(PlanStarted(command.round, now()))
-        standing = sum(_is_line(event, command.round) for event in self._history)
-        for line in one.lines[standing:]:
+        for line in one.lines[lines_told(self._history, command.round) :]:
             await asyncio.sleep(line.gap)
             emit(self._planned(line, command.round))
         match one.plan_end:
@@ -436,7 +405,7 @@ class _Process:
             if unusable or (line.task is not None and circle_of(line.task, machine.tasks)):
                 return PlanFault(round, f"{line.change} {line.id}: cannot be", "?", None, now)
             if line.task is None:
-                return TaskCancelled(line.id, f"the plan of round {round} does without it", now)
+                return TaskCancelled(line.id, does_without(round), now)
             return TaskReplaced(round, line.task, now)
         if line.task is None:
             return PlanFault(round, "not usable", "?", line.id, now)
@@ -474,16 +443,6 @@ class _Process:
             return True if verdict == "allowed" else "not today"
 
         return think()
-
-
-def _is_line(event: Event, round: int) -> bool:
-    """Whether this is what a line of that round's plan has come to."""
-    match event:
-        case TaskPlanned(of, Task(part=None)) | TaskReplaced(of) | PlanFault(of):
-            return of == round
-        case TaskCancelled(why=why):
-            return why == f"the plan of round {round} does without it"
-    return False
 
 
 class _Kept:
