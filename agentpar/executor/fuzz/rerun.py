@@ -94,52 +94,44 @@ def fuzz(
     def again(disturbance: Disturbance, rules: Rules = rules) -> _Rerun:
         return _Rerun(recorded, rules, disturbance, join, conclude)
 
-    sets: dict[int, dict[Decided, list[_Rerun]]] = {}
+    sets: dict[int, dict[Decided, tuple[_Rerun, list[int]]]] = {}  # the first to decide so; all
     findings: dict[str, int] = {}
     for call, results in recorded.results.items():
         if len({repr(result.outcome) for result in results}) > 1:
             text = f"{short(call)} was called {len(results)} times, with different results"
             findings[f"{text}: what it returns depends on when it is called"] = 0
     for seed in seeds:
-        disturbance = Disturbance.of(seed, recorded.results)
-        rerun = again(disturbance)
+        rerun = again(Disturbance.of(seed, recorded.results))
         for finding in rerun.findings:
             findings.setdefault(finding, seed)
         if seed == 0:
             findings |= dict.fromkeys(_unlike_the_record(rerun.decided, recorded), 0)
-        sets.setdefault(disturbance.set, {}).setdefault(rerun.decided, []).append(rerun)
+        groups = sets.setdefault(rerun.disturbance.set, {})
+        groups.setdefault(rerun.decided, (rerun, []))[1].append(seed)
     found = []
     for _, groups in sorted(sets.items()):
-        first, *others = (alike[0] for alike in groups.values())
-        causes = [("", ""), *(_cause(other, first, again) for other in others)]
-        found.append(
-            FaultSet(
-                first.disturbance.faults,
-                tuple(
-                    Group(
-                        decided,
-                        tuple(one.disturbance.seed for one in alike),
-                        alike[0].order,
-                        *cause,
-                    )
-                    for (decided, alike), cause in zip(groups.items(), causes, strict=True)
-                ),
-                first.disturbance.mortal,
-            )
+        first, *_ = (one for one, _ in groups.values())
+        alike = tuple(
+            Group(decided, tuple(numbers), one.order, *_cause(one, first, again))
+            for decided, (one, numbers) in groups.items()
         )
-    count = sum(len(group.seeds) for one in found for group in one.groups)
+        found.append(FaultSet(first.disturbance.faults, alike, first.disturbance.mortal))
+    count = sum(len(numbers) for groups in sets.values() for _, numbers in groups.values())
     return Report(recorded.question, count, tuple(found), findings)
 
 
 def _cause(one: _Rerun, first: _Rerun, again: Callable[..., _Rerun]) -> tuple[Cause, str]:
     """Why ``one`` has decided otherwise than ``first``, by taking away what may be the cause."""
+    if one is first:
+        return "", ""
     dies, living = one.disturbance.dies, one.disturbance.without_death
     if dies is not None and again(living).decided == first.decided:
         return ("open" if one.left_open else "crash"), ""
     free = one.rules.without_limits
     unlimited = [again(each.disturbance.without_death, free).decided for each in (one, first)]
     if unlimited[0] == unlimited[1]:
-        return "limit", ", ".join(sorted(one.limits | first.limits)) or "a timeout"
+        reached = one.limits ^ first.limits or one.limits | first.limits
+        return "limit", ", ".join(sorted(reached)) or "a timeout"
     return "order", ""
 
 
