@@ -401,9 +401,6 @@ class Machine:
             if task.special:
                 if (because := blocker(args, self.outcomes)) is not None:
                     return [Settle(task.id, Skipped(because))]
-                if task.id in self._parts:
-                    ended = [self.outcomes[part] for part in self._parts[task.id]]
-                    return [Settle(task.id, collect(ended))]
                 if (over := each(args)) is not None:
                     return self._expand(task, over)
             else:
@@ -422,11 +419,15 @@ class Machine:
         return self._permit(task, args)
 
     def _expand(self, task: Task, over: Ref) -> list[Command]:
-        """The list that the task goes over is there: a part for each element."""
+        """The list that the task goes over is there: a part for each element, or what they have
+        come to."""
         try:
             items = elements(over, self.outcomes)
         except PlanError as error:
             return [Settle(task.id, Failed(str(error), "reference"))]
+        if task.id in self._parts:
+            ended = [self.outcomes[part] for part in self._parts[task.id]]
+            return [Settle(task.id, collect(ended))]
         if len(self.tasks) + len(items) > self.limits.max_tasks:
             return [Settle(task.id, self._too_many())]
         return self._spawn(task, items, 0) or [Settle(task.id, Ok([]))]

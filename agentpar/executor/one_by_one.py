@@ -84,6 +84,7 @@ class Told:
                 case TaskReplaced(task=task):
                     told.known[task.id] = numbers
                     told.replaced.add(task.id)
+                    told.asked.discard(task.id)
                 case PlanFault(task_id=int(id)):
                     numbers |= {id}
                 case ApprovalAsked(task_id=id):

@@ -633,3 +633,19 @@ def test_a_call_in_the_place_of_one_that_is_asked_for_is_asked_for_anew() -> Non
     assert machine.outcomes == {1: Ok(2)}
     assert asked == [1, 2]
     assert events[-1].at == pytest.approx(5.0)
+
+
+def test_a_list_that_breaks_off_is_no_list_although_its_error_is_kept() -> None:
+    """What came of its first elements is not taken for the whole."""
+
+    @tool(on_error="keep")
+    async def stream() -> AsyncIterator[int]:
+        """One element, and no more."""
+        yield 7
+        raise ValueError("no more")
+
+    tasks = [Task.of(1, "stream"), Task.of(2, "get", n=Ref(1, (EACH,)))]
+    machine, _ = drive(tasks, stream, Flaky(1.0))
+    outcome = machine.outcomes[2]
+    assert isinstance(outcome, Failed)
+    assert outcome.error == "$1[*]: $1 has the fields 'error': [*] needs a list"
