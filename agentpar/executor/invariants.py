@@ -15,6 +15,7 @@ from agentpar.events import (
     AttemptEnded,
     AttemptFailed,
     Event,
+    JoinStarted,
     ModelUsed,
     PlanStarted,
     RunFinished,
@@ -186,10 +187,12 @@ def within_rates(performed: Performed) -> Iterator[str]:
 def within_budget(performed: Performed) -> Iterator[str]:
     """Steps and money are never overspent, but by calls that were in flight when a process died;
     tokens only by prompts, whose length nobody knows before the first of its kind, and by what a
-    model wrote for a process that died."""
+    model wrote for a process that died. That is counted, as is all that was set aside for it."""
     schedule, limits = performed.schedule, performed.schedule.limits
     tasks = performed.machine.tasks
-    steps, cost, tokens, prompts = 0, 0.0, 0, 0
+    steps, cost, tokens, prompts, broken_off = 0, 0.0, 0, 0, 0
+    set_aside = {"plan": limits.plan_tokens, "join": limits.answer_tokens}
+    asked: dict[str, int] = {}  # "plan", "join" -> the round whose model call has told no usage
     for entry in performed.log:
         match entry:
             case Execute(task):
@@ -198,7 +201,13 @@ def within_budget(performed: Performed) -> Iterator[str]:
             case TaskDone(task_id=id, via="cache"):
                 steps -= 1
                 cost -= policy_of(schedule, tasks[id]).cost
-            case ModelUsed(usage=usage):
+            case PlanStarted(number) | JoinStarted(number):
+                purpose = "plan" if isinstance(entry, PlanStarted) else "join"
+                if asked.get(purpose) == number:
+                    broken_off += set_aside[purpose]
+                asked[purpose] = number
+            case ModelUsed(purpose, usage=usage):
+                asked.pop(purpose, None)
                 tokens += usage.prompt_tokens + usage.completion_tokens
                 prompts += usage.prompt_tokens
         if limits.max_steps is not None and steps > limits.max_steps:
@@ -207,16 +216,16 @@ def within_budget(performed: Performed) -> Iterator[str]:
         if limits.max_cost_usd is not None and cost > limits.max_cost_usd + 1e-9:
             yield f"{cost:g} USD, max_cost_usd is {limits.max_cost_usd}"
             return
-        asked = limits.plan_tokens + limits.answer_tokens
-        if limits.max_tokens is not None and (
-            tokens > limits.max_tokens + prompts + asked * len(performed.cuts)
-        ):
+        over = prompts + sum(set_aside.values()) * len(performed.cuts)
+        if limits.max_tokens is not None and tokens > limits.max_tokens + over:
             yield f"{tokens} tokens, max_tokens is {limits.max_tokens}"
             return
     again = [task for _, task, again in _starts(performed) if again]
     steps += len(again)
     cost += sum(policy_of(schedule, task).cost for task in again)
     spent = performed.machine.budget
+    if spent.tokens < tokens + broken_off:
+        yield f"of {tokens} + {broken_off} tokens {spent.tokens} were counted"
     if (spent.steps, round(spent.cost, 9)) != (steps, round(cost, 9)):
         yield f"{steps} steps for {cost:g} USD were counted as {spent.steps} for {spent.cost:g} USD"
 

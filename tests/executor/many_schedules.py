@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from agentpar.events import Answered
+from agentpar.executor.commands import Join
 from agentpar.executor.draws import drawn
 from agentpar.executor.invariants import broken
 from agentpar.executor.perform import Performed, perform
@@ -51,12 +52,22 @@ def nothing_depends_on_time(performed: Performed) -> bool:
         or schedule.rules  # a plan that goes on after a crash was written with more in mind
         or schedule.limits.replan_early
         or machine.stopped_by
+        or _lacks_tokens(performed)
         or len(machine.tasks) > schedule.limits.max_tasks
         or _is_hasty(schedule)
         or any(
             isinstance(outcome, Failed) and outcome.kind in ("interrupted", "cancelled")
             for outcome in machine.outcomes.values()
         )
+    )
+
+
+def _lacks_tokens(performed: Performed) -> bool:
+    """Whether a joiner was not to ask for another plan because nothing was left for one: what a
+    model wrote for a process that died counts as spent."""
+    most = performed.schedule.limits.max_replans
+    return any(
+        isinstance(entry, Join) and entry.final and entry.round <= most for entry in performed.log
     )
 
 

@@ -173,7 +173,15 @@ def test_equal_seeds_give_equal_records_in_another_process() -> None:
 # The invariants themselves
 
 POLICY = Policy(concurrency=64, rate=1000.0, lock="one", retries=1, hedge=True, cost=0.01)
-LIMITS = Limits(concurrency=64, max_steps=60, max_cost_usd=1.0, max_tokens=10_000, deadline=50.0)
+LIMITS = Limits(
+    concurrency=64,
+    max_steps=60,
+    max_cost_usd=1.0,
+    max_tokens=10_000,
+    plan_tokens=30,
+    answer_tokens=20,
+    deadline=50.0,
+)
 
 
 def _quiet() -> Performed:
@@ -257,6 +265,12 @@ def _overspent(performed: Performed) -> None:
 
 def _many_tokens(performed: Performed) -> None:
     performed.log.append(ModelUsed("join", 1, Usage(completion_tokens=20_000)))
+
+
+def _planned_twice(performed: Performed) -> None:
+    """As if a process had died over the plan, and what that took counted for nothing."""
+    at = next(i for i, entry in enumerate(performed.log) if isinstance(entry, PlanStarted))
+    performed.log.insert(at, performed.log[at])
 
 
 def _too_late(performed: Performed) -> None:
@@ -367,6 +381,7 @@ def _other_event(performed: Performed) -> None:
         (_rush, "within_rates"),
         (_overspent, "within_budget"),
         (_many_tokens, "within_budget"),
+        (_planned_twice, "within_budget"),
         (_too_late, "by_the_deadline"),
         (_lingering, "ends_soon"),
         (_again_and_again, "within_retries"),
