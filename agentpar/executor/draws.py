@@ -345,7 +345,7 @@ def _calls(latency: Random, fault: Random, tasks: list[Task]) -> dict[str, tuple
                     kind = "raises"  # what it brings comes one by one
                 if kind in ("stubborn", "deaf") and fault.random() < 0.7:
                     seconds += 5  # beyond every timeout: it will be cancelled
-                longest = 2000 if kind == "deaf" else 150
+                longest = 6000 if kind == "deaf" else 150  # at times beyond all patience
                 lag = fault.randint(1, longest) / _STEP + 0.003
                 found.append(Behaviour(seconds, kind, lag))
                 if kind == "":

@@ -20,6 +20,7 @@ from agentpar.events import (
     TaskReplaced,
     TaskStarted,
 )
+from agentpar.executor.machine import PATIENCE
 from agentpar.executor.perform import Performed
 from agentpar.executor.schedules import (
     FLOWS,
@@ -128,6 +129,8 @@ class _Alone:
                 return [have]  # `cancelled_for_a_reason` looks at these
             case Failed(kind="interrupted") if _may_be_interrupted(performed, task):
                 return [have]
+            case Failed(error, "timeout") if error.endswith(_NO_PLACE):
+                return [have] if tries_patience(performed.schedule) else []
         most = performed.schedule.limits.max_tasks
         too_many = Failed(f"the plan has more than max_tasks={most} tasks", "plan")
         if told.place[id] > most and id not in told.replaced:
@@ -195,8 +198,8 @@ class _Alone:
             ]
         else:
             possible = list(_attempts(schedule, task, args))
-            if not self.performed.machine.stopped_by:
-                possible = possible[-1:]
+            if not (self.performed.machine.stopped_by or tries_patience(schedule)):
+                possible = possible[-1:]  # else it may be that it was not tried to the last
         if policy.on_error == "keep":
             return [
                 replace(outcome, kept=True) if isinstance(outcome, Failed) else outcome
@@ -226,6 +229,13 @@ class _Alone:
         return Failed(f"not approved: {why}", "denied")
 
 
+def tries_patience(schedule: Schedule) -> bool:
+    """Whether some call may go on for so long, though cancelled, that those which wait for its
+    place are given up."""
+    calls = schedule.calls.values()
+    return any(b.fault == "deaf" and b.lag > PATIENCE for behaviours in calls for b in behaviours)
+
+
 def _may_be_interrupted(performed: Performed, task: Task) -> bool:
     """Whether a crash may leave it open if the call was made: of a sink that says no more."""
     return (
@@ -253,6 +263,9 @@ def _attempts(schedule: Schedule, task: Task, args: Mapping[str, Any]) -> Iterat
 
 _DEAF = ", and does not stop when cancelled"
 """What is said of a call that goes on."""
+
+_NO_PLACE = " does not stop when cancelled, and leaves no place for it"
+"""What is said of a call that waited for the place of such a one, and was not made."""
 
 
 def _attempt(

@@ -8,6 +8,7 @@ from agentpar.events import Answered
 from agentpar.executor.commands import Join
 from agentpar.executor.draws import drawn
 from agentpar.executor.invariants import broken
+from agentpar.executor.one_by_one import tries_patience
 from agentpar.executor.perform import Performed, perform
 from agentpar.executor.schedules import Schedule
 from agentpar.plan import Failed, Outcome, picks
@@ -53,6 +54,7 @@ def nothing_depends_on_time(performed: Performed) -> bool:
         or schedule.limits.replan_early
         or machine.stopped_by
         or _lacks_tokens(performed)
+        or tries_patience(schedule)
         or len(machine.tasks) > schedule.limits.max_tasks
         or _is_hasty(schedule)
         or any(

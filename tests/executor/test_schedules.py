@@ -107,6 +107,7 @@ def test_schedules_are_of_every_kind() -> None:
                 case TaskDone(outcome=Failed(kind=kind, error=error)):
                     seen[f"failed: {kind}"] += 1
                     seen["a loser"] += "has what it needs" in error
+                    seen["given up"] += "leaves no place for it" in error
                     seen["denied"] += error.startswith("denied by rule")
                 case TaskDone(via=via) if via:
                     seen[via.rstrip("0123456789 ")] += 1
@@ -128,7 +129,7 @@ def test_schedules_are_of_every_kind() -> None:
     expected |= {"max_steps", "max_tokens", "max_cost_usd", "deadline", "a sink", "denied"}
     expected |= {"died", "died twice", "died, and nothing differs"}
     expected |= {"asked, with data from outside", "asked, planned after reading"}
-    expected |= {"a pick", "a loser", "an early plan", "Expand", "TaskItem"}
+    expected |= {"a pick", "a loser", "given up", "an early plan", "Expand", "TaskItem"}
     expected |= {"TaskReplaced", "TaskCancelled"}
     expected |= {f"cancelled {what}" for what in ("call", "ask", "plan", "join")}
     kinds = ("plan", "reference", "tool", "timeout", "throttled", "size", "denied", "limit")
