@@ -17,18 +17,19 @@ if TYPE_CHECKING:  # isort: off
     from agentpar.tools.call import current_call, current_calls
     from agentpar.tools.function import tool
     from agentpar.tools.mcp import McpServer
+    from agentpar.workers import Workers
 
 __all__ = [
     "Agent", "AgentparError", "Answer", "BackendError", "ConfigError", "Example", "Failed",
     "FetchError", "JournalError", "LeaseLost", "McpServer", "MissingPackage", "ModelServerError",
     "Ok", "PlanError", "Rule", "Run", "RunFailed", "ScriptedRuntime", "Skipped", "Tool",
-    "UsageError", "WeightsError", "current_call", "current_calls", "tool",
+    "UsageError", "WeightsError", "Workers", "current_call", "current_calls", "tool",
 ]  # fmt: skip
 _HOMES = {
     "agent": "Agent Run", "answer": "Answer", "permissions": "Rule", "plan": "Failed Ok Skipped",
     "planner.prompts": "Example", "runtime.scripted": "ScriptedRuntime", "tools.base": "Tool",
     "tools.call": "current_call current_calls", "tools.function": "tool",
-    "tools.mcp": "McpServer",
+    "tools.mcp": "McpServer", "workers": "Workers",
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -44,10 +44,13 @@ from agentpar.policy import Limits, Policy, PolicyFields, PolicyRule, Price, wit
 from agentpar.ports import Named, Results, RunInfo, Runtime, Watch
 from agentpar.redact import SHORTEST, Redactor, url_credentials
 from agentpar.runtime import open_runtime
+from agentpar.runtime.hogwild.opening import group_opener
 from agentpar.runtime.redacted import RedactedRuntime
 from agentpar.session import Session, Settings, terms_of
+from agentpar.thinking import think_tool
 from agentpar.tools.base import Tool, ToolSource
 from agentpar.tools.function import toolbox
+from agentpar.workers import Workers
 
 if TYPE_CHECKING:  # langgraph costs two seconds of import; fuzzing loads when it is asked for
     from langgraph.graph.state import CompiledStateGraph
@@ -136,6 +139,10 @@ class Agent:
     Small models take up what ``examples`` show, and hardly what they are told: for the built-in
     tools two come with it.
 
+    With ``workers``, several think about what was found, each reading what the others write as
+    they write it, before the answer is written; and plans may call ``think(question, given)``,
+    which has them think about a question of its own. See `Workers`.
+
     ``prefill``: while tools still run, the model reads the results that are there, so that
     the answer begins sooner. None: where the runtime is known to keep what it has read (vLLM);
     True: always; False: never. The prompts are the same.
@@ -185,6 +192,7 @@ class Agent:
         prefill: bool | None = None,
         temperature: float = 0.0,
         seed: int | None = None,
+        workers: Workers | None = None,
         max_plan_tokens: int = 768,
         max_plan_lines: int = 24,
         max_answer_tokens: int = 512,
@@ -249,7 +257,11 @@ class Agent:
         self.name = name
         self._given = tuple(tools)
         self._tools: dict[str, Tool] | None = None
-        toolbox(thing for thing in self._given if not isinstance(thing, ToolSource))
+        given = toolbox(thing for thing in self._given if not isinstance(thing, ToolSource))
+        if workers is not None and "think" in given:
+            raise UsageError(
+                "the tool 'think' has the name of what workers bring: give yours another name"
+            )
         self._model = model
         self._model_id = model_id
         self._api_key = api_key
@@ -261,6 +273,7 @@ class Agent:
         self._prefill = prefill
         self._temperature = temperature
         self._seed = seed
+        self._workers = workers
         self._max_plan_tokens = max_plan_tokens
         self._max_plan_lines = max_plan_lines
         self._extended_plans = extended_plans
@@ -277,7 +290,7 @@ class Agent:
             per_host=per_host,
             host_rate=host_rate,
             plan_tokens=max_plan_tokens,
-            answer_tokens=max_answer_tokens,
+            answer_tokens=max_answer_tokens + (workers.n * workers.max_tokens if workers else 0),
             price=price or Price(),
         )
         self._settings = Settings(
@@ -510,6 +523,10 @@ class Agent:
                     if tool.close is not None:
                         stack.push_async_callback(tool.close)
                 self._runtime, self._tools = runtime, tools
+                if self._workers is not None:
+                    redacted = RedactedRuntime(runtime, self._redactor())
+                    think = think_tool(group_opener(redacted), self._workers)
+                    self._tools = {**tools, think.name: think}
                 self._stack = stack.pop_all()
 
     def _policy(self, tool: Tool) -> Policy:
@@ -520,10 +537,11 @@ class Agent:
 
     async def _open_model(self, model: str) -> Runtime:
         """A runtime for ``model``; the name of known weights means a vLLM on this machine."""
-        if not model.startswith(("http://", "https://", "vllm:")):
+        if not model.startswith(("http://", "https://", "vllm:", "torch:")):
             from agentpar.runtime.server import ensure
 
-            model = (await ensure(model)).base_url
+            by_rows = self._workers is not None and self._workers.backend != "log"
+            model = (await ensure(model, sharing=None if by_rows else False)).base_url
         return open_runtime(
             model,
             model_id=self._model_id,
@@ -588,6 +606,8 @@ class Agent:
             max_tokens=self._max_answer_tokens,
             temperature=self._temperature,
             seed=self._seed,
+            workers=self._workers,
+            open_group=group_opener(runtime),
         )
         warmer = None
         if self._prefill is not False:

@@ -3,6 +3,7 @@
 AgentparError
 ├── UsageError            the caller: a wrong argument, an unknown name
 │   ├── ConfigError       a YAML file, with file:line:column
+│   ├── CannotShare       a model or runtime whose workers cannot share one cache
 │   └── MissingPackage    an optional package is not installed (the message has the command)
 ├── Deadlock              code under test in virtual time: all wait, and nothing will come
 ├── PlanError             the model: text that is no plan, a reference that leads nowhere
@@ -10,6 +11,7 @@ AgentparError
     ├── RunFailed         a run ended without an answer (`answer` holds what it did find)
     ├── ModelServerError  the model server: unreachable, refused, broke off
     │   └── GrammarRefused  it cannot decode under the grammar of a request
+    ├── CacheFull         a model's cache has no room for a prompt at present
     ├── WeightsError      model weights: not found, wrong hash, not convertible
     ├── FetchError        a page or a search: refused address, too large, not text
     └── JournalError      the journal: damaged, read-only, full, gone
@@ -32,6 +34,10 @@ class UsageError(AgentparError):
 
 class ConfigError(UsageError):
     """A mistake in a configuration file; the message starts with ``file:line:column``."""
+
+
+class CannotShare(UsageError):
+    """Workers of this model, or on this runtime, cannot share one cache; says what it is due to."""
 
 
 class MissingPackage(UsageError, ImportError):
@@ -72,6 +78,10 @@ class ModelServerError(BackendError):
 
 class GrammarRefused(ModelServerError):
     """The model server cannot decode under the grammar it was given; without one it may."""
+
+
+class CacheFull(BackendError):
+    """The cache of a model has no room for a prompt at present; it may have when others end."""
 
 
 class WeightsError(BackendError):

@@ -291,6 +291,33 @@ class JoinStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkersStarted:
+    """Workers write together: on the answer of a round, or on a `think` call's question.
+
+    ``backend``: they read each other's ``rows`` of one cache, or a ``log``; ``why`` says why it is
+    a log where it is.
+    """
+
+    round: int
+    workers: tuple[str, ...]
+    backend: str
+    why: str = ""
+    task_id: int | None = None
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerText:
+    """One of several workers wrote ``text`` (a piece of a stream)."""
+
+    round: int
+    worker: str
+    text: str
+    task_id: int | None = None
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class JoinText:
     """The joiner wrote ``text`` (a piece of a stream)."""
 
@@ -329,12 +356,15 @@ class JoinFailed:
 class ModelUsed:
     """One model call ended. ``first_token`` and ``seconds`` count from its request.
 
+    Where workers wrote an answer, "join" is all that they and the answer took; "think" is a
+    call of that tool.
+
     "prefill" is a call whose text nobody reads: the server has read ahead what the joiner
     will be asked. ``error`` says why such a call came to nothing; then its tokens are not
     known, as the server tells them at the end.
     """
 
-    purpose: Literal["plan", "join", "prefill"]
+    purpose: Literal["plan", "join", "prefill", "think"]
     round: int
     usage: Usage
     first_token: float = 0.0
@@ -377,6 +407,8 @@ Event = (
     | TaskCancelled
     | Woke
     | JoinStarted
+    | WorkersStarted
+    | WorkerText
     | JoinText
     | ReplanAsked
     | Answered

@@ -147,6 +147,7 @@ class Session:
             beside=self._beside if warmer else None,
             redact=redactor.data if redactor else None,
         )
+        ledger.emit = lambda event: self.driver.emit(replace(event, at=self.driver.clock.now()))
         if journal is not None:
             journal.on_error = self.driver.fail
 

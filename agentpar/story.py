@@ -39,6 +39,8 @@ from agentpar.events import (
     TaskStarted,
     Usage,
     Woke,
+    WorkersStarted,
+    WorkerText,
 )
 from agentpar.plan import Failed, Ok, Outcome, Skipped, Task
 from agentpar.planner.parser import format_call
@@ -109,6 +111,40 @@ class RoundStory:
         return "".join(self.plan_text).rpartition("\n")[2]
 
 
+@dataclass(slots=True)
+class LaneStory:
+    """What one of several workers wrote, and when. Changed by `Story.add` only."""
+
+    worker: str
+    began: float | None = None
+    ended: float | None = None
+    pieces: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(self.pieces)
+
+    def add(self, text: str, at: float) -> None:
+        """Take in the next piece."""
+        if self.began is None:
+            self.began = at
+        self.ended = at
+        self.pieces.append(text)
+
+
+@dataclass(slots=True)
+class GroupStory:
+    """Workers who wrote together: for the answer of a round, or for a task."""
+
+    round: int
+    task_id: int | None
+    backend: str
+    why: str
+    started: float
+    lanes: dict[str, LaneStory] = field(default_factory=dict)
+
+
 class Story:
     """Everything a view shows about a run. One door in: `add`."""
 
@@ -127,6 +163,8 @@ class Story:
         self.faults: list[PlanFault] = []
         self.models: list[ModelUsed] = []
         self.answer: Answered | None = None
+        self.groups: dict[tuple[int, int | None], GroupStory] = {}
+        """Workers who wrote together, by round and by the task that they thought for, if any."""
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> Self:
@@ -205,6 +243,13 @@ class Story:
             case JoinFailed(number, error, at):
                 round_ = self._round(number)
                 round_.join_ended, round_.join_error = at, error
+            case WorkersStarted(number, workers, backend, why, id, at):
+                self.groups[number, id] = GroupStory(
+                    number, id, backend, why, at, {name: LaneStory(name) for name in workers}
+                )
+            case WorkerText(number, worker, text, id, at):
+                group = self.groups.setdefault((number, id), GroupStory(number, id, "", "", at))
+                group.lanes.setdefault(worker, LaneStory(worker)).add(text, at)
             case ModelUsed():
                 self.models.append(event)
             case RunFinished(status, error, _):

@@ -23,7 +23,7 @@ from agentpar.events import Answered, Citation, Event
 from agentpar.memory.evidence import MARK, sentence_spans, spans, unmarked
 from agentpar.plaintext import one_line, seconds, visible
 from agentpar.plan import Failed, Ok, Skipped
-from agentpar.story import RoundStory, Span, Story, TaskStory, arguments, call
+from agentpar.story import GroupStory, RoundStory, Span, Story, TaskStory, arguments, call
 from agentpar.tools.page import pages_of
 
 _SHOWN = 4_000  # characters of a result or an argument; the record of the run has the rest
@@ -61,6 +61,7 @@ def render_timeline(events: Iterable[Event]) -> str:
         "gantt": _gantt(story),
         "faults": _faults(story),
         "plan": _plan(story),
+        "workers": _workers(story),
         "data": _data(story),
     }
     # One pass over the template alone: what is filled in is never read for slots again.
@@ -289,7 +290,10 @@ def _gantt(story: Story) -> str:
         round_ = story.rounds.get(number, RoundStory(number))
         tasks = tasks_of.get(number, [])
         parts.append(_planner_lane(round_, tasks, story, scale))
-        parts.extend(_task_row(task, story, scale, task.task.id in critical) for task in tasks)
+        for task in tasks:
+            parts.append(_task_row(task, story, scale, task.task.id in critical))
+            parts.extend(_worker_lanes(story.groups.get((number, task.task.id)), scale))
+        parts.extend(_worker_lanes(story.groups.get((number, None)), scale))
         parts.append(_joiner_lane(round_, story, scale))
         if round_.replan:
             parts.append(f'<div class="row why"><span>↻ {_safe(round_.replan)}</span></div>')
@@ -339,6 +343,21 @@ def _joiner_lane(round_: RoundStory, story: Story, scale: _Scale) -> str:
     return _lane(f"Join {round_.number}", bars, span, round_.join_error, scale)
 
 
+def _worker_lanes(group: GroupStory | None, scale: _Scale) -> Iterator[str]:
+    """A lane for each of several workers: when it wrote, and on hovering what."""
+    for lane in group.lanes.values() if group else ():
+        if lane.began is None or lane.ended is None:
+            continue
+        span = (lane.began, lane.ended)
+        bar = scale.rect("worker-bar", span, 9, 8, 0.25)
+        title = f"<title>{_safe(one_line(lane.text, 400))}</title>"
+        label = scale.label(span, f"{seconds(span[1] - span[0])}")
+        yield (
+            f'<div class="row lane worker"><span class="name">{_safe(lane.worker)}</span>'
+            f"<svg><g>{title}{bar}</g>{label}</svg></div>"
+        )
+
+
 def _lane(name: str, bars: str, span: Span, error: str, scale: _Scale) -> str:
     broken = " broken failed" if error else ""
     note = f"{seconds(span[1] - span[0])}{' ✕' if error else ''}"
@@ -373,6 +392,24 @@ def _task_row(task: TaskStory, story: Story, scale: _Scale, critical: bool) -> s
 
 
 # --- below the lanes --------------------------------------------------------------------
+
+
+def _workers(story: Story) -> str:
+    """What workers wrote, group by group."""
+    parts = []
+    for group in story.groups.values():
+        where = f"Join {group.round}" if group.task_id is None else f"Task {group.task_id}"
+        how = "one KV cache" if group.backend == "rows" else "one log"
+        why = f": {_safe(group.why)}" if group.why else ""
+        texts = "".join(
+            f"<dt>{_safe(lane.worker)}</dt><dd>{_safe(_cut(lane.text.strip()))}</dd>"
+            for lane in group.lanes.values()
+        )
+        parts.append(
+            f"<details><summary>{where}: {len(group.lanes)} workers, {how}{why}</summary>"
+            f'<dl class="workers">{texts}</dl></details>'
+        )
+    return f"<section><h2>Workers</h2>{''.join(parts)}</section>" if parts else ""
 
 
 def _faults(story: Story) -> str:

@@ -28,11 +28,17 @@ def vllm_05b_url() -> Iterator[str]:
     yield from _serve("qwen2.5-coder-0.5b")
 
 
-def _serve(model: str) -> Iterator[str]:
+@pytest.fixture(scope="session")
+def vllm_sharing_url() -> Iterator[str]:
+    """A real vLLM with the 135M weights whose requests can share their cache."""
+    yield from _serve("smollm2-135m", sharing=True)
+
+
+def _serve(model: str, *, sharing: bool = False) -> Iterator[str]:
     """The address of a server for ``model``: the one that runs, else one for this session."""
     from agentpar.runtime import server
 
-    handle = asyncio.run(server.ensure(model))
+    handle = asyncio.run(server.ensure(model, sharing=sharing))
     yield handle.base_url
     if handle.started:
         server.stop(port=handle.port)

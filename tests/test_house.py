@@ -38,9 +38,10 @@ FLOORS = (
         "gate",
         "optimize",
         "redact",
+        "workers",
     ),
     ("planner", "executor", "memory", "runtime", "miniweb"),
-    ("agent", "answer", "fuzzing", "partial", "session", "watchers"),
+    ("agent", "answer", "fuzzing", "partial", "session", "thinking", "watchers"),
     ("config", "display", "timeline", "drawing", "story", "langgraph", "watch"),
     ("cli", "doctor", "__init__"),
 )

@@ -24,6 +24,9 @@ def serve(
     port: Annotated[int | None, typer.Option(help="By default a free one.")] = None,
     stop: Annotated[bool, typer.Option("--stop", help="Stop running servers instead.")] = False,
     status: Annotated[bool, typer.Option("--status", help="List running servers.")] = False,
+    hogwild: Annotated[
+        bool, typer.Option("--hogwild", help="Let groups of workers share one KV cache.")
+    ] = False,
 ) -> None:
     """Start, stop and list model servers.
 
@@ -36,7 +39,7 @@ def serve(
     elif stop:
         _stop(model, port)
     else:
-        _start(model or DEFAULT_MODEL, port)
+        _start(model or DEFAULT_MODEL, port, hogwild)
 
 
 def _list() -> None:
@@ -61,12 +64,12 @@ def _stop(model: str | None, port: int | None) -> None:
         typer.echo("no such server runs" + (f"; there is {others}" if others else ""))
 
 
-def _start(model: str, port: int | None) -> None:
+def _start(model: str, port: int | None, hogwild: bool) -> None:
     from agentpar.display import progress_bar
     from agentpar.runtime.server import ensure
 
     with progress_bar("model") as progress:
-        handle = asyncio.run(ensure(model, port=port, progress=progress))
+        handle = asyncio.run(ensure(model, port=port, progress=progress, sharing=hogwild))
     typer.echo(f"{_line(handle)} ({state_of(handle)}; log {handle.log})")
 
 
@@ -79,7 +82,8 @@ def state_of(handle: ServerHandle) -> str:
 
 
 def _line(handle: ServerHandle) -> str:
-    return f"{handle.model} at {handle.base_url}"
+    shares = ", with a shared KV cache" if handle.sharing else ""
+    return f"{handle.model} at {handle.base_url}{shares}"
 
 
 def weights(

@@ -387,6 +387,30 @@ class PermissionRule(Section):
     out: any, but an allow for a tool that writes or sends is for trusted data only."""
 
 
+class WorkerFields(Section):
+    """Several workers who think together before an answer is written."""
+
+    also = {"tokens": "max_tokens", "count": "n"}
+
+    mode: Literal["hogwild", "log"] = "hogwild"
+    """``hogwild``: they read each other's tokens as they are written, in one KV cache, where the
+    runtime can share one, else as with ``log``: each other's text every ``sync_every`` tokens."""
+    n: Annotated[int, BeforeValidator(count), Field(ge=1, le=8), _or_text("integer", r"[1-8]")] = 2
+    """How many."""
+    max_tokens: Count = 256
+    """Most tokens of one worker."""
+    layout: Literal["contiguous", "interleaved", "combined"] = "combined"
+    """In which order a worker sees what is there (one KV cache only)."""
+    check_every: CountOrZero = 0
+    """After so many tokens a worker is asked whether it does what another does; 0 for never."""
+    sync_every: Count = 64
+    """Tokens between two looks at the log (``log`` only)."""
+    temperature: Temperature = 0.0
+    """Randomness of the workers; with 0 those that see the same write the same."""
+    seed: CountOrZero | None = None
+    """Seed of the first worker's randomness; the next has the next number."""
+
+
 class LimitFields(Section):
     """Bounds on one run."""
 
@@ -455,7 +479,7 @@ class AgentFile(Section):
         "llm": "model",
         "default": "defaults",
     }
-    later = frozenset({"workers", "teams", "memory", "output_schema"})
+    later = frozenset({"teams", "memory", "output_schema"})
 
     version: Literal[1] = 1
     """Version of this format."""
@@ -467,6 +491,8 @@ class AgentFile(Section):
     """Which model plans and answers; may be left out where the caller brings one."""
     planner: PlannerFields = PlannerFields()
     """How the plan is made."""
+    workers: WorkerFields | None = None
+    """Several workers who think together before the answer; plans may then ``think(…)``, too."""
     tools: list[Annotated[ToolEntry, _OR_NAME]] = []
     """What a plan can call, in the order in which the model sees it."""
     policies: list[PolicyFile] = []

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pydantic import ValidationError
 
@@ -26,7 +26,9 @@ from agentpar.policy import PolicyFields, Price
 from agentpar.ports import Watch
 from agentpar.redact import SHORTEST
 from agentpar.tools.base import Tool
+from agentpar.workers import Workers
 
+_BACKENDS: dict[str, Literal["auto", "log"]] = {"hogwild": "auto", "log": "log"}
 _AUTO = {"auto": None, "always": True, "never": False}
 _LIMITS = tuple(LimitFields.model_fields)
 
@@ -93,6 +95,9 @@ class AgentSpec:
             arguments["examples"] = tuple(
                 Example(example.question, example.plan) for example in file.planner.examples
             )
+        if file.workers is not None:
+            said = file.workers.model_dump(exclude={"mode"})
+            arguments["workers"] = Workers(**said, backend=_BACKENDS[file.workers.mode])
         if self.journal is not None:
             kept = self.keep is not None
             arguments["journal"] = (

@@ -6,9 +6,19 @@ or where the journal lies.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
-from agentpar.events import Event, RunFinished, TaskStarted
+from agentpar.events import (
+    Event,
+    ModelUsed,
+    RunFinished,
+    TaskStarted,
+    WorkersStarted,
+    WorkerText,
+)
 from agentpar.executor.commands import Execute
 from agentpar.executor.journal.calls import PastCalls
 from agentpar.executor.machine import Machine
@@ -58,6 +68,8 @@ class Ledger:
         self._gate = gate
         self._setup = setup
         self._keys: dict[int, str] = {}
+        self.emit: Callable[[Event], None] = lambda _: None
+        """Where what calls tell of themselves goes."""
 
     def known(self, call: Execute, tool: Tool) -> Outcome | None:
         """What stands in place of ``call``; None where it is to be made."""
@@ -74,7 +86,15 @@ class Ledger:
         Raises `JournalError`: such a call must then not be made.
         """
         tool = self._named(tool)
-        current = CurrentCall(self._run_id, call.task.id, call.attempt, tool, call.args, self._gate)
+        current = CurrentCall(
+            self._run_id,
+            call.task.id,
+            call.attempt,
+            tool,
+            call.args,
+            self._gate,
+            partial(self._tell, call),
+        )
         enter_calls(current)
         if self._journal is not None and tool.sink:
             await self._journal.flush()
@@ -82,6 +102,13 @@ class Ledger:
     def held_back(self, task_id: int, attempt: int) -> float:
         """Seconds that an attempt has waited at the gate."""
         return 0.0 if self._gate is None else self._gate.held_back((task_id, attempt))
+
+    def _tell(self, call: Execute, event: WorkersStarted | WorkerText | ModelUsed) -> None:
+        round = self._machine.round
+        if isinstance(event, ModelUsed):
+            self.emit(replace(event, round=round))
+        else:
+            self.emit(replace(event, round=round, task_id=call.task.id))
 
     def observe(self, event: Event) -> None:
         """Write ``event`` to the journal. Raises what keeps it from being written.

@@ -8,7 +8,8 @@ another plan is all that the model can do with it, and the number of plans is bo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,11 +23,15 @@ from agentpar.events import (
     PlanFault,
     ReplanAsked,
     Source,
+    Usage,
+    WorkersStarted,
+    WorkerText,
 )
 from agentpar.plan import Outcome, Task
 from agentpar.planner.prompts import join_messages
-from agentpar.planner.reply import asking
+from agentpar.planner.reply import reading
 from agentpar.ports import Clock, ModelRequest, Runtime
+from agentpar.workers import OpenGroup, Workers
 
 
 class Checked(Protocol):
@@ -59,7 +64,8 @@ class Joiner:
     """Asks ``runtime`` for the answer and has ``check`` hold it against what was read: its text,
     the sources, and how every task ended.
 
-    An answer that is cut off at ``max_tokens`` says so in a last line of its own.
+    An answer that is cut off at ``max_tokens`` says so in a last line of its own. With several
+    ``workers``, ``open_group`` sets them to work on the prompt before the answer is written.
     """
 
     def __init__(
@@ -71,6 +77,8 @@ class Joiner:
         max_tokens: int = 512,
         temperature: float = 0.0,
         seed: int | None = None,
+        workers: Workers | None = None,
+        open_group: OpenGroup | None = None,
     ) -> None:
         self._runtime = runtime
         self._check = check
@@ -78,6 +86,8 @@ class Joiner:
         self._max_tokens = max_tokens
         self._temperature = temperature
         self._seed = seed
+        self._workers = workers
+        self._open_group = open_group
 
     async def join(self, request: JoinRequest, emit: Callable[[Event], None], clock: Clock) -> None:
         """Stream one answer and emit `JoinStarted`, `JoinText`, …, `Answered` or `ReplanAsked`.
@@ -99,7 +109,8 @@ class Joiner:
         )
         text = ""
         shown = 0  # characters passed on; the first line waits until it is known not to be Replan
-        async with asking(self._runtime, asked, clock) as reply:
+        stream = self._pieces(request.round, asked, emit, clock)
+        async with reading(stream, clock) as reply:
             async for piece in reply:
                 text += piece
                 if shown or not may_replan(text):
@@ -123,6 +134,24 @@ class Joiner:
             emit(JoinText(request.round, note, clock.now()))
             answer += note
         emit(Answered(request.round, answer, checked.citations, checked.unsupported, clock.now()))
+
+    async def _pieces(
+        self, round: int, asked: ModelRequest, emit: Callable[[Event], None], clock: Clock
+    ) -> AsyncGenerator[str | Usage, None]:
+        """The answer as the model writes it, by itself or when workers have thought."""
+        if self._workers is None or self._open_group is None:
+            async with aclosing(self._runtime.stream(asked)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            return
+        async with self._open_group(asked.messages, self._workers) as group:
+            emit(WorkersStarted(round, group.workers, group.backend, group.why, at=clock.now()))
+            async for thought in group:
+                emit(WorkerText(round, thought.worker, thought.text, at=clock.now()))
+            async with aclosing(group.answer(max_tokens=asked.max_tokens)) as texts:
+                async for text in texts:
+                    yield text
+            yield group.usage
 
 
 _REPLAN = re.compile(r"\s*[*_`]*replan[*_`]*\s*:\s*(?P<why>[^\n]*)", re.IGNORECASE)

@@ -5,8 +5,8 @@ It must never know what is asked, or what the text means.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Literal, Self
 
 from agentpar.events import ModelUsed, Usage
@@ -40,11 +40,18 @@ class Reply:
         return ModelUsed(purpose, round, self.usage, first, now - self._started, now)
 
 
+def asking(
+    runtime: Runtime, request: ModelRequest, clock: Clock
+) -> AbstractAsyncContextManager[Reply]:
+    """The reply of ``runtime`` to ``request``, as `reading` it."""
+    return reading(runtime.stream(request), clock)
+
+
 @asynccontextmanager
-async def asking(runtime: Runtime, request: ModelRequest, clock: Clock) -> AsyncIterator[Reply]:
-    """The reply of ``runtime`` to ``request``; leaving the block stops the model.
+async def reading(stream: AsyncGenerator[str | Usage, None], clock: Clock) -> AsyncIterator[Reply]:
+    """What ``stream`` brings; leaving the block stops the model.
 
     Raises what the runtime raises.
     """
-    async with aclosing(runtime.stream(request)) as pieces:
+    async with aclosing(stream) as pieces:
         yield Reply(pieces, clock)

@@ -16,7 +16,7 @@ def open_runtime(
     api_key: str | None = None,
     max_connections: int = 64,
 ) -> Runtime:
-    """The runtime for ``model``: ``http(s)://HOST:PORT/v1`` or ``vllm:PATH``.
+    """The runtime for ``model``: ``http(s)://HOST:PORT/v1``, ``vllm:PATH`` or ``torch:PATH``.
 
     ``model_id`` picks one of several models that the server offers. ``api_key`` goes to the
     HTTP server as a bearer token and nowhere else; at most ``max_connections`` requests to it are
@@ -35,8 +35,12 @@ def open_runtime(
         from agentpar.runtime.engine import EngineRuntime
 
         return EngineRuntime(model.removeprefix("vllm:"))
+    if model.startswith("torch:"):
+        from agentpar.runtime.hogwild.local import TorchRuntime
+
+        return TorchRuntime(model.removeprefix("torch:"))
     raise UsageError(
         f"model {public_url(model)!r} is neither the address of an OpenAI-compatible server "
         "('http://localhost:8000/v1') nor a folder of weights for an engine in this process "
-        "('vllm:/path/to/folder')"
+        "('vllm:/path/to/folder', or 'torch:/path/to/folder' for the slow reference engine)"
     )

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import tenacity
@@ -19,10 +19,15 @@ import tenacity
 from agentpar.errors import GrammarRefused, ModelServerError, UsageError
 from agentpar.events import Usage
 from agentpar.net import retry_after
-from agentpar.ports import Capability, ModelRequest
+from agentpar.ports import Capability, Message, ModelRequest
 from agentpar.redact import HIDDEN, Redactor, public_url, url_credentials
 from agentpar.runtime.launch import BACKGROUND
 from agentpar.runtime.refusal import refusal
+from agentpar.workers import Workers
+
+if TYPE_CHECKING:
+    from agentpar.runtime.hogwild.group import WorkerGroup
+    from agentpar.runtime.hogwild.rows import RowServer
 
 MAX_LINE = 16 << 20  # bytes; no honest piece of a stream is longer
 MAX_RETRY_AFTER = 60.0  # seconds; a server that asks for more is given up on at once
@@ -95,6 +100,18 @@ class OpenAIRuntime:
         this server cannot enforce.
         """
         body = await self._body(request)
+        async with aclosing(self.post_stream("/chat/completions", body, request)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def post_stream(
+        self, path: str, body: dict[str, Any], request: ModelRequest | None = None
+    ) -> AsyncGenerator[str | Usage, None]:
+        """Yield the text, then the `Usage`, that ``{base_url}{path}`` streams for ``body``.
+
+        ``path`` is that of chats or of completions. Raises as `stream`; ``request`` is what a
+        refusal may be about.
+        """
         begun = False
 
         def again(error: BaseException) -> bool:
@@ -103,11 +120,13 @@ class OpenAIRuntime:
         try:
             async for attempt in self._attempts(again):
                 with attempt:
-                    async with aclosing(self._pieces(body)) as pieces:
+                    async with aclosing(self._pieces(path, body)) as pieces:
                         async for piece in pieces:
                             begun = True
                             yield piece
         except _Refused as error:
+            if request is None:
+                raise ModelServerError(str(error)) from None
             raised = refusal(request, str(error), begun=begun)
             self._refused_a_grammar |= isinstance(raised, GrammarRefused)
             raise raised from None
@@ -135,6 +154,35 @@ class OpenAIRuntime:
                     "server? If it is, name the model it serves"
                 ) from None
         return self._model
+
+    async def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The JSON that the server answers with at ``path`` below its root, beside ``/v1``.
+
+        A GET, or with a ``body`` a POST. None where the server knows no such page. Raises as
+        `stream`.
+        """
+        try:
+            root = self._url.removesuffix("/v1")
+            return json.loads(await self._read(root + path, absent=_NO_SUCH_PAGE, body=body) or "")
+        except ValueError:
+            return None
+
+    def group(
+        self,
+        shared: str | Sequence[Message],
+        workers: Sequence[str],
+        settings: Workers | None = None,
+    ) -> AbstractAsyncContextManager[WorkerGroup]:
+        """Workers on the task that ``shared`` states: see `open_group`."""
+        from agentpar.runtime.hogwild.opening import open_group
+
+        return open_group(self, shared, workers, settings)
+
+    def rows(self) -> RowServer:
+        """Requests to this server as rows of one cache, where it shares one."""
+        from agentpar.runtime.hogwild.served import ServedRows
+
+        return ServedRows(self)
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop. A later request opens new ones."""
@@ -225,16 +273,18 @@ class OpenAIRuntime:
                 "ask capabilities() before setting one"
             )
 
-    async def _pieces(self, body: Mapping[str, Any]) -> AsyncGenerator[str | Usage, None]:
+    async def _pieces(
+        self, path: str, body: Mapping[str, Any]
+    ) -> AsyncGenerator[str | Usage, None]:
         usage = Usage(calls=1)
         ended = cut = False
-        url = f"{self._url}/chat/completions"
+        url = self._url + path
         async with self._http().stream("POST", url, json=body) as response:
             await self._check(response)
             kind = response.headers.get("content-type", "")
             if not kind.startswith("text/event-stream"):
                 raise _Refused(
-                    f"{self.base_url}/chat/completions sent {kind or 'no content type'!r} "
+                    f"{self.base_url}{path} sent {kind or 'no content type'!r} "
                     "instead of an event stream; is this an OpenAI-compatible server?"
                 )
             async for line in _lines(response):
@@ -246,7 +296,7 @@ class OpenAIRuntime:
                 chunk = self._parse(data)
                 usage = _usage(chunk) or usage
                 for choice in chunk.get("choices") or ():
-                    if text := (choice.get("delta") or {}).get("content"):
+                    if text := (choice.get("delta") or {}).get("content") or choice.get("text"):
                         yield text
                     reason = choice.get("finish_reason")
                     ended = ended or reason is not None
@@ -273,12 +323,15 @@ class OpenAIRuntime:
         except ValueError:
             return None
 
-    async def _read(self, url: str, *, absent: Collection[int]) -> bytes | None:
+    async def _read(
+        self, url: str, *, absent: Collection[int], body: Mapping[str, Any] | None = None
+    ) -> bytes | None:
         """What ``url`` answers with, None where its status is in ``absent``."""
+        method = "GET" if body is None else "POST"
         try:
             async for attempt in self._attempts(_again):
                 with attempt:
-                    async with self._http().stream("GET", url) as response:
+                    async with self._http().stream(method, url, json=body) as response:
                         if response.status_code in absent:
                             return None
                         await self._check(response)

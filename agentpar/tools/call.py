@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 from agentpar.errors import UsageError
+from agentpar.events import ModelUsed, WorkersStarted, WorkerText
 from agentpar.gate import HostGate, Visit, unlimited
 from agentpar.tools.base import Tool
 
@@ -45,6 +46,10 @@ class CurrentCall:
     tool: Tool
     args: Mapping[str, Any]
     gate: HostGate | None = field(default=None, repr=False, compare=False)
+    tell: Callable[[WorkersStarted | WorkerText | ModelUsed], None] = field(
+        default=lambda _: None, compare=False, repr=False
+    )
+    """Tell the run what a model is doing in this call; when and for which task is filled in."""
 
     @property
     def idempotency_key(self) -> str:

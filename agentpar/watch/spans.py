@@ -253,7 +253,9 @@ class SpanTree:
         self._chats += 1
         self._usage += event.usage
         key: Key = ("chat", self._chats)
-        maker: Key = ROOT if event.purpose == "prefill" else (event.purpose, event.round)
+        maker = ROOT  # what is read ahead, or thought for a task, is nobody's text
+        if event.purpose in ("plan", "join"):
+            maker = (event.purpose, event.round)
         named: dict[str, Value] = {
             OPERATION: "chat",
             **self._model(),

@@ -261,7 +261,7 @@ def test_a_known_other_word_is_read_with_a_note(folder: Path) -> None:
         (
             "zzz: 1\n",
             "agent.yaml:1:1: zzz: unknown field, known here: version, name, instructions, model, "
-            "planner, tools, policies, defaults, limits, permissions, journal, watch, secrets",
+            "planner, workers, tools, policies, defaults, limits, permissions, journal, watch, secrets",
         ),
         ("tools:\n  - calcc\n", "agent.yaml:2:5: tools[0]: there is no tool 'calcc', did you mean calc?"),
         (
@@ -350,7 +350,7 @@ def test_every_mistake_of_a_file_is_told_at_once(folder: Path) -> None:
 
 
 NOT_BUILT = [
-    *((key, "{}", key) for key in ("workers", "teams", "memory", "output_schema")),
+    *((key, "{}", key) for key in ("teams", "memory", "output_schema")),
     ("tools", "[openapi: {spec: ./api.yaml}]", "tools[0].openapi"),
 ]
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentpar.errors import UsageError
-from agentpar.runtime.hogwild.spans import Board, Layout, Span, rotation
+from agentpar.runtime.hogwild.spans import Board, Span, rotation
 from agentpar.runtime.hogwild.transcript import Step, Transcript
+from agentpar.workers import Layout
 
 LAYOUTS: tuple[Layout, ...] = ("contiguous", "interleaved", "combined")
 ROWS = ("Alice", "Bob", "Carol")

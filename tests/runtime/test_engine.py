@@ -16,7 +16,8 @@ import asyncio, json, sys, time
 from agentpar.errors import GrammarRefused
 from agentpar.events import Usage
 from agentpar.ports import Message, ModelRequest
-from agentpar.runtime import open_runtime
+from agentpar.runtime.engine import EngineRuntime
+from agentpar.workers import Workers
 
 def ask(text, **more):
     return ModelRequest((Message("user", text),), **more)
@@ -28,7 +29,7 @@ async def read(runtime, request):
             "prompt": usage.prompt_tokens, "cached": usage.cached_tokens, "cut": usage.cut}
 
 async def main():
-    runtime = open_runtime("vllm:" + sys.argv[1])
+    runtime = EngineRuntime(sys.argv[1], sharing=True)
     told = {}
     try:
         told["plain"], told["beside"] = await asyncio.gather(
@@ -54,6 +55,10 @@ async def main():
         except GrammarRefused as error:
             told["refused"] = str(error)
         told["able_now"] = sorted(await runtime.capabilities())
+        workers = Workers(2, max_tokens=8, backend="rows")
+        async with runtime.group("Count to nine.", workers.names, workers) as group:
+            told["workers"] = sorted({piece.worker async for piece in group})
+            told["answer"] = "".join([text async for text in group.answer(max_tokens=4)])
     finally:
         await runtime.aclose()
     print("TOLD" + json.dumps(told))
@@ -68,7 +73,7 @@ if __name__ == "__main__":
 @pytest.mark.timeout(300)
 def test_engine_in_process_keeps_the_promises_of_a_runtime(tmp_path: Path) -> None:
     """Streaming, side by side, cut texts, grammar, one refused, schema, cached tokens, abort, and
-    a clean end."""
+    a clean end; on an engine that shares its cache, which groups then do."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     folder = models.resolve("smollm2-135m")
@@ -90,3 +95,5 @@ def test_engine_in_process_keeps_the_promises_of_a_runtime(tmp_path: Path) -> No
     assert told["schema"]["text"].replace(" ", "") in {'{"n":4}', '{"n":5}'}
     assert told["again"]["cached"] > told["again"]["prompt"] / 2
     assert told["unfinished"] == 0
+    assert told["workers"] == ["Alice", "Bob"]
+    assert told["answer"]

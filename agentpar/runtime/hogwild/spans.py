@@ -11,12 +11,8 @@ Pure integers: must never know a tensor, a model or an engine. Layouts after Hog
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-Layout = Literal["contiguous", "interleaved", "combined"]
-"""``contiguous``: prefix, the other rows in the order they joined, own row. ``interleaved``:
-prefix, the finished steps of all rows in the order they ended, own step so far. ``combined``: as
-interleaved, and the others' steps so far stand before one's own."""
+from agentpar.workers import Layout
 
 
 @dataclass(frozen=True, slots=True)

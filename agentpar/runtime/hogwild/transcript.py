@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentpar.errors import UsageError
-from agentpar.runtime.hogwild.spans import Board, Layout
+from agentpar.runtime.hogwild.spans import Board
+from agentpar.workers import Layout
 
 FORMAT = 1
 

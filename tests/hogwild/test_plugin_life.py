@@ -1,0 +1,268 @@
+"""Groups live and die inside vLLM: whoever joins, leaves or lacks memory, texts stay exact."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import torch
+from served import HEADS, PREFIX, Served, served, start
+from tiny import VOCABULARY, ids, tiny
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["step by step", "ahead"])
+def engine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served")
+    with served(
+        tiny(dtype=torch.float32), folder, ahead=request.param, scheduling_policy="priority"
+    ) as engine:
+        yield engine
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whatever a test did, in the end no block is held and no row remembered."""
+    yield
+    if "engine" in request.fixturenames:
+        request.getfixturevalue("engine").require_clean()
+
+
+def test_a_late_row_joins_the_living(engine: Served) -> None:
+    """It sees what they wrote, they see it, and it comes last in the views."""
+    rows = start(engine, "late", 30)
+    engine.steps(10)
+    rows["Dora"] = engine.row("late", "Dora", PREFIX, ids(40, seed=7), 12)
+    engine.run()
+    transcript = engine.require_replay("late", rows)
+    assert transcript.steps[0].joined == tuple(HEADS)
+    assert [step.joined for step in transcript.steps if step.joined][1:] == [("Dora",)]
+
+
+def test_an_injected_text_is_a_row_of_one_token(engine: Served) -> None:
+    """A row that may write one token is read by all, and closed once it is computed."""
+    rows = start(engine, "inject", 24)
+    engine.steps(6)
+    rows["tool"] = engine.row("inject", "tool", PREFIX, ids(33, seed=8), 1)
+    engine.run()
+    transcript = engine.require_replay("inject", rows)
+    (read,) = (step for step in transcript.steps if "tool" in step.wrote)
+    assert read.wrote["tool"] == 33
+    assert "tool" in read.closed
+
+
+def test_a_row_that_leaves_stays_in_sight(engine: Served) -> None:
+    """A client that goes away closes its row, the others go on and see what it wrote."""
+    rows = start(engine, "leave", 30)
+    engine.steps(8)
+    engine.abort(rows["Bob"])
+    engine.run()
+    transcript = engine.require_replay("leave", rows)
+    assert len(engine.written[rows["Alice"]].tokens) == 30
+    assert len(transcript.tokens["Bob"]) < 20
+    assert sum("Bob" in step.closed for step in transcript.steps) == 1
+
+
+def test_when_the_last_one_leaves_all_is_free(engine: Served) -> None:
+    """Clients that disconnect in the middle leave no block behind."""
+    rows = start(engine, "gone", 200)
+    engine.steps(5)
+    assert engine.free < engine.blocks
+    for row in rows.values():
+        engine.abort(row)
+    engine.run()
+    assert engine.free == engine.blocks
+
+
+def test_rows_that_leave_before_their_group_began_are_forgotten(engine: Served) -> None:
+    """The line is left, and who remains begins after the wait."""
+    lost = engine.row("early", "lost", PREFIX, HEADS["Bob"], 20, size=2)
+    engine.step()
+    engine.abort(lost)
+    engine.run()
+    engine.require_clean()
+
+
+def test_a_group_waits_for_its_rows_and_then_begins_at_once(engine: Served) -> None:
+    """With size 3, two rows write nothing until the third is there."""
+    rows = {
+        name: engine.row("barrier", name, PREFIX, HEADS[name], 12, size=3)
+        for name in ("Alice", "Bob")
+    }
+    engine.steps(5)
+    assert not any(engine.written[row].tokens for row in rows.values())
+    rows["Carol"] = engine.row("barrier", "Carol", PREFIX, HEADS["Carol"], 12, size=3)
+    engine.run()
+    transcript = engine.require_replay("barrier", rows)
+    assert transcript.steps[0].joined == ("Alice", "Bob", "Carol")
+    assert len(transcript.steps) == 12
+
+
+def test_a_group_that_waits_in_vain_begins_with_those_there(engine: Served) -> None:
+    """The wait is bounded (0.5 s in these tests)."""
+    began = time.monotonic()
+    rows = {"Alice": engine.row("vain", "Alice", PREFIX, HEADS["Alice"], 6, size=5)}
+    engine.run(most=10**6)
+    assert time.monotonic() - began >= 0.5
+    engine.require_replay("vain", rows)
+
+
+def test_an_ended_group_leaves_its_name_to_a_new_one(engine: Served) -> None:
+    """The second group of a name sees nothing of the first."""
+    for _ in range(2):
+        rows = start(engine, "again", 10)
+        engine.run()
+        transcript = engine.require_replay("again", rows)
+        assert len(transcript.tokens) == 3
+    assert len(list(engine.records.glob("again.*.json"))) == 2
+
+
+def test_groups_and_ordinary_requests_run_side_by_side(engine: Served) -> None:
+    """Three groups with different layouts and an ordinary request: each as if it were alone."""
+    prompt = ids(50, seed=11)
+    alone = engine.add(prompt, 25)
+    engine.run()
+    separators = tuple(token for token in range(VOCABULARY) if token % 5 < 3)
+    groups = {
+        layout: start(engine, f"side-{layout}", 20, layout=layout, steps=separators)
+        for layout in ("contiguous", "interleaved", "combined")
+    }
+    beside = engine.add(prompt, 25)
+    engine.run()
+    for layout, rows in groups.items():
+        engine.require_replay(f"side-{layout}", rows)
+    assert engine.written[beside].tokens == engine.written[alone].tokens
+
+
+def test_a_token_that_ends_a_row_is_not_seen_by_others(engine: Served) -> None:
+    """The row stops at it, and only what it had computed before stays in sight."""
+    first = start(engine, "unstopped", 20)
+    engine.run()
+    wrote = engine.written[first["Bob"]].tokens
+    stop = next(token for index, token in enumerate(wrote) if index > 3 and token not in wrote[:3])
+    rows = {
+        worker: engine.row(
+            "stop",
+            worker,
+            PREFIX,
+            head,
+            20,
+            size=3,
+            stop_token_ids=[stop] if worker == "Bob" else None,
+        )
+        for worker, head in HEADS.items()
+    }
+    engine.run()
+    transcript = engine.require_replay("stop", rows)
+    found = engine.written[rows["Bob"]]
+    assert found.finish == "stop"
+    assert len(found.tokens) == wrote.index(stop) + 1
+    assert transcript.tokens["Bob"] == (*HEADS["Bob"], *found.tokens[:-1])
+
+
+def test_log_probabilities_are_those_of_one_dense_pass(engine: Served) -> None:
+    """Not only the likeliest token: the numbers agree to 1e-3."""
+    rows = start(engine, "logprobs", 12, logprobs=3)
+    engine.run()
+    transcript = engine.require_replay("logprobs", rows)
+    again = engine.reference().replay(transcript)
+    for worker, row in rows.items():
+        told = len(HEADS[worker])
+        expected = again.rows[worker][told - 1 :].log_softmax(-1)
+        for found, position in zip(engine.written[row].logprobs or (), expected, strict=True):
+            for token, value in found.items():
+                assert abs(value.logprob - float(position[token])) < 1e-3
+
+
+def test_a_grammar_or_seed_of_a_row_is_its_own(engine: Served) -> None:
+    """Sampling settings work as for ordinary requests: seeded rows repeat themselves."""
+    texts = []
+    for _ in range(2):
+        rows = start(engine, "seeded", 15, temperature=1.5, seed=7)
+        engine.run()
+        texts.append([engine.written[row].tokens for row in rows.values()])
+    assert texts[0] == texts[1]
+
+
+def test_the_prefix_is_computed_once_and_shared(engine: Served) -> None:
+    """The second and third row take the whole blocks of the prefix from the first."""
+    engine.scheduler.reset_prefix_cache()
+    rows = start(engine, "shared", 4)
+    engine.step()
+    held = engine.blocks - engine.free
+    engine.run()
+    assert [engine.written[row].cached for row in rows.values()] == [0, 64, 64]
+    assert held == 2 + 3  # two whole blocks in common, one more each
+
+
+def test_the_prefix_cache_is_not_poisoned(engine: Served) -> None:
+    """Ordinary requests for the very texts of a group compute them anew, and as before."""
+    prompts = [[*PREFIX, *ids(60, seed=20 + k)] for k in range(3)]
+    before = [engine.add(prompt, 20) for prompt in prompts]
+    engine.run()
+    engine.scheduler.reset_prefix_cache()
+    rows = {
+        f"w{k}": engine.row("poison", f"w{k}", PREFIX, prompt[70:], 40, size=3)
+        for k, prompt in enumerate(prompts)
+    }
+    engine.run()
+    engine.require_replay("poison", rows)
+    after = [engine.add(prompt, 20) for prompt in prompts]
+    engine.run()
+    for old, new in zip(before, after, strict=True):
+        assert engine.written[new].tokens == engine.written[old].tokens
+        assert engine.written[new].cached == 64  # the whole blocks of the prefix
+
+
+def test_a_row_takes_no_more_than_the_prefix_from_the_cache(engine: Served) -> None:
+    """What an ordinary request computed of a head, it computed without the others in sight."""
+    heads = {name: ids(70, seed=30 + k) for k, name in enumerate(HEADS)}
+    for head in heads.values():
+        engine.add([*PREFIX, *head], 4)
+    engine.run()
+    rows = {
+        name: engine.row("clip", name, PREFIX, head, 10, size=3) for name, head in heads.items()
+    }
+    engine.run()
+    engine.require_replay("clip", rows)
+    assert [engine.written[row].cached for row in rows.values()] == [64, 64, 64]
+
+
+def test_the_running_group_survives_a_reset_of_the_prefix_cache(engine: Served) -> None:
+    """A reset that would preempt all that runs is refused while a group is alive."""
+    rows = start(engine, "reset", 12)
+    engine.steps(4)
+    assert engine.scheduler.reset_prefix_cache(reset_running_requests=True) is False
+    engine.run()
+    engine.require_replay("reset", rows)
+
+
+REFUSALS = {
+    "another prefix": ("A", [*PREFIX[:-1], PREFIX[-1] ^ 1], {}, "token 69 of the prefix"),
+    "a shorter prefix": ("A", PREFIX[:-1], {}, "hogwild_prefix 69, but its group has 70"),
+    "another layout": ("A", PREFIX, {"layout": "combined"}, "hogwild_layout 'combined'"),
+    "a name that is taken": ("Alice", PREFIX, {}, "'Alice' of group 'mixed' is there already"),
+    "too many rows": ("A", PREFIX, {"size": 99}, "expects 99 rows"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSALS)
+def test_a_row_that_does_not_fit_its_group_is_refused_alone(engine: Served, what: str) -> None:
+    """It ends with an error that says why; the group and others go on untouched."""
+    rows = start(engine, "mixed", 12)
+    engine.steps(3)
+    worker, prefix, settings, said = REFUSALS[what]
+    odd = engine.row("mixed", worker, prefix, HEADS["Bob"], 12, **settings)  # type: ignore[arg-type]
+    ordinary = engine.add(ids(20, seed=9), 5)
+    engine.run()
+    assert engine.written[odd].finish == "error"
+    assert said in str(engine.written[odd].reason)
+    assert len(engine.written[ordinary].tokens) == 5
+    engine.require_replay("mixed", rows)
