@@ -203,9 +203,9 @@ def start(engine: Served, group: str, count: int, **settings: Any) -> dict[str, 
 
 
 @contextmanager
-def serving(record: Path) -> Iterator[ExitStack]:
+def serving(record: Path, backend: str | None = None) -> Iterator[ExitStack]:
     """The plugin is registered, and groups leave their transcripts in ``record``."""
-    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
     from vllm.v1.attention.selector import _cached_get_attn_backend
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.input_processor import InputProcessor
@@ -224,6 +224,8 @@ def serving(record: Path) -> Iterator[ExitStack]:
         }.items():
             patch.setenv(key, value)
         plugin.register()
+        if backend is not None:
+            register_backend(AttentionBackendEnum.CPU_ATTN, backend)
         _cached_get_attn_backend.cache_clear()
         try:
             yield stack
@@ -250,9 +252,14 @@ def scheduling_ahead() -> Iterator[None]:
 
 
 @contextmanager
-def served(model: Any, folder: Path, *, ahead: bool = False, **arguments: Any) -> Iterator[Served]:
-    """An engine for ``model``, gone afterwards; ``ahead``: it schedules ahead."""
-    with serving(folder / "records") as stack:
+def served(
+    model: Any, folder: Path, *, ahead: bool = False, backend: str | None = None, **arguments: Any
+) -> Iterator[Served]:
+    """An engine for ``model``, gone afterwards.
+
+    ``ahead``: it schedules ahead. ``backend``: another class that answers in ``CPU_ATTN``'s place.
+    """
+    with serving(folder / "records", backend) as stack:
         if ahead:
             stack.enter_context(scheduling_ahead())
             arguments["scheduler_cls"] = AHEAD
