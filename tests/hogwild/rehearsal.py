@@ -1,8 +1,8 @@
 """The plugin's CUDA side in a whole vLLM on a CPU: everything of it that needs no GPU, as it is.
 
-vLLM's FlashAttention backend, its metadata builder and its first model runner are the real ones, as
-are ours over them. Stand-ins are what only CUDA has: FlashAttention's two functions, written here in
-torch, and the device of the worker. Triton has to run in its interpreter.
+vLLM's FlashAttention backend, its metadata builder and its first model runner are the real ones,
+as are ours over them. Stand-ins are what only CUDA has: FlashAttention's two functions, written
+here in torch, and the device of the worker. Triton has to run in its interpreter.
 """
 
 from __future__ import annotations
