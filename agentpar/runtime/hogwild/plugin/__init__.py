@@ -35,7 +35,7 @@ def _reason(device: str) -> str:
             "workers that share a cache in vLLM have not run on a GPU yet, only their parts on a "
             f"CPU: set {CUDA}=1 to try it all the same"
         )
-    return f"workers cannot share a cache in vLLM on {device!r}, but on 'cpu'"
+    return f"workers share a cache in vLLM on 'cpu', not on {device!r}"
 
 
 def serve_args(device: str = "cpu") -> list[str]:
