@@ -31,8 +31,12 @@ def engine(folder: str, dtype: str, *, ours: bool) -> Any:
 
     classes = {}
     if ours:
-        _, worker, _, scheduler = plugin.serve_args()
-        classes = {"worker_cls": worker, "scheduler_cls": scheduler}
+        arguments = plugin.serve_args()
+        options = dict(zip(arguments[::2], arguments[1::2], strict=True))
+        classes = {
+            "worker_cls": options["--worker-cls"],
+            "scheduler_cls": options["--scheduler-cls"],
+        }
     return LLMEngine.from_engine_args(
         EngineArgs(
             model=folder,

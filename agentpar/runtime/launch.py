@@ -78,7 +78,7 @@ def can_share(device: str, folder: Path) -> bool:
         rope_of(config)
     except (OSError, ValueError, CannotShare):
         return False
-    return device in plugin.DEVICES
+    return plugin.runs_on(device)
 
 
 def command(

@@ -203,12 +203,14 @@ def start(engine: Served, group: str, count: int, **settings: Any) -> dict[str, 
 
 
 @contextmanager
-def serving(record: Path, *, stock: bool = False) -> Iterator[ExitStack]:
+def serving(
+    record: Path, *, stock: bool = False, backend: str | None = None
+) -> Iterator[ExitStack]:
     """The plugin is registered, and groups leave their transcripts in ``record``.
 
     ``stock``: it is not, and vLLM is as its makers left it.
     """
-    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
     from vllm.v1.attention.selector import _cached_get_attn_backend
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.input_processor import InputProcessor
@@ -228,6 +230,8 @@ def serving(record: Path, *, stock: bool = False) -> Iterator[ExitStack]:
             patch.setenv(key, value)
         if not stock:
             plugin.register()
+        if backend is not None:
+            register_backend(AttentionBackendEnum.CPU_ATTN, backend)
         _cached_get_attn_backend.cache_clear()
         try:
             yield stack
@@ -255,11 +259,20 @@ def scheduling_ahead() -> Iterator[None]:
 
 @contextmanager
 def served(
-    model: Any, folder: Path, *, ahead: bool = False, stock: bool = False, **arguments: Any
+    model: Any,
+    folder: Path,
+    *,
+    ahead: bool = False,
+    stock: bool = False,
+    backend: str | None = None,
+    **arguments: Any,
 ) -> Iterator[Served]:
-    """An engine for ``model``, gone afterwards. ``ahead``: it schedules ahead. ``stock``: it is a
-    vLLM without the plugin."""
-    with serving(folder / "records", stock=stock) as stack:
+    """An engine for ``model``, gone afterwards.
+
+    ``ahead``: it schedules ahead. ``stock``: it is a vLLM without the plugin. ``backend``: another
+    class that answers in ``CPU_ATTN``'s place.
+    """
+    with serving(folder / "records", stock=stock, backend=backend) as stack:
         if stock:
             arguments |= {"scheduler_cls": None, "worker_cls": "auto"}
         if ahead:

@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentpar.runtime.hogwild.plugin.cpu import attention
-from agentpar.runtime.hogwild.plugin.cpu.attention import Cache, plan_of
-from agentpar.runtime.hogwild.plugin.cpu.layout import Layout as BlockLayout
-from agentpar.runtime.hogwild.plugin.cpu.layout import place
+from agentpar.runtime.hogwild.plugin import attention
+from agentpar.runtime.hogwild.plugin.attention import Cache, plan_of
 from agentpar.runtime.hogwild.plugin.groups import Chunk, Groups, Queries
+from agentpar.runtime.hogwild.plugin.layout import Layout as BlockLayout
+from agentpar.runtime.hogwild.plugin.layout import place
 from agentpar.runtime.hogwild.plugin.notice import Joined, Notice
 from agentpar.runtime.hogwild.plugin.params import Member
 from agentpar.runtime.hogwild.rope import Rope
@@ -26,6 +26,7 @@ SIZE, NUMBERS, KV, HEADS = 8, 16, 2, 4
 PLAIN = BlockLayout(tokens=((SIZE, NUMBERS),), numbers=((NUMBERS, 1),))
 COLUMNS = BlockLayout(tokens=((SIZE, 1),), numbers=((NUMBERS, SIZE),))
 PAIRS = BlockLayout(tokens=((SIZE, 2),), numbers=((NUMBERS // 2, 2 * SIZE), (2, 1)))
+PACKED = BlockLayout(tokens=((SIZE, 2 * NUMBERS),), numbers=((NUMBERS, 1),))
 TOKEN_PAIRS = BlockLayout(tokens=((SIZE // 2, 2 * NUMBERS), (2, 1)), numbers=((NUMBERS, 2),))
 ROWS = ("Alice", "Bob", "Carol", "Dora")
 STEP, OTHER = 1, 2  # tokens: the first ends a step
@@ -71,16 +72,19 @@ class Rows:
 
     def write(self, row: str, start: int, stop: int) -> None:
         """Into the blocks, as a kernel with this layout does."""
-        flat = self.kv.view(len(self.kv), KV, 2, SIZE * NUMBERS)
+        flat = self.kv.view(len(self.kv), KV, 2 * SIZE * NUMBERS)
         for index in range(start, stop):
             block, token = self.blocks[row][index // SIZE], index % SIZE
             for which, (numbers, layout) in enumerate(
                 zip(self.stored(row, index), (self.cache.keys, self.cache.values), strict=True)
             ):
                 places = [
-                    place(layout.tokens, token) + place(layout.numbers, c) for c in range(NUMBERS)
+                    which * self.cache.behind
+                    + place(layout.tokens, token)
+                    + place(layout.numbers, c)
+                    for c in range(NUMBERS)
                 ]
-                flat[block, :, which, places] = numbers
+                flat[block, :, places] = numbers
 
 
 def rotated(x: torch.Tensor, positions: float, rope: Rope) -> torch.Tensor:
@@ -126,8 +130,9 @@ def expected(rows: Rows, group: Any, asked: Queries, query: torch.Tensor) -> tor
         (torch.float32, COLUMNS, PLAIN),
         (torch.bfloat16, PAIRS, TOKEN_PAIRS),
         (torch.bfloat16, PLAIN, PLAIN),
+        (torch.bfloat16, PACKED, PACKED),
     ],
-    ids=["columns", "pairs", "plain half"],
+    ids=["columns", "pairs", "plain half", "packed half"],
 )
 @settings(deadline=None, max_examples=25)
 @given(played=moves, rope=ropes, prefix=st.integers(1, 20), piece=st.sampled_from([1, 1 << 24]))
@@ -142,7 +147,7 @@ def test_each_query_finds_what_its_view_holds(
     piece: int,
 ) -> None:
     """Whoever writes how much in which step, in blocks of any order and layout."""
-    cache = Cache(SIZE, keys, values)
+    cache = Cache(SIZE, keys, values, NUMBERS if keys is PACKED else SIZE * NUMBERS)
     rows = Rows(prefix, rope, dtype, cache)
     groups = Groups()
     member = {row: Member("g", row, prefix, 1, layout, frozenset({STEP})) for row in ROWS}

@@ -53,12 +53,27 @@ def test_a_hook_that_takes_something_else_is_told_with_both(
 
     monkeypatch.setattr(module.Scheduler, "_free_request", _free_request)
     with pytest.raises(CannotShare) as refused:
-        contract.check()
+        contract.check(contract.hooks("cpu"))
     said = str(refused.value)
     assert "vllm.v1.core.sched.scheduler.Scheduler._free_request" in said
     assert "takes (self, request, later)" in said
     assert "(self, request, delay_free_blocks) is needed" in said
     assert "start the server without --hogwild" in said
+
+
+def test_a_hook_that_moved_counts_on_its_device_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlashAttention takes something else: groups do not start on CUDA, and do on a CPU."""
+    module = importlib.import_module("vllm.v1.attention.backends.flash_attn")
+
+    def forward(self: object, query: object, kv_cache: object) -> None: ...
+
+    monkeypatch.setattr(module.FlashAttentionImpl, "forward", forward)
+    contract.check(contract.hooks("cpu"))
+    with pytest.raises(CannotShare) as refused:
+        contract.check(contract.hooks("cuda"))
+    said = str(refused.value)
+    assert "1 of the hooks into it moved" in said
+    assert "flash_attn.FlashAttentionImpl.forward: takes (self, query, kv_cache), where" in said
 
 
 def test_a_missing_field_is_named() -> None:

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from agentpar.errors import CannotShare
-from agentpar.runtime.hogwild.plugin.cpu.layout import layout_of, place
+from agentpar.runtime.hogwild.plugin.layout import layout_of, place
 
 
 def pairs_first(t: int, c: int, tokens: int, numbers: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from agentpar.errors import UsageError
+from agentpar.errors import CannotShare, UsageError
 
 SWITCH = "AGENTPAR_HOGWILD"
 """Environment variable: ``1`` in a server that was started for groups."""
@@ -17,33 +17,55 @@ RECORD = "AGENTPAR_HOGWILD_RECORD"
 WAIT = "AGENTPAR_HOGWILD_WAIT"
 """Environment variable: seconds that a group waits for the rows it expects (2 if not set)."""
 
-DEVICES = ("cpu",)
-"""Where the plugin runs."""
+CUDA = "AGENTPAR_HOGWILD_CUDA"
+"""Environment variable: ``1`` lets the plugin start on CUDA, where it has never run so far."""
 
 _HOME = "agentpar.runtime.hogwild.plugin"
+
+
+def runs_on(device: str) -> bool:
+    """Whether the plugin runs in a vLLM on ``device``."""
+    return device == "cpu" or (device == "cuda" and os.environ.get(CUDA) == "1")
+
+
+def _reason(device: str) -> str:
+    """Why the plugin does not run on ``device``, and what can be done."""
+    if device == "cuda":
+        return (
+            "workers that share a cache in vLLM have not run on a GPU yet, only their parts on a "
+            f"CPU: set {CUDA}=1 to try it all the same"
+        )
+    return f"workers share a cache in vLLM on 'cpu', not on {device!r}"
 
 
 def serve_args(device: str = "cpu") -> list[str]:
     """What the command line of a vLLM server for groups has in addition.
 
-    Raises `UsageError` for a ``device`` that is not in `DEVICES`.
+    Raises `UsageError` for a ``device`` that the plugin does not run on.
     """
-    args = [f"{_HOME}.door.Door"]
+    args = ["--middleware", f"{_HOME}.door.Door"]
     for name, value in engine_args(device).items():
-        args += [f"--{name.replace('_', '-')}", value]
-    return ["--middleware", *args]
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            args.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            args += [f"--{option}", value]
+    return args
 
 
-def engine_args(device: str = "cpu") -> dict[str, str]:
+def engine_args(device: str = "cpu") -> dict[str, str | bool]:
     """The same for an engine without a server; raises likewise."""
-    if device not in DEVICES:
-        raise UsageError(
-            f"workers cannot share a cache in vLLM on {device!r} yet: leave out --hogwild, and "
-            "they share a log"
-        )
+    if not runs_on(device):
+        raise UsageError(f"{_reason(device)}; or leave out --hogwild, and they share a log")
+    scheduler = {"scheduler_cls": f"{_HOME}.scheduler.HogwildScheduler"}
+    if device == "cpu":
+        return {"worker_cls": f"{_HOME}.cpu.worker.HogwildCPUWorker", **scheduler}
     return {
-        "worker_cls": f"{_HOME}.cpu.worker.HogwildCPUWorker",
-        "scheduler_cls": f"{_HOME}.scheduler.HogwildScheduler",
+        "worker_cls": f"{_HOME}.cuda.worker.HogwildCUDAWorker",
+        **scheduler,
+        "attention_backend": "CUSTOM",
+        "enforce_eager": True,
+        "async_scheduling": False,
     }
 
 
@@ -56,15 +78,24 @@ def environment() -> dict[str, str]:
 def register() -> None:
     """What vLLM calls in each of its processes: nothing happens unless `SWITCH` is set.
 
-    Raises `CannotShare` where a hook into vLLM has moved, upon which the server does not start.
+    Raises `CannotShare` where a hook into vLLM has moved, or on a device that the plugin does not
+    run on, upon which the server does not start.
     """
     if os.environ.get(SWITCH) != "1":
         return
+    from vllm.platforms import current_platform
+
     from agentpar.runtime.hogwild.plugin import contract, frontend
 
-    contract.check()
+    device = current_platform.device_type
+    if not runs_on(device):
+        raise CannotShare(f"{_reason(device)}; or start the server without --hogwild")
+    contract.check(contract.hooks(device))
     frontend.install()
 
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
-    register_backend(AttentionBackendEnum.CPU_ATTN, f"{_HOME}.cpu.backend.HogwildCPUBackend")
+    if device == "cpu":  # where vLLM uses no other
+        register_backend(AttentionBackendEnum.CPU_ATTN, f"{_HOME}.cpu.backend.HogwildCPUBackend")
+    else:
+        register_backend(AttentionBackendEnum.CUSTOM, f"{_HOME}.cuda.backend.HogwildCUDABackend")

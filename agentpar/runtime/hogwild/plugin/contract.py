@@ -28,7 +28,8 @@ class Hook:
     """One thing of vLLM: ``path`` inside ``module``.
 
     ``takes``: the parameters that a callable must have, in this order, or the attributes and
-    fields that a class must declare. ``why``: what the plugin does with it.
+    fields that a class must declare; empty where it only has to be there. ``why``: what the plugin
+    does with it.
     """
 
     module: str
@@ -45,13 +46,14 @@ class Hook:
 _SCHEDULER = "vllm.v1.core.sched.scheduler"
 _MANAGER = "vllm.v1.core.kv_cache_manager"
 _CPU = "vllm.v1.attention.backends.cpu_attn"
+_FLASH = "vllm.v1.attention.backends.flash_attn"
 
 
 def _hook(module: str, path: str, takes: str, why: str, *, fields: bool = False) -> Hook:
     return Hook(module, path, tuple(takes.split()), why, fields)
 
 
-HOOKS: tuple[Hook, ...] = (
+COMMON: tuple[Hook, ...] = (
     # The front end.
     _hook(
         "vllm.v1.engine.input_processor",
@@ -176,12 +178,6 @@ HOOKS: tuple[Hook, ...] = (
         "memory is promised from what is free",
     ),
     # The worker.
-    _hook(
-        "vllm.v1.worker.cpu_worker",
-        "CPUWorker.init_device",
-        "self",
-        "the account of groups is opened",
-    ),
     _hook("vllm.v1.worker.gpu_worker", "Worker.load_model", "self", "the rotation is checked"),
     _hook(
         "vllm.v1.worker.gpu_worker",
@@ -206,8 +202,39 @@ HOOKS: tuple[Hook, ...] = (
         "vllm.v1.attention.backends.registry",
         "register_backend",
         "backend class_path",
-        "ours takes the place of CPU_ATTN",
+        "ours takes the place of another backend",
     ),
+    _hook(
+        "vllm.v1.attention.backend",
+        "CommonAttentionMetadata",
+        "query_start_loc_cpu seq_lens num_actual_tokens",
+        "tells where each row's queries are",
+        fields=True,
+    ),
+    _hook(
+        "vllm.model_executor.layers.rotary_embedding.base",
+        "RotaryEmbeddingBase.__init__",
+        "self rotary_dim is_neox_style",
+        "its tables are held against the config",
+    ),
+    _hook(
+        "vllm.utils.torch_utils",
+        "is_quantized_kv_cache",
+        "kv_cache_dtype",
+        "a cache of 8 bits is refused",
+    ),
+)
+"""On every device."""
+
+CPU: tuple[Hook, ...] = (
+    _hook(
+        "vllm.v1.worker.cpu_worker",
+        "CPUWorker.init_device",
+        "self",
+        "the account of groups is opened",
+    ),
+    _hook(_CPU, "CPUAttentionBackend.get_impl_cls", "", "our attention stands in for vLLM's"),
+    _hook(_CPU, "CPUAttentionBackend.get_builder_cls", "", "and our metadata"),
     _hook(
         _CPU,
         "CPUAttentionMetadataBuilder.build",
@@ -226,20 +253,87 @@ HOOKS: tuple[Hook, ...] = (
         "key value key_cache value_cache slot_mapping isa k_scale v_scale kv_cache_dtype",
         "shows how a block is laid out",
     ),
+)
+"""Where the plugin takes the place of ``CPU_ATTN``."""
+
+CUDA: tuple[Hook, ...] = (
     _hook(
-        "vllm.v1.attention.backend",
-        "CommonAttentionMetadata",
-        "query_start_loc_cpu seq_lens",
-        "tells where each row's queries are",
+        "vllm.v1.worker.gpu_worker",
+        "Worker.init_device",
+        "self",
+        "settings are checked, the account of groups is opened",
+    ),
+    _hook(
+        "vllm.v1.worker.gpu_worker",
+        "Worker._make_model_runner",
+        "self",
+        "makes the first model runner, which keeps a step's tokens on the host",
+    ),
+    _hook(
+        "vllm.v1.attention.backends.registry",
+        "AttentionBackendEnum.CUSTOM",
+        "",
+        "ours is chosen by --attention-backend CUSTOM",
+    ),
+    _hook(_FLASH, "FlashAttentionBackend.get_impl_cls", "", "our attention stands in for vLLM's"),
+    _hook(_FLASH, "FlashAttentionBackend.get_builder_cls", "", "and our metadata"),
+    _hook(
+        _FLASH,
+        "FlashAttentionBackend.forward_includes_kv_cache_update",
+        "",
+        "False: a step's keys and values are written before its attention",
+    ),
+    _hook(
+        _FLASH,
+        "FlashAttentionMetadataBuilder.build",
+        "self common_prefix_len common_attn_metadata fast_build",
+        "a step's plans are made",
+    ),
+    _hook(
+        _FLASH,
+        "FlashAttentionMetadataBuilder.get_cudagraph_support",
+        "vllm_config kv_cache_spec",
+        "no CUDA graph is captured over attention",
+    ),
+    _hook(
+        _FLASH,
+        "FlashAttentionImpl.forward",
+        "self layer query key value kv_cache attn_metadata output output_scale output_block_scale",
+        "queries of groups are answered",
+    ),
+    _hook(
+        _FLASH,
+        "FlashAttentionImpl.do_kv_cache_update",
+        "self layer key value kv_cache slot_mapping",
+        "shows how a block is laid out",
+    ),
+    _hook(
+        "vllm.config",
+        "SchedulerConfig",
+        "async_scheduling",
+        "must be off",
         fields=True,
     ),
+    _hook("vllm.config", "ModelConfig", "enforce_eager", "must be on", fields=True),
     _hook(
-        "vllm.model_executor.layers.rotary_embedding.base",
-        "RotaryEmbeddingBase.__init__",
-        "self rotary_dim is_neox_style",
-        "its tables are held against the config",
+        "vllm.config",
+        "ParallelConfig",
+        "pipeline_parallel_size decode_context_parallel_size prefill_context_parallel_size "
+        "enable_dbo",
+        "one GPU has whole rows, and runs one step at a time",
+        fields=True,
     ),
 )
+"""Where the plugin is the backend ``CUSTOM``, over FlashAttention."""
+
+HOOKS = (*COMMON, *CPU, *CUDA)
+"""All of them."""
+
+
+def hooks(device: str) -> tuple[Hook, ...]:
+    """What the plugin relies on in a vLLM on ``device``."""
+    return (*COMMON, *(CPU if device == "cpu" else CUDA))
+
 
 ATTRIBUTES: dict[Where, tuple[str, ...]] = {
     "scheduler": (
@@ -272,7 +366,7 @@ ATTRIBUTES: dict[Where, tuple[str, ...]] = {
 runner of the worker."""
 
 
-def check(hooks: Iterable[Hook] = HOOKS) -> None:
+def check(hooks: Iterable[Hook]) -> None:
     """Raise `CannotShare` naming each hook that has moved, and the version in which."""
     moved = [f"{hook.name}: {fault}" for hook in hooks if (fault := fault_of(hook))]
     if moved:
@@ -303,6 +397,8 @@ def fault_of(hook: Hook) -> str | None:
         declared = {name for base in found.__mro__ for name in getattr(base, "__annotations__", ())}
         missing = [name for name in hook.takes if name not in declared]
         return f"has no {', '.join(missing)}" if missing else None
+    if not hook.takes:
+        return None
     takes = list(inspect.signature(found).parameters)
     at = -1
     for name in hook.takes:

@@ -7,7 +7,6 @@ it has no others, the stock kernel is not called.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,10 +19,10 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadataBuilder,
 )
 
-from agentpar.runtime.hogwild.plugin.cpu.attention import Cache, Plan
-from agentpar.runtime.hogwild.plugin.cpu.layout import layout_of
-from agentpar.runtime.hogwild.plugin.cpu.step import current
+from agentpar.runtime.hogwild.plugin.attention import Cache
+from agentpar.runtime.hogwild.plugin.layout import layout_of
 from agentpar.runtime.hogwild.plugin.notice import ATTRIBUTE
+from agentpar.runtime.hogwild.plugin.step import NONE, Answers, answered
 
 
 class HogwildCPUBackend(CPUAttentionBackend):  # type: ignore[misc]
@@ -38,14 +37,6 @@ class HogwildCPUBackend(CPUAttentionBackend):  # type: ignore[misc]
         return Builder
 
 
-@dataclass(frozen=True, slots=True)
-class _Answers:
-    """The plans of a step; ``alone``: they answer all of its queries."""
-
-    plans: tuple[Plan, ...] = ()
-    alone: bool = False
-
-
 class Builder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
     """Makes a step's plans beside vLLM's own metadata, if a group runs in it."""
 
@@ -55,17 +46,9 @@ class Builder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
         common_attn_metadata: CommonAttentionMetadata,
         fast_build: bool = False,
     ) -> CPUAttentionMetadata:
-        step = current()
-        plans = step.plans(common_attn_metadata) if step is not None else ()
-        alone = False
-        if step is not None and step.answered:
-            alone = sum(step.answered.values()) == common_attn_metadata.num_actual_tokens
-            lengths = common_attn_metadata.seq_lens.clone()
-            for row, queries in step.answered.items():
-                lengths[row] = queries  # the stock kernel's answer is thrown away: make it short
-            common_attn_metadata = replace(common_attn_metadata, seq_lens=lengths)
+        common_attn_metadata, answers = answered(common_attn_metadata)
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
-        setattr(metadata, ATTRIBUTE, _Answers(plans, alone))
+        setattr(metadata, ATTRIBUTE, answers)
         return metadata
 
 
@@ -84,8 +67,8 @@ class Impl(CPUAttentionBackendImpl):  # type: ignore[misc]
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        answers: _Answers | None = getattr(attn_metadata, ATTRIBUTE, None)
-        if answers is None or not answers.alone:
+        answers: Answers = getattr(attn_metadata, ATTRIBUTE, NONE)
+        if not answers.alone:
             super().forward(
                 layer,
                 query,
@@ -97,8 +80,7 @@ class Impl(CPUAttentionBackendImpl):  # type: ignore[misc]
                 output_scale,
                 output_block_scale,
             )
-        for plan in answers.plans if answers is not None else ():
-            plan.attend(query, kv_cache, output.view_as(query), self.scale)
+        answers.attend(query, kv_cache, output, self.scale)
         return output
 
 
@@ -133,7 +115,8 @@ def measured(layer: Any, kv_cache: torch.Tensor) -> Cache:
         stored += unit * found.round().to(torch.int64)
     # stored[place] = index; turned round: places[index].
     places = [row.argsort().tolist() if _is_order(row) else row.tolist() for row in stored]
-    return Cache(size, layout_of(places[0], size, numbers), layout_of(places[1], size, numbers))
+    of_keys, of_values = (layout_of(found, size, numbers) for found in places)
+    return Cache(size, of_keys, of_values, behind=size * numbers)
 
 
 def _is_order(found: torch.Tensor) -> bool:

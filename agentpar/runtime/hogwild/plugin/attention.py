@@ -1,10 +1,11 @@
-"""Attention of a group's queries over the group's rows, as they lie in vLLM's CPU cache.
+"""Attention of a group's queries over the group's rows, as they lie in vLLM's cache: in torch.
 
 A step's `Plan` is made once and serves all layers. In each layer it reads every row once, for all
 workers together: the blocks of the prefix and of each row side by side make one axis of *slots*.
 What a worker sees of a slot, and at which distance, is a bias and a rotation of its query.
 
-Knows torch; must never know vLLM.
+It runs wherever torch does, and takes any number of queries for each row. Knows torch; must never
+know vLLM.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from itertools import takewhile
 import numpy as np
 import torch
 
-from agentpar.runtime.hogwild.plugin.cpu.layout import Axis, Layout
 from agentpar.runtime.hogwild.plugin.groups import Group, Queries
+from agentpar.runtime.hogwild.plugin.layout import Axis, Layout
 from agentpar.runtime.hogwild.rope import Rope
 from agentpar.runtime.hogwild.spans import Span, rotation
 
@@ -25,13 +26,22 @@ MAX_SCORES = 1 << 24
 """Scores that are held at once, in numbers: queries of a long prompt go in pieces."""
 
 
+CPU = torch.device("cpu")
+
+
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """How a layer's cache is read: tokens in a block, and how keys and values lie in one."""
+    """How a layer's cache is read: tokens in a block, and how keys and values lie in one.
+
+    ``behind``: numbers from where the keys of a head begin in a block to where its values do.
+    ``device``: where the cache is.
+    """
 
     block_size: int
     keys: Layout
     values: Layout
+    behind: int
+    device: torch.device = CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +52,12 @@ class Turn:
     sin: torch.Tensor
 
     @classmethod
-    def by(cls, positions: np.ndarray, rope: Rope) -> Turn:
+    def by(cls, positions: np.ndarray, rope: Rope, device: torch.device) -> Turn:
         """``positions`` [...] gives tables [..., pairs]; float64 until the last moment."""
         angles = positions[..., None] * np.asarray(rope.frequencies)
         return cls(
-            torch.from_numpy(np.cos(angles).astype(np.float32)),
-            torch.from_numpy(np.sin(angles).astype(np.float32)),
+            torch.from_numpy(np.cos(angles).astype(np.float32)).to(device),
+            torch.from_numpy(np.sin(angles).astype(np.float32)).to(device),
         )
 
 
@@ -111,16 +121,17 @@ class Plan:
     ) -> None:
         self._rope = rope
         self._cache = cache
-        self._positions = torch.from_numpy(positions)
-        self._blocks = torch.tensor(blocks, dtype=torch.int64)
-        self._bias = torch.from_numpy(bias)
+        device = cache.device
+        self._positions = torch.from_numpy(positions).to(device)
+        self._blocks = torch.tensor(blocks, dtype=torch.int64, device=device)
+        self._bias = torch.from_numpy(bias).to(device)
         self._stretches = tuple(stretches)
         # Tables [ways, 1, Q, 1, pairs], for queries [kv heads, Q, heads of one, numbers].
-        self._ways = Turn.by(deltas.T[:, None, :, None], rope)
+        self._ways = Turn.by(deltas.T[:, None, :, None], rope, device)
         # Tables [pairs, slots], for keys [kv heads, numbers, slots].
         self._keys = None
         if shifts is not None:
-            turn = Turn.by(shifts, rope)
+            turn = Turn.by(shifts, rope, device)
             self._keys = Turn(turn.cos.T.contiguous(), turn.sin.T.contiguous())
         self._reader: _Reader | None = None
 
@@ -135,7 +146,7 @@ class Plan:
         """Overwrite the group's rows of ``output``.
 
         ``query``, ``output``: [tokens, heads, numbers]. ``kv_cache``: [blocks, kv heads, block
-        size, twice the numbers], one layer's, as vLLM's CPU backend has it.
+        size, twice the numbers], one layer's.
         """
         numbers = query.shape[-1]
         keys, values = self._read(kv_cache, numbers)
@@ -191,13 +202,13 @@ class _Reader:
         kv, size, count = kv_cache.shape[1], cache.block_size, len(blocks)
         self._blocks = blocks
         self._found = kv_cache.new_empty((count, *kv_cache.shape[1:]))
-        self._keys = torch.empty(kv, numbers, count * size)
-        self._values = torch.empty(kv, count * size, numbers)
+        self._keys = torch.empty(kv, numbers, count * size, device=cache.device)
+        self._values = torch.empty(kv, count * size, numbers, device=cache.device)
         head = 2 * size * numbers
         of_heads, of_blocks = ((kv, head),), ((count, kv * head),)
         self._of_keys = (*of_heads, *cache.keys.numbers, *of_blocks, *cache.keys.tokens)
         self._of_values = (*of_heads, *of_blocks, *cache.values.tokens, *cache.values.numbers)
-        self._behind_keys = size * numbers  # where the values of a block begin
+        self._behind_keys = cache.behind
         self._halves: tuple[torch.Tensor, torch.Tensor] | None = None
         if kv_cache.dtype == torch.bfloat16 and PAIR in self._of_keys and PAIR in self._of_values:
             like = self._found.view(torch.int32)
@@ -260,7 +271,7 @@ def plan_of(group: Group, queries: Sequence[Queries], rope: Rope, cache: Cache) 
     """
     board, size = group.board, cache.block_size
     views = [board.view(asked.row) for asked in queries]
-    if all(_is_plain(asked.row, view) for asked, view in zip(queries, views, strict=True)):
+    if plain(queries, views):
         return None
     common = _common(views, whole_history=board.layout != "contiguous")
     rows = dict.fromkeys(span.row for view in views for span in view if span.start >= board.prefix)
@@ -304,8 +315,13 @@ def plan_of(group: Group, queries: Sequence[Queries], rope: Rope, cache: Cache) 
     )
 
 
-def _is_plain(row: str, view: Sequence[Span]) -> bool:
-    return all(span.row == row and span.shift == 0 for span in view)
+def plain(queries: Sequence[Queries], views: Sequence[Sequence[Span]]) -> bool:
+    """Whether each of ``queries`` sees its own row as it is; ``views`` are theirs, in order."""
+    return all(
+        span.row == asked.row and span.shift == 0
+        for asked, view in zip(queries, views, strict=True)
+        for span in view
+    )
 
 
 def _common(views: Sequence[Sequence[Span]], *, whole_history: bool) -> tuple[Span, ...]:

@@ -1,8 +1,9 @@
-"""How vLLM's CPU kernels lay out a block of keys or values: measured, not assumed.
+"""How vLLM's kernels lay out a block of keys or values.
 
-Kernels for different instruction sets order the numbers of a block in different ways (columns
-first, or tiles of pairs). Numbers that tell where they came from are written through vLLM's own
-kernel; what comes out says which strides read the block as ``[head_dim, tokens]``.
+On a CPU that is measured, not assumed: kernels for different instruction sets order the numbers of
+a block in different ways (columns first, or tiles of pairs). Numbers that tell where they came from
+are written through vLLM's own kernel; what comes out says which strides read the block as
+``[head_dim, tokens]``.
 """
 
 from __future__ import annotations
