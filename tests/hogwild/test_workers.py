@@ -75,7 +75,7 @@ async def test_a_plan_may_have_workers_think_about_results() -> None:
     assert "[19600000, 34000000]" in given
     story = Story.of(events)
     assert story.tasks[3].outcome == Ok("Peru has more.")
-    assert story.groups[1, 3].lanes["Alice"].text == "Peru: 34."
+    assert story.tasks[3].group.lanes["Alice"].text == "Peru: 34."
     used = next(e for e in events if isinstance(e, ModelUsed) and e.purpose == "think")
     assert used.usage.calls == 3
 

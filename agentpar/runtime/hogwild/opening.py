@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
 from agentpar.errors import UsageError
-from agentpar.ports import Message, Runtime
+from agentpar.ports import Message, Named, Runtime
 from agentpar.runtime.hogwild.group import WorkerGroup
 from agentpar.runtime.hogwild.logsync import LogGroup
 from agentpar.runtime.hogwild.rows import RowGroup, row_server
@@ -38,9 +38,10 @@ async def open_group(
     if settings.backend != "log":
         rows = row_server(runtime)
         if rows is None:
-            why = f"{type(runtime).__name__} has no cache that could be shared"
+            named = runtime.provider if isinstance(runtime, Named) else type(runtime).__name__
+            why = f"{named} has no cache that could be shared"
         elif not (why := await rows.cannot_share()):
-            group = RowGroup(rows, messages, workers, settings)
+            group = RowGroup(runtime, rows, messages, workers, settings)
         if why and settings.backend == "rows":
             raise UsageError(f"workers cannot share a cache here: {why}")
     if group is None:
