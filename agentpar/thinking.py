@@ -28,9 +28,11 @@ sentences."""
 
 
 def think_tool(open_group: OpenGroup, settings: Workers) -> Tool:
-    """`think` with ``settings``, whose ``n`` a call may change."""
+    """`think` with ``settings``, whose ``n`` a call may change: more workers then write less
+    each, so that a call takes no more than ``settings`` allow."""
+    most = (settings.n + 1) * settings.max_tokens
 
-    @tool(pure=True, timeout=TIMEOUT, returns="a text")
+    @tool(pure=True, timeout=TIMEOUT, tokens=most, returns="a text")
     async def think(question: str, given: Any = None, workers: int = settings.n) -> str:
         """Several workers think about a question together and give one answer.
 
@@ -46,7 +48,8 @@ def think_tool(open_group: OpenGroup, settings: Workers) -> Tool:
         call = current_call()
         began = time.monotonic()
         text, first = "", 0.0
-        team = replace(settings, n=workers)
+        each = max(1, settings.n * settings.max_tokens // workers)
+        team = replace(settings, n=workers, max_tokens=each)
         async with open_group(_messages(question, given), team) as group:
             answer = think_and_answer(group, call.tell, max_tokens=settings.max_tokens)
             async with aclosing(answer) as pieces:

@@ -1,4 +1,4 @@
-"""A group by rows against a server that is not there when it is wanted: who goes on, who is told."""
+"""A group by rows on a server that refuses, breaks off or forgets: who goes on, and who hears."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from agentpar.ports import Message, Named, Runtime
 from agentpar.runtime.hogwild.group import WorkerGroup
 from agentpar.runtime.hogwild.logsync import LogGroup
 from agentpar.runtime.hogwild.rows import RowGroup, row_server
-from agentpar.workers import OpenGroup, Workers
+from agentpar.workers import Workers
 
 
 @asynccontextmanager
@@ -48,8 +48,3 @@ async def open_group(
         group = LogGroup(runtime, messages, workers, settings, why=why)
     async with group:
         yield group
-
-
-def group_opener(runtime: Runtime) -> OpenGroup:
-    """`open_group` on ``runtime``, for a room that knows only of `Workers`."""
-    return lambda messages, workers: open_group(runtime, messages, workers.names, workers)
