@@ -439,7 +439,7 @@ class Agent:
         ``record`` is the run's ``events.jsonl``. Tools give what they gave then, plan and answer
         are read from the record, and time is virtual: no model, no network, no waiting. This
         agent's limits, policies and instructions hold. ``seeds`` picks schedules by number
-        instead of the first so many. See `Report.order_matters` and `Report.lines`.
+        instead of the first so many. See `Report.differs` and `Report.lines`.
         """
         from agentpar.fuzzing import fuzz_run
 

@@ -106,7 +106,8 @@ def brought_in(
 ) -> tuple[int, ...]:
     """The tasks whose results a reader of ``outcomes`` reads text from outside in.
 
-    A failure counts, too: its message is the far side's. A call that was never made has none.
+    A failure counts, too: its message is the far side's. A call that was never made has none, and
+    what is said of one that was stopped is ours.
     Of a task over a list the whole is read, and not its parts.
     """
     return tuple(
@@ -116,12 +117,16 @@ def brought_in(
     )
 
 
+_OURS = ("plan", "reference", "denied", "limit", "cancelled", "interrupted")
+"""Kinds of failures whose words come from the run itself."""
+
+
 def _was_called(outcome: Outcome | None) -> bool:
     match outcome:
         case None | Skipped():
             return False
         case Failed(kind=kind):
-            return kind not in ("plan", "reference", "denied")
+            return kind not in _OURS
         case _:
             return True
 

@@ -43,7 +43,9 @@ def fuzz(
     """Find out whether an answer depends on the order of events.
 
     A recorded run runs again in virtual time: what tools gave is given again, in other orders,
-    and some calls fail. Exits with 1 where the answer, or what it is written from, differs.
+    some calls fail, and now and then the process dies and another carries on from the journal.
+    Exits with 1 where the answer, or what it is written from, differs, and says whether the
+    order, a limit or the crash has made the difference.
     """
     modules = tuple(allow_module or ())
     # The order alone is compared with the first of the same faults, so that one comes along.
@@ -73,7 +75,7 @@ def fuzz(
     typer.echo(str(record))
     for line in report.lines():
         typer.echo(line)
-    raise typer.Exit(1 if report.order_matters else 0)
+    raise typer.Exit(1 if report.differs else 0)
 
 
 def _with_its_first(seed: int) -> list[int]:

@@ -164,6 +164,7 @@ class Driver:
         self._draining = False
         self._work: dict[Key, asyncio.Task[None]] = {}
         self._unwanted: set[Key] = set()  # cancelled by the machine, or given up on
+        self._asked: dict[int, int] = {}  # how often the approver was asked about each task
         self._late: set[Key] = set()  # attempts whose time is over
         self._alarms: dict[Key, asyncio.TimerHandle] = {}  # when to give up on those
         self._timer: asyncio.TimerHandle | None = None
@@ -275,7 +276,9 @@ class Driver:
             case Join(round):
                 self._start(("join", round, 0), self._run_joiner(command))
             case Ask(task):
-                self._start(("ask", task.id, 0), self._ask(command))
+                number = self._asked[task.id] = self._asked.get(task.id, 0) + 1
+                key = ("ask", task.id, number)
+                self._start(key, self._ask(command, key))
             case Conclude(round):
                 self._start(("conclude", round, 0), self._run_conclude(command))
             case Cancel():
@@ -381,8 +384,11 @@ class Driver:
 
     def _cancel(self, command: Cancel) -> None:
         key = (command.what, command.id, command.attempt)
+        self.held = [held for held in self.held if _key_of(held) != key]
         if command.what == "plan":
             self._inbox.append(PlanFailed(command.id, command.why, self.clock.now()))
+        elif command.what == "ask":
+            key = ("ask", command.id, self._asked.get(command.id, 0))
         if (task := self._work.get(key)) is None:
             if command.what == "call":  # it ended with the process that had begun it
                 self._inbox.append(AttemptEnded(command.id, command.attempt, self.clock.now()))
@@ -390,7 +396,6 @@ class Driver:
             self._unwanted.add(key)
             self._watch(key)
             task.cancel()
-        self.held = [held for held in self.held if _key_of(held) != key]
 
     # Time
 
@@ -481,9 +486,8 @@ class Driver:
 
         return emit
 
-    async def _ask(self, command: Ask) -> None:
+    async def _ask(self, command: Ask, key: Key) -> None:
         id, bound, now = command.task.id, command.bound, self.clock.now
-        key = ("ask", id, 0)
         label, because = command.label, command.because
         self.emit(ApprovalAsked(id, command.args, label, because, bound, now()))
         if self._approve is None:

@@ -7,35 +7,34 @@ is a function in `INVARIANTS`.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from agentpar.errors import PlanError
 from agentpar.events import (
     Answered,
+    ApprovalGiven,
     AttemptEnded,
     AttemptFailed,
+    Event,
+    JoinStarted,
     ModelUsed,
+    PlanStarted,
     RunFinished,
+    TaskCancelled,
     TaskDone,
+    TaskItem,
     TaskPlanned,
+    TaskReplaced,
     TaskStarted,
 )
 from agentpar.executor.commands import Cancel, Execute
 from agentpar.executor.driver import GRACE
 from agentpar.executor.machine import HEDGE_SHARE
+from agentpar.executor.one_by_one import one_by_one
 from agentpar.executor.perform import Performed
 from agentpar.executor.record import parse_record, replay
-from agentpar.executor.schedules import (
-    MAX_RESULT_BYTES,
-    WRITE,
-    Behaviour,
-    Schedule,
-    policy_of,
-    value_of,
-)
-from agentpar.plan import Failed, Ok, Outcome, Skipped, Task, fill, has_value
+from agentpar.executor.schedules import PURE, SINKS, policy_of
+from agentpar.permissions import Rule
+from agentpar.plan import Failed, Ok, Outcome, Task, blocker, each, has_value, ready
 from agentpar.policy import PLAIN
 
 Invariant = Callable[[Performed], Iterator[str]]
@@ -79,7 +78,7 @@ def _failed_at_once(performed: Performed) -> bool:
 
 def within_concurrency(performed: Performed) -> Iterator[str]:
     """No more calls are in flight, in all, of a tool or at a host, than the limits say."""
-    schedule, tasks = performed.schedule, performed.machine.tasks
+    schedule = performed.schedule
     running: Counter[str] = Counter()
     bounds = {"calls": schedule.limits.concurrency}
     for name, policy in schedule.policies.items():
@@ -89,8 +88,7 @@ def within_concurrency(performed: Performed) -> Iterator[str]:
             bounds[f"holders of {policy.lock!r}"] = 1
     if schedule.limits.per_host is not None:
         bounds |= {f"calls at {host}.example": schedule.limits.per_host for host in "ab"}
-    for task_id, change in _places(performed):
-        task = tasks[task_id]
+    for task, change in _places(performed):
         policy = policy_of(schedule, task)
         host = str(task.args.get("url", "")).split("/")[2:3]
         names = ["calls", f"calls of {task.tool}", f"holders of {policy.lock!r}"]
@@ -105,66 +103,77 @@ def within_concurrency(performed: Performed) -> Iterator[str]:
         yield f"{performed.peak} calls really ran at once, {bounds['calls']} may"
 
 
-def _places(performed: Performed) -> Iterator[tuple[int, int]]:
-    """Attempts that begin (+1) and have really ended (-1), by task."""
-    running: set[tuple[int, int]] = set()
+def _places(performed: Performed) -> Iterator[tuple[Task, int]]:
+    """Attempts that begin (+1) and have really ended (-1)."""
+    running: dict[tuple[int, int], Task] = {}
     let_go: set[tuple[int, int]] = set()
     for entry in performed.log:
         match entry:
             case Execute(task, _, attempt):
-                running.add((task.id, attempt))
-                yield task.id, 1
+                running[task.id, attempt] = task
+                yield task, 1
             case Cancel("call", id, attempt):
                 let_go.add((id, attempt))
             case (
                 TaskDone(task_id=id, attempt=attempt)
                 | AttemptFailed(task_id=id, attempt=attempt, abandoned=False)
-            ) if (id, attempt) in running - let_go:
-                running.remove((id, attempt))
-                yield id, -1
+            ) if (id, attempt) in running.keys() - let_go:
+                yield running.pop((id, attempt)), -1
             case AttemptEnded(id, attempt) if (id, attempt) in running:
-                running.remove((id, attempt))
-                yield id, -1
+                yield running.pop((id, attempt)), -1
 
 
-def _flights(performed: Performed) -> Iterator[tuple[int, int]]:
-    """Attempts that begin (+1) and that nobody waits for any more (-1), by task."""
-    flying: dict[int, set[int]] = defaultdict(set)
+def _flights(performed: Performed) -> Iterator[tuple[Task, int]]:
+    """Attempts that begin (+1) and that nobody waits for any more (-1)."""
+    flying: dict[tuple[int, int], Task] = {}
     for entry in performed.log:
         match entry:
             case Execute(task, _, attempt):
-                flying[task.id].add(attempt)
-                yield task.id, 1
+                flying[task.id, attempt] = task
+                yield task, 1
             case (
                 TaskDone(task_id=id, attempt=attempt)
                 | AttemptFailed(task_id=id, attempt=attempt)
                 | Cancel("call", id, attempt)
-            ) if attempt in flying[id]:
-                flying[id].remove(attempt)
-                yield id, -1
+            ) if (id, attempt) in flying:
+                yield flying.pop((id, attempt)), -1
 
 
 def locks_hold(performed: Performed) -> Iterator[str]:
     """No two calls really hold one lock, not even beside one that does not stop."""
-    for lock, id, others in performed.overlaps:
-        yield f"lock {lock!r}: call {id} ran beside {others}"
+    for lock, name, others in performed.overlaps:
+        yield f"lock {lock!r}: call {name} ran beside {others}"
+
+
+def _starts(performed: Performed) -> Iterator[tuple[TaskStarted, Task, bool]]:
+    """Every attempt that begins, of which task as it then was, and whether it begins again."""
+    tasks: dict[int, Task] = {}
+    begun: set[tuple[int, int]] = set()
+    for event in performed.log:
+        match event:
+            case TaskPlanned(task=task) | TaskReplaced(task=task):
+                tasks[task.id] = task
+            case TaskStarted(task_id=id, attempt=attempt) if id in tasks:
+                yield event, tasks[id], (id, attempt) in begun
+                begun.add((id, attempt))
 
 
 def within_rates(performed: Performed) -> Iterator[str]:
-    """In no span of time more calls begin than a burst of one second's worth and the rate."""
-    schedule, tasks = performed.schedule, performed.machine.tasks
+    """In no span of time more calls begin than a burst of one second's worth and the rate; calls
+    that broke off with their process begin again when the next one comes."""
+    schedule = performed.schedule
     begun: dict[str, list[float]] = defaultdict(list)
     rates: dict[str, float] = {}
-    for event in performed.log:
-        if isinstance(event, TaskStarted):
-            task = tasks[event.task_id]
-            begun[task.tool].append(event.at)
-            if (rate := policy_of(schedule, task).rate) is not None:
-                rates[task.tool] = rate
-            if (url := task.args.get("url")) and (rate := schedule.limits.host_rate) is not None:
-                host = url.split("/")[2]
-                begun[host].append(event.at)
-                rates[host] = rate
+    for event, task, again in _starts(performed):
+        if again:
+            continue
+        begun[task.tool].append(event.at)
+        if (rate := policy_of(schedule, task).rate) is not None:
+            rates[task.tool] = rate
+        if (url := task.args.get("url")) and (rate := schedule.limits.host_rate) is not None:
+            host = url.split("/")[2]
+            begun[host].append(event.at)
+            rates[host] = rate
     for name, rate in rates.items():
         times = begun[name]
         for first, since in enumerate(times):
@@ -176,11 +185,14 @@ def within_rates(performed: Performed) -> Iterator[str]:
 
 
 def within_budget(performed: Performed) -> Iterator[str]:
-    """Steps and money are never overspent; tokens only by prompts, whose length nobody knows
-    before the first of its kind."""
+    """Steps and money are never overspent, but by calls that were in flight when a process died;
+    tokens only by prompts, whose length nobody knows before the first of its kind, and by what a
+    model wrote for a process that died. That is counted, as is all that was set aside for it."""
     schedule, limits = performed.schedule, performed.schedule.limits
     tasks = performed.machine.tasks
-    steps, cost, tokens, prompts = 0, 0.0, 0, 0
+    steps, cost, tokens, prompts, broken_off = 0, 0.0, 0, 0, 0
+    set_aside = {"plan": limits.plan_tokens, "join": limits.answer_tokens}
+    asked: dict[str, int] = {}  # "plan", "join" -> the round whose model call has told no usage
     for entry in performed.log:
         match entry:
             case Execute(task):
@@ -188,8 +200,14 @@ def within_budget(performed: Performed) -> Iterator[str]:
                 cost += policy_of(schedule, task).cost
             case TaskDone(task_id=id, via="cache"):
                 steps -= 1
-                cost -= schedule.policies.get(tasks[id].tool, PLAIN).cost
-            case ModelUsed(usage=usage):
+                cost -= policy_of(schedule, tasks[id]).cost
+            case PlanStarted(number) | JoinStarted(number):
+                purpose = "plan" if isinstance(entry, PlanStarted) else "join"
+                if asked.get(purpose) == number:
+                    broken_off += set_aside[purpose]
+                asked[purpose] = number
+            case ModelUsed(purpose, usage=usage):
+                asked.pop(purpose, None)
                 tokens += usage.prompt_tokens + usage.completion_tokens
                 prompts += usage.prompt_tokens
         if limits.max_steps is not None and steps > limits.max_steps:
@@ -198,9 +216,18 @@ def within_budget(performed: Performed) -> Iterator[str]:
         if limits.max_cost_usd is not None and cost > limits.max_cost_usd + 1e-9:
             yield f"{cost:g} USD, max_cost_usd is {limits.max_cost_usd}"
             return
-        if limits.max_tokens is not None and tokens > limits.max_tokens + prompts:
+        over = prompts + sum(set_aside.values()) * len(performed.cuts)
+        if limits.max_tokens is not None and tokens > limits.max_tokens + over:
             yield f"{tokens} tokens, max_tokens is {limits.max_tokens}"
             return
+    again = [task for _, task, again in _starts(performed) if again]
+    steps += len(again)
+    cost += sum(policy_of(schedule, task).cost for task in again)
+    spent = performed.machine.budget
+    if spent.tokens < tokens + broken_off:
+        yield f"of {tokens} + {broken_off} tokens {spent.tokens} were counted"
+    if (spent.steps, round(spent.cost, 9)) != (steps, round(cost, 9)):
+        yield f"{steps} steps for {cost:g} USD were counted as {spent.steps} for {spent.cost:g} USD"
 
 
 def by_the_deadline(performed: Performed) -> Iterator[str]:
@@ -228,36 +255,36 @@ def ends_soon(performed: Performed) -> Iterator[str]:
 def within_retries(performed: Performed) -> Iterator[str]:
     """No call is tried more often than its policy allows; what is not idempotent is made again
     only where it was refused."""
-    schedule, tasks = performed.schedule, performed.machine.tasks
+    schedule = performed.schedule
     made: Counter[int] = Counter()
     refused: Counter[int] = Counter()
     for entry in performed.log:
         match entry:
             case Execute(task):
                 made[task.id] += 1
+                policy = policy_of(schedule, task)
+                twice = policy.idempotent is None and task.tool not in SINKS
+                may = 1 + policy.retries + policy.hedge
+                if not (policy.idempotent or twice):
+                    may = min(1 + policy.retries, 1 + refused[task.id])
+                if made[task.id] > may:
+                    yield f"call {task.id} was made {made[task.id]} times, {may} is the most"
             case AttemptFailed(task_id=id, outcome=Failed(kind="throttled")):
                 refused[id] += 1
-    for id, count in made.items():
-        policy = schedule.policies.get(tasks[id].tool, PLAIN)
-        twice = policy.idempotent is None and tasks[id].tool != WRITE
-        may = 1 + policy.retries + policy.hedge
-        if not (policy.idempotent or twice):
-            may = min(1 + policy.retries, 1 + refused[id])
-        if count > may:
-            yield f"call {id} was made {count} times, {may} is the most"
+            case TaskReplaced(task=task):
+                made[task.id] = refused[task.id] = 0
 
 
 def few_hedges(performed: Performed) -> Iterator[str]:
     """Of the calls of a tool no more than one in twenty is made a second time beside itself."""
-    tasks = performed.machine.tasks
     flying: Counter[int] = Counter()
     begun: Counter[str] = Counter()
     hedges: Counter[str] = Counter()
-    for id, change in _flights(performed):
-        flying[id] += change
+    for task, change in _flights(performed):
+        flying[task.id] += change
         if change > 0:
-            tool = tasks[id].tool
-            (hedges if flying[id] > 1 else begun)[tool] += 1
+            tool = task.tool
+            (hedges if flying[task.id] > 1 else begun)[tool] += 1
             if hedges[tool] > HEDGE_SHARE * begun[tool]:
                 yield f"{hedges[tool]} hedges beside {begun[tool]} calls of {tool}"
 
@@ -270,13 +297,16 @@ def once_for_equals(performed: Performed) -> Iterator[str]:
     for entry in performed.log:
         match entry:
             case Execute(task, args):
-                if task.tool == WRITE or policy_of(schedule, task).idempotent is False:
+                if task.tool in SINKS or policy_of(schedule, task).idempotent is False:
                     continue
                 call = f"{task.tool}{sorted(args.items())}"
                 other = well.get(call, open_now.get(call, task.id))
                 if other != task.id:
                     yield f"call {task.id} was made, although it equals call {other}"
                 open_now[call] = task.id
+            case TaskReplaced(task=task):
+                for call in [call for call, owner in open_now.items() if owner == task.id]:
+                    del open_now[call]
             case TaskDone(task_id=id, outcome=outcome):
                 mine = [call for call, owner in open_now.items() if owner == id]
                 for call in mine:
@@ -286,26 +316,191 @@ def once_for_equals(performed: Performed) -> Iterator[str]:
 
 
 def in_order(performed: Performed) -> Iterator[str]:
-    """Time never goes back; an attempt starts once, planned, after all that it needs."""
+    """Time never goes back; an attempt starts once, planned, after all that it needs, and again
+    only where it was in flight when its process died."""
     planned: dict[int, Task] = {}
-    valued: set[int] = set()
-    started: set[tuple[int, int]] = set()
+    ended: dict[int, Outcome] = {}
+    told: set[tuple[int, int]] = set()
+    flying: set[tuple[int, int]] = set()
+    begun: set[tuple[int, int]] = set()
     at = 0.0
-    for event in performed.events:
+    for place, event in enumerate(performed.log):
+        if place in performed.cuts:
+            begun -= flying
+            flying.clear()
+        if not isinstance(event, Event):
+            continue
         if event.at < at - 1e-8:  # a timer may fire a little early
             yield f"{type(event).__name__} at {event.at:g} s comes behind {at:g} s"
         at = event.at
         match event:
-            case TaskPlanned(task=task):
+            case TaskPlanned(task=task) | TaskReplaced(task=task):
                 planned[task.id] = task
-            case TaskDone(task_id=id) if has_value(performed.machine.outcomes.get(id)):
-                valued.add(id)
+            case TaskItem(task_id=id, index=index):
+                told.add((id, index))
+            case AttemptFailed(task_id=id, attempt=attempt):
+                flying.discard((id, attempt))
+            case TaskDone(task_id=id, attempt=attempt):
+                flying.discard((id, attempt))
+                if id not in ended and id in performed.machine.outcomes:
+                    ended[id] = performed.machine.outcomes[id]
             case TaskStarted(task_id=id, attempt=attempt):
-                if id not in planned or (id, attempt) in started:
+                if id not in planned or (id, attempt) in begun:
                     yield f"call {id} started {'unplanned' if id not in planned else 'again'}"
-                elif not valued.issuperset(planned[id].needs):
-                    yield f"call {id} started before {set(planned[id].needs) - valued}"
-                started.add((id, attempt))
+                elif missing := _missing(planned[id], planned, ended, told):
+                    yield f"call {id} started before {missing}"
+                begun.add((id, attempt))
+                flying.add((id, attempt))
+
+
+def _missing(
+    task: Task,
+    planned: Mapping[int, Task],
+    ended: Mapping[int, Outcome],
+    told: Collection[tuple[int, int]],
+) -> set[int]:
+    """What ``task`` needs and has not got; of a pick it needs no more than it takes, and for one
+    element of a list not the others."""
+    if task.part is not None:
+        of, index = task.part
+        task = planned[of]
+        over = each(task.args)
+        if over is not None and (over.task, index) in told:
+            ended = {**ended, over.task: Ok(None)}
+    if ready(task.args, ended) and blocker(task.args, ended) is None:
+        return set()
+    return {need for need in task.needs if not has_value(ended.get(need))}
+
+
+def not_again(performed: Performed) -> Iterator[str]:
+    """A task that has ended does not run again, whatever process or plan comes."""
+    ended: set[int] = set()
+    for event in performed.log:
+        match event:
+            case TaskDone(task_id=id):
+                ended.add(id)
+            case TaskStarted(task_id=id) if id in ended:
+                yield f"call {id} started when it had ended"
+
+
+def effects_once(performed: Performed) -> Iterator[str]:
+    """What may have had an effect is not called again, unless its tool says that twice does no
+    more than once; and then under the same key."""
+    keys: dict[tuple[int, str], str] = {}
+    made: Counter[tuple[int, str]] = Counter()
+    for effect in performed.effects:
+        call = effect.task_id, effect.args
+        if keys.setdefault(call, effect.key) != effect.key:
+            yield f"call {effect.task_id} was made under two keys"
+        policy = performed.schedule.policies.get(effect.tool, PLAIN)
+        if made[call] and not policy.idempotent:
+            yield f"call {effect.task_id} of {effect.tool} had its effect twice"
+        made[call] += not effect.refused
+
+
+def cancelled_for_a_reason(performed: Performed) -> Iterator[str]:
+    """A task that nobody has cancelled is cancelled only where whatever needs it has ended, or
+    has enough without it."""
+    final = performed.machine.outcomes
+    if not any(map(_is_lost, final.values())):
+        return
+    tasks: dict[int, Task] = {}
+    ended: dict[int, Outcome] = {}
+    wanted: set[int] = set()  # by some version of some task
+    told: set[int] = set()
+    for event in performed.log:
+        match event:
+            case TaskPlanned(task=task) | TaskReplaced(task=task):
+                if isinstance(event, TaskReplaced):
+                    told.add(task.id)
+                tasks[task.id] = task
+                wanted.update(task.needs)
+            case TaskCancelled(task_id=id):
+                told.add(id)
+            case TaskDone(task_id=id) if id in final and id not in ended:
+                ended[id] = final[id]
+                if final[id] != event.outcome or not _is_lost(final[id]) or id in told:
+                    continue
+                if (part := tasks[id].part) is not None:
+                    whole = tasks[part[0]]
+                    if _is_lost(final.get(whole.id)) or not told.isdisjoint(
+                        (whole.id, *whole.needs)
+                    ):
+                        continue
+                before = {other: ended[other] for other in ended if other != id}
+                users = (task for task in tasks.values() if id in task.needs)
+                unmet = [
+                    user.id
+                    for user in users
+                    if user.id not in ended
+                    and not _is_lost(final.get(user.id))
+                    and not ready(user.args, before)
+                ]
+                if unmet or id not in wanted:
+                    yield f"task {id} was cancelled, which {unmet or 'nobody'} needs"
+
+
+def _is_lost(outcome: Outcome | None) -> bool:
+    return isinstance(outcome, Failed) and outcome.kind == "cancelled"
+
+
+def permitted(performed: Performed) -> Iterator[str]:
+    """No call runs that the rules do not let run, or somebody has not approved as it is: above
+    all none that has consequences and to which a way leads from outside."""
+    rules = performed.schedule.rules
+    tasks: dict[int, Task] = {}
+    swayed: dict[int, bool] = {}  # whether its planner had read something from outside
+    brought: set[int] = set()
+    approved: set[int] = set()
+    reading = False
+    for event in performed.log:
+        match event:
+            case PlanStarted():
+                reading = bool(brought)
+            case TaskPlanned(task=task):
+                tasks[task.id] = task
+                swayed[task.id] = reading if task.part is None else swayed[task.part[0]]
+            case TaskReplaced(task=task):
+                tasks[task.id] = task
+                swayed[task.id] |= reading
+                approved.discard(task.id)
+            case TaskDone(task_id=id, outcome=Ok() | Failed(kind="tool" | "timeout" | "size")):
+                if tasks[id].tool != PURE:
+                    brought.add(id if (part := tasks[id].part) is None else part[0])
+            case ApprovalGiven(task_id=id, allowed=True):
+                approved.add(id)
+            case TaskStarted(task_id=id) if id not in approved:
+                if not rules and tasks[id].tool not in SINKS:
+                    continue
+                behind = _behind(id, tasks)
+                filled = any(tasks[other].tool != PURE for other in behind)
+                told_to = swayed[id] or any(swayed[other] for other in behind)
+                if (action := _said(rules, tasks[id].tool, filled, told_to)) != "allow":
+                    yield f"call {id} of {tasks[id].tool} ran, although the rules {action}"
+
+
+def _behind(id: int, tasks: Mapping[int, Task]) -> set[int]:
+    """The tasks from which an arrow, or several in a row, lead to this one."""
+    behind: set[int] = set()
+    left = [id]
+    while left:
+        new = {need for need in tasks[left.pop()].needs if need in tasks} - behind
+        behind |= new
+        left += new
+    return behind
+
+
+def _said(rules: Sequence[Rule], tool: str, filled: bool, told_to: bool) -> str:
+    """What the first rule says that speaks of such a call; ``filled``: with data from outside,
+    ``told_to``: perhaps because of them."""
+    for rule in rules:
+        of = {"trusted": not (filled or told_to), "untrusted": filled or told_to}
+        if not rule.names(tool) or not of.get(rule.data or "any", True):
+            continue
+        too_much = tool in SINKS and (told_to or (filled and rule.data is None))
+        if rule.action != "allow" or not too_much:
+            return rule.action
+    return "ask" if tool in SINKS else "allow"
 
 
 def replays(performed: Performed) -> Iterator[str]:
@@ -321,24 +516,15 @@ def replays(performed: Performed) -> Iterator[str]:
 
 
 def as_one_by_one(performed: Performed) -> Iterator[str]:
-    """Every outcome is what running one call after the other gives, whatever ended first, unless
-    somebody or a limit has stopped something."""
-    if performed.error is not None or performed.schedule.drops:
-        return
-    if performed.machine.stopped_by or _failed_at_once(performed):
-        return
-    if any(
-        isinstance(entry, Execute)
-        and entry.attempt > 1
-        and policy_of(performed.schedule, entry.task).hedge
-        for entry in performed.log
-    ):
-        return  # which of two attempts brings the result depends on their speed
-    expected = one_by_one(performed.schedule, performed.machine.round)
-    for id in sorted(expected.keys() | performed.machine.outcomes.keys()):
-        want, have = expected.get(id), performed.machine.outcomes.get(id)
-        if want != have:
-            yield f"task {id} ended as {have}, one by one as {want}"
+    """Every outcome is what calling one by one gives, whatever ended first, unless somebody or a
+    limit has stopped it; and every line of the plans was heard."""
+    if performed.error is None:
+        yield from one_by_one(performed)
+        if not performed.machine.stopped_by and not _failed_at_once(performed):
+            rounds = performed.schedule.rounds[: performed.machine.round]
+            lines = {line.id for one in rounds for line in one.lines if not line.change}
+            if missing := lines - performed.machine.outcomes.keys():
+                yield f"of the lines {sorted(missing)} nothing came"
 
 
 INVARIANTS: tuple[Invariant, ...] = (
@@ -356,6 +542,10 @@ INVARIANTS: tuple[Invariant, ...] = (
     few_hedges,
     once_for_equals,
     in_order,
+    not_again,
+    effects_once,
+    cancelled_for_a_reason,
+    permitted,
     replays,
     as_one_by_one,
 )
@@ -368,105 +558,3 @@ def broken(performed: Performed) -> list[str]:
         for invariant in INVARIANTS
         for complaint in invariant(performed)
     ]
-
-
-# The plain interpreter
-
-
-def one_by_one(schedule: Schedule, rounds: int) -> dict[int, Outcome]:
-    """The outcomes of the first ``rounds`` rounds, by the plainest interpreter there is.
-
-    It knows neither time nor order: the tasks come as they are written, and each call goes as
-    the schedule says.
-    """
-    outcomes: dict[int, Outcome] = {}
-    count = 0
-    for one in schedule.rounds[:rounds]:
-        for line in one.lines:
-            if line.task is None:
-                outcomes[line.id] = Failed("not usable", "plan")
-                continue
-            count += 1
-            outcomes[line.id] = _alone(schedule, line.task, outcomes, count)
-    return outcomes
-
-
-def _alone(schedule: Schedule, task: Task, outcomes: Mapping[int, Outcome], count: int) -> Outcome:
-    most = schedule.limits.max_tasks
-    if count > most:
-        return Failed(f"the plan has more than max_tasks={most} tasks", "plan")
-    for need in task.needs:
-        if need not in outcomes:
-            error = f"refers to ${need}, which is not planned before task {task.id}"
-            return Failed(error, "plan")
-    for need in task.needs:
-        if not has_value(outcomes[need]):
-            return Skipped(need)
-    try:
-        args = fill(task.args, outcomes)
-    except PlanError as error:
-        return Failed(str(error), "reference")
-    if task.tool == WRITE:
-        seconds, verdict = schedule.verdicts[task.id]
-        if verdict == "not judged: the approver breaks":
-            why = "the approver failed: ValueError: the approver broke"
-            return Failed(f"not approved: {why}", "denied")
-        if verdict == "refused":
-            return Failed(f"not approved: {'not today' if seconds else 'refused'}", "denied")
-    outcome = _tried(schedule, task, args)
-    if isinstance(outcome, Failed) and policy_of(schedule, task).on_error == "keep":
-        return replace(outcome, kept=True)
-    return outcome
-
-
-def _tried(schedule: Schedule, task: Task, args: Mapping[str, Any]) -> Outcome:
-    """Call until it goes well, or nothing is left to try."""
-    policy, me = policy_of(schedule, task), task.args["me"]
-    if policy.cache is not None and me in schedule.kept:
-        return Ok(value_of(task.tool, args))
-    idempotent = task.tool != WRITE if policy.idempotent is None else policy.idempotent
-    behaviours = schedule.calls[me]
-    for attempt in range(policy.retries + 1):
-        behaviour = behaviours[min(attempt, len(behaviours) - 1)]
-        outcome = _called(schedule, task, args, behaviour)
-        again = isinstance(outcome, Failed) and (
-            outcome.kind == "throttled" or (idempotent and outcome.kind in ("tool", "timeout"))
-        )
-        if not again:
-            break
-    return outcome
-
-
-_DEAF = ", and does not stop when cancelled"
-"""What is said of a call that goes on."""
-
-
-def _called(
-    schedule: Schedule, task: Task, args: Mapping[str, Any], behaviour: Behaviour
-) -> Outcome:
-    own = policy_of(schedule, task).timeout
-    timeout = schedule.timeout if own is None else own
-    if timeout is not None and (behaviour.fault == "hangs" or behaviour.latency > timeout):
-        error = f"{task.tool} gave no result within {timeout:g} s"
-        if behaviour.fault in ("stubborn", "deaf") and behaviour.lag > 1:
-            error += _DEAF
-        return Failed(error, "timeout")
-    me = task.args["me"]
-    match behaviour.fault:
-        case "raises":
-            return Failed(f"ValueError: call {me} broke")
-        case "exits":
-            return Failed(f"SystemExit: {me}")
-        case "throttled":
-            return Failed(f"call {me} came too soon", "throttled")
-        case "cancels itself" | "cancels its task":
-            return Failed("the call cancelled itself")
-        case "large":
-            limit = f"max_result_bytes={MAX_RESULT_BYTES:,}"
-            return Failed(f"{task.tool} returned more than {limit}", "size")
-        case "not data":
-            return Failed(
-                "value is 2 bytes, which is not data: decode it to text, or save it and "
-                "return its path"
-            )
-    return Ok(value_of(task.tool, args))

@@ -9,16 +9,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 from agentpar.events import Event, RunFinished, TaskStarted
 from agentpar.executor.commands import Execute
-from agentpar.executor.journal import RunJournal
+from agentpar.executor.journal.calls import PastCalls
 from agentpar.executor.machine import Machine
 from agentpar.executor.setup import Setup
 from agentpar.gate import HostGate
 from agentpar.plan import Outcome
 from agentpar.tools.base import Tool
 from agentpar.tools.call import CurrentCall, Told, call_key, enter_calls
+
+
+class Rows(Protocol):
+    """One run's place in a journal (`RunJournal`), as far as calls go."""
+
+    @property
+    def calls(self) -> PastCalls:
+        """What is known of calls that were made already."""
+        ...
+
+    def append(self, event: Event, key: str = "") -> None:
+        """Write ``event`` soon; ``key`` is that of the call which it begins."""
+        ...
+
+    async def flush(self) -> None:
+        """Wait until all that was appended is on disk."""
+        ...
 
 
 class Ledger:
@@ -33,7 +51,7 @@ class Ledger:
         self,
         run_id: str,
         machine: Machine,
-        journal: RunJournal | None = None,
+        journal: Rows | None = None,
         gate: HostGate | None = None,
         setup: Setup | None = None,
     ) -> None:

@@ -61,6 +61,7 @@ from agentpar.executor.twins import Twins
 from agentpar.labels import brought_in, label_of
 from agentpar.permissions import Permissions, Verdict, bound_to
 from agentpar.plan import (
+    EACH,
     Failed,
     Ok,
     Outcome,
@@ -77,6 +78,7 @@ from agentpar.plan import (
     has_value,
     picks,
     ready,
+    references,
 )
 from agentpar.policy import PLAIN, Limits, Policy
 from agentpar.resource import NEVER
@@ -490,9 +492,6 @@ class Machine:
             if task.special:
                 if (because := blocker(args, self.outcomes)) is not None:
                     return [Settle(task.id, Skipped(because))]
-                if task.id in self._parts:
-                    ended = [self.outcomes[part] for part in self._parts[task.id]]
-                    return [Settle(task.id, collect(ended))]
                 if (over := each(args)) is not None:
                     return self._expand(task, over)
             else:
@@ -511,11 +510,15 @@ class Machine:
         return self._permit(task, args)
 
     def _expand(self, task: Task, over: Ref) -> list[Command]:
-        """The list that the task goes over is there: a part for each element."""
+        """The list that the task goes over is there: a part for each element, or what they have
+        come to."""
         try:
             items = elements(over, self.outcomes)
         except PlanError as error:
             return [Settle(task.id, Failed(str(error), "reference"))]
+        if task.id in self._parts:
+            ended = [self.outcomes[part] for part in self._parts[task.id]]
+            return [Settle(task.id, collect(ended))]
         if len(self.tasks) + len(items) > self.limits.max_tasks:
             return [Settle(task.id, self._too_many())]
         return self._spawn(task, items, 0) or [Settle(task.id, Ok([]))]
@@ -523,6 +526,7 @@ class Machine:
     def _spawn(self, task: Task, items: Sequence[Any], start: int) -> list[Command]:
         """Parts for the elements of a list from number ``start`` on."""
         planned = self._parts.setdefault(task.id, [])
+        self._picking.discard(task.id)  # it has what it picks, and waits for its parts
         parts = []
         for index in range(start, len(items)):
             count = self._numbered[task.id] = self._numbered.get(task.id, 0) + 1
@@ -573,8 +577,13 @@ class Machine:
         """Whether ``task`` waits for nothing but the end of the list that it goes over."""
         if not task.special or each(task.args) != Ref(list_of):
             return False
-        others = (need for need in task.needs if need != list_of)
+        others = (ref.task for ref in references(task.args) if EACH not in ref.path)
         return all(has_value(self.outcomes.get(need)) for need in others)
+
+    def _spreads(self, id: int, list_of: int) -> bool:
+        """Whether task ``id`` has begun on the elements of the list of task ``list_of``; what its
+        own parts bring may be lists, too."""
+        return id in self._parts and each(self.tasks[id].args) == Ref(list_of)
 
     def _permit(self, task: Task, args: Mapping[str, Any], *, begun: bool = False) -> list[Command]:
         """By what the rules say of this call it runs, is asked for, or has failed; ``begun``: it
@@ -881,7 +890,7 @@ class Machine:
             commands += self._mend()
         told_early, picking = id in self._items, self._picking
         for dependant in self._dependants.pop(id, ()):
-            if told_early and dependant in self._parts:
+            if told_early and self._spreads(dependant, id):
                 commands += self._spawn_rest(self.tasks[dependant], id)
             left = unmet[dependant] = unmet[dependant] - 1
             if not left:
@@ -905,7 +914,7 @@ class Machine:
                 slot = _slot(id, event.attempt)
                 self.budget.release(slot) if event.via else self.budget.forfeit(slot)
             if event.via:
-                if event.via != "journal":  # that was called once, before the run broke off
+                if event.via != "journal" or event.attempt > call.seen:  # else it was made, once
                     self.budget.give_back_step(call.policy.cost)
             elif type(outcome) is Ok:
                 lane.samples.add(self._now - call.began)

@@ -1,22 +1,24 @@
 """Performs a `Schedule`: the real machine and driver, in virtual time, among simulated tools.
 
-It must never judge what comes of it: that is the business of `agentpar.executor.invariants`.
+A process that dies takes its event loop with it. The next one gets what the journal has and
+carries on, as `agentpar.session.Session` does. It must never judge what comes of it: that is the
+business of `agentpar.executor.invariants`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import io
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from agentpar.errors import AgentparError, FetchError
 from agentpar.events import (
     Answered,
     Event,
+    JoinStarted,
     ModelUsed,
     PlanEnded,
     PlanFault,
@@ -27,35 +29,56 @@ from agentpar.events import (
     TaskCancelled,
     TaskDone,
     TaskPlanned,
+    TaskReplaced,
 )
 from agentpar.executor.commands import Command, Conclude, Join, Plan
-from agentpar.executor.driver import Driver, Emit
+from agentpar.executor.crashes import Life, MemoryJournal, does_without, lines_told
+from agentpar.executor.driver import Driver, Emit, RunClock
+from agentpar.executor.ledger import Ledger
 from agentpar.executor.machine import Machine
-from agentpar.executor.record import RecordWriter
+from agentpar.executor.record import RecordWriter, Terms
+from agentpar.executor.resume import catch_up
 from agentpar.executor.schedules import (
+    FLOWS,
+    LIST,
     MAX_RESULT_BYTES,
-    READ,
-    WRITE,
+    TOOLS,
     Behaviour,
+    Crash,
+    Line,
     Schedule,
+    name_of,
     value_of,
 )
 from agentpar.executor.simulate import VirtualLoop, run
 from agentpar.permissions import Flow, Permissions
-from agentpar.plan import Ok, Task
+from agentpar.plan import Ok, Task, circle_of
 from agentpar.policy import PLAIN
 from agentpar.tools.base import Tool
-from agentpar.tools.call import call_key
+from agentpar.tools.call import call_key, current_call
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """A call of a sink as the far side saw it: of which task, with what, under which key;
+    ``refused`` where it did nothing."""
+
+    task_id: int
+    tool: str
+    args: str
+    key: str
+    refused: bool
 
 
 @dataclass(slots=True)
 class Performed:
     """What came of a schedule: all that the invariants look at.
 
-    ``log`` holds events and commands in order. ``peak`` is the largest number of calls that
-    really ran at once, ``overlaps`` has those that held one lock together (the lock, a call,
-    those before it), ``left`` what stood in the loop behind the run's end, ``error`` what the
-    run raised.
+    ``log`` holds events and commands in order, those of earlier processes as they are on disk;
+    ``cuts`` are the places in it at which one of them broke off. ``effects`` is what the world
+    saw, whatever is on disk. ``peak`` is the largest number of calls that really ran at once,
+    ``overlaps`` has those that held one lock together (the lock, a call, those before it),
+    ``left`` what stood in the loop behind the run's end, ``error`` what the run raised.
     """
 
     schedule: Schedule
@@ -63,7 +86,9 @@ class Performed:
     log: list[Event | Command] = field(default_factory=list)
     record: bytes = b""
     peak: int = 0
-    overlaps: list[tuple[str, int, list[int]]] = field(default_factory=list)
+    overlaps: list[tuple[str, str, list[str]]] = field(default_factory=list)
+    effects: list[Effect] = field(default_factory=list)
+    cuts: list[int] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     error: BaseException | None = None
 
@@ -82,67 +107,119 @@ class Performed:
         return last if isinstance(last, RunFinished) else None
 
 
-_LATENCIES = {name: [0.02] * 25 for name in (*READ, WRITE)}
+_LATENCIES = {name: [0.02] * 25 for name in TOOLS}
 """From earlier runs, so that hedges have something to go by."""
+_RUN_ID = "simulated"
 
 
 def perform(schedule: Schedule) -> Performed:
     """Run the real machine and driver through ``schedule``, in virtual time."""
     machine = Machine(
         schedule.limits,
-        Permissions(flows={WRITE: Flow("write")}),
+        Permissions(schedule.rules, FLOWS),
         policies=schedule.policies,
         latencies=_LATENCIES,
         seed=str(schedule.seed),
     )
     performed = Performed(schedule, machine)
-    try:
-        run(_World(performed).live(), seed=schedule.seed)
-    except AgentparError as error:  # a deadlock, or a fault of the machine's
-        performed.error = error
+    journal = MemoryJournal() if schedule.crashes else None
+    for number, crash in enumerate((*schedule.crashes, None)):
+        process = _Process(performed, journal, crash)
+        try:
+            run(process.live(), seed=schedule.seed + number)
+        except AgentparError as error:  # a deadlock, or a fault of the machine's
+            performed.error = error
+        if crash is None or journal is None or not process.dead:
+            break
+        journal.lose(crash.lost)
+        _begin_anew(performed, journal.history)
     return performed
 
 
-class _World:
-    """The planner, the tools, the approver and the joiner of one schedule."""
+def _begin_anew(performed: Performed, history: Sequence[Event]) -> None:
+    """All that a process of this run knows is what is on disk."""
+    terms = Terms.of(performed.machine)
+    performed.machine, before = terms.machine(), terms.machine()
+    performed.error = None
+    performed.log = []
+    for event in history:
+        performed.log += [event, *before.handle(event)]
+    performed.cuts.append(len(performed.log))
 
-    def __init__(self, performed: Performed) -> None:
+
+class _Process:
+    """The planner, the tools, the approver and the joiner of one schedule, until it has ended or
+    the process that runs it is ``dead``."""
+
+    def __init__(
+        self, performed: Performed, journal: MemoryJournal | None, crash: Crash | None
+    ) -> None:
         self._performed = performed
         self._schedule = performed.schedule
+        self._journal = journal
+        self._history = [] if journal is None else journal.history
+        self._life = Life(None if crash is None else crash.after, self._die)
         self._in_flight = 0
-        self._holders: dict[str, list[int]] = {}
-        self._called: Counter[int] = Counter()
+        self._holders: dict[str, list[str]] = {}
+        self._deaf: set[asyncio.Task[Any]] = set()
+        self._work: asyncio.Task[None] | None = None
         self._emit: Emit | None = None
         self._now: Callable[[], float] = lambda: 0.0
 
     async def live(self) -> None:
         performed, loop = self._performed, asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
-        tools = {name: self._tool(name) for name in (*READ, WRITE)}
+        history, machine = self._history, performed.machine
+        due = catch_up(machine, history)
+        if history and isinstance(history[-1], RunFinished):
+            return  # it died behind the end
+        tools = {name: self._tool(name) for name in TOOLS}
         kept = {
             call_key(tools[task.tool], task.args): Ok(value_of(task.tool, task.args))
             for task in self._schedule.tasks
             if task.args["me"] in self._schedule.kept
         }
         text = io.StringIO()
-        with RecordWriter(text, performed.machine) as writer:
+        ledger = Ledger(_RUN_ID, machine, self._journal)
+        start = history[-1].at if history else 0.0
+        life = self._life
+        with RecordWriter(text, machine, history=history) as writer:
             driver = Driver(
-                performed.machine,
+                machine,
                 tools=tools,
                 plan=self._plan,
                 join=self._join,
                 conclude=self._conclude,
+                clock=RunClock(start),
                 approve=self._approve,
                 results=_Kept(kept),
+                calls=ledger,
                 timeout=self._schedule.timeout,
                 max_result_bytes=MAX_RESULT_BYTES,
-                observers=[performed.log.append, writer.event],
-                command_observers=[performed.log.append, writer.command],
+                observers=[
+                    life.seen(ledger.observe),
+                    life.seen(performed.log.append),
+                    life.seen(writer.event),
+                    life.count,
+                ],
+                command_observers=[
+                    life.seen(performed.log.append),
+                    life.seen(writer.command),
+                ],
             )
             self._emit, self._now = driver.emit, driver.clock.now
-            work = loop.create_task(driver.run(RunStarted("simulated", "?")))
-            timers = [loop.call_at(second, work.cancel) for second in self._schedule.cancels]
-            timers += [loop.call_at(second, self._drop, id) for second, id in self._schedule.drops]
+            first = () if history else (RunStarted(_RUN_ID, "?"),)
+            work = self._work = loop.create_task(driver.run(*first, due=due))
+            timers = [
+                loop.call_at(second - start, work.cancel)
+                for second in self._schedule.cancels
+                if second >= start
+            ]
+            timers += [
+                loop.call_at(second - start, self._drop, id)
+                for second, id in self._schedule.drops
+                if second >= start
+            ]
             try:
                 await asyncio.wait([work])
             finally:
@@ -150,16 +227,26 @@ class _World:
                     timer.cancel()
         performed.record = text.getvalue().encode("utf-8", "surrogatepass")
         performed.error = asyncio.CancelledError() if work.cancelled() else work.exception()
+        if self.dead:
+            return
         heard = len(performed.log)
         for _ in range(3):
             await asyncio.sleep(0)  # what is ready now is of the run, and should not be
         others = asyncio.all_tasks() - {asyncio.current_task()}
-        deaf = {task for task in others if _is_deaf(task)}  # left behind, as it must be
-        performed.left = [f"task {task.get_coro()}" for task in others - deaf]
+        # Those that hear nothing are left behind, as they must be.
+        performed.left = [f"task {task.get_coro()}" for task in others - self._deaf]
         timers = loop.timers()
-        if len(timers) > len(deaf):
+        if len(timers) > len(self._deaf):
             performed.left += map(str, timers)
         performed.left += map(repr, performed.log[heard:])
+
+    @property
+    def dead(self) -> bool:
+        return self._life.over
+
+    def _die(self) -> None:
+        assert self._work is not None
+        self._work.cancel()
 
     def _drop(self, id: int) -> None:
         """The caller wants task ``id`` no more, if it was planned by now."""
@@ -167,29 +254,63 @@ class _World:
         if id in self._performed.machine.tasks and self._performed.end is None:
             self._emit(TaskCancelled(id, "not wanted", self._now()))
 
+    # Tools
+
     def _tool(self, name: str) -> Tool:
         async def call(**args: Any) -> Any:
-            return await self._call(name, args)
+            with self._calling(name, args) as behaviour:
+                await self._wait(behaviour, behaviour.latency)
+                return await self._behave(behaviour, args, value_of(name, args))
 
-        effect: Literal["read", "write"] = "write" if name == WRITE else "read"
-        policy = self._schedule.policies.get(name, PLAIN)
-        return Tool(name, "Simulated.", {"type": "object"}, call, dict, effect, policy=policy)
+        async def stream(**args: Any) -> AsyncIterator[Any]:
+            with self._calling(name, args) as behaviour:
+                elements = value_of(name, args)
+                pause = behaviour.latency * 100 // max(1, len(elements)) / 100
+                for element in elements:
+                    yield element
+                    if await self._wait(behaviour, pause):
+                        return
+                await self._wait(behaviour, behaviour.latency - pause * len(elements))
+                await self._behave(behaviour, args, None)
 
-    async def _call(self, tool: str, args: Mapping[str, Any]) -> Any:
-        id = args["me"]
-        behaviours = self._schedule.calls[id]
-        behaviour = behaviours[min(self._called[id], len(behaviours) - 1)]
-        self._called[id] += 1
+        flow = FLOWS.get(name, Flow())
+        made: Any = stream if name == LIST else call
+        return Tool(
+            name,
+            "Simulated.",
+            {"type": "object"},
+            made,
+            dict,
+            flow.effect,
+            flow.sends,
+            flow.pure,
+            policy=self._schedule.policies.get(name, PLAIN),
+            streams=name == LIST,
+        )
+
+    @contextmanager
+    def _calling(self, tool: str, args: Mapping[str, Any]) -> Iterator[Behaviour]:
+        """A call from its beginning to its end, and how it goes."""
+        if self.dead:
+            raise asyncio.CancelledError
+        performed, name, call = self._performed, name_of(args), current_call()
+        behaviours = self._schedule.calls[name]
+        behaviour = behaviours[min(call.attempt, len(behaviours)) - 1]
+        if call.tool.sink:
+            refused = behaviour.fault == "throttled"
+            performed.effects.append(
+                Effect(call.task_id, tool, repr(args), call.idempotency_key, refused)
+            )
         self._in_flight += 1
-        self._performed.peak = max(self._performed.peak, self._in_flight)
+        performed.peak = max(performed.peak, self._in_flight)
         try:
-            with self._holding(self._schedule.policies.get(tool, PLAIN).lock, id):
-                return await self._behave(behaviour, id, value_of(tool, args))
+            with self._holding(self._schedule.policies.get(tool, PLAIN).lock, name):
+                yield behaviour
         finally:
             self._in_flight -= 1
 
     @contextmanager
-    def _holding(self, lock: str, id: int) -> Iterator[None]:
+    def _holding(self, lock: str, name: str) -> Iterator[None]:
         """Notices who holds the same lock for a time. One that was cancelled leaves within the
         instant in which the next one comes: that is no overlap."""
         if not lock:
@@ -198,34 +319,52 @@ class _World:
         began = self._now()
         holders = self._holders.setdefault(lock, [])
         others = [*holders]
-        holders.append(id)
+        holders.append(name)
         try:
             yield
         finally:
-            holders.remove(id)
-            if self._now() > began and (both := [other for other in others if other in holders]):
-                self._performed.overlaps.append((lock, id, both))
+            holders.remove(name)
+            both = [other for other in others if other in holders]
+            if self._now() > began and both and not self.dead:
+                self._performed.overlaps.append((lock, name, both))
 
-    async def _behave(self, behaviour: Behaviour, id: int, value: Any) -> Any:
+    async def _wait(self, behaviour: Behaviour, seconds: float) -> bool:
+        """Whether it was cancelled meanwhile, and heard that late or never."""
         try:
-            await asyncio.sleep(behaviour.latency)
-            if behaviour.fault == "hangs":
-                await asyncio.get_running_loop().create_future()
+            await asyncio.sleep(seconds)
         except asyncio.CancelledError:
             match behaviour.fault:
                 case "stubborn":
                     await asyncio.sleep(behaviour.lag)
                 case "deaf":
-                    await _deaf(behaviour.lag)
+                    await self._sleep_on(behaviour.lag)
                 case _:
                     raise
+            return True
+        return False
+
+    async def _sleep_on(self, seconds: float) -> None:
+        """Sleep, whoever cancels it."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        self._deaf.add(task)
+        until = loop.time() + seconds
+        while (left := until - loop.time()) > 0:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(left)
+        self._deaf.discard(task)
+
+    async def _behave(self, behaviour: Behaviour, args: Mapping[str, Any], value: Any) -> Any:
+        me = args["me"]
         match behaviour.fault:
+            case "hangs":
+                await asyncio.get_running_loop().create_future()
             case "raises":
-                raise ValueError(f"call {id} broke")
+                raise ValueError(f"call {me} broke")
             case "exits":
-                raise SystemExit(id)
+                raise SystemExit(me)
             case "throttled":
-                raise FetchError(f"call {id} came too soon", status=429, retry_after=behaviour.lag)
+                raise FetchError(f"call {me} came too soon", status=429, retry_after=behaviour.lag)
             case "cancels itself":
                 raise asyncio.CancelledError
             case "cancels its task":
@@ -235,23 +374,22 @@ class _World:
                 await asyncio.sleep(0)
             case "done twice":
                 assert self._emit is not None
-                self._emit(TaskDone(id, Ok(value), at=self._now()))
+                self._emit(TaskDone(current_call().task_id, Ok(value), at=self._now()))
             case "large":
                 return "x" * (2 * MAX_RESULT_BYTES)
             case "not data":
                 return b"12"
         return value
 
+    # Models and people
+
     async def _plan(self, command: Plan, emit: Emit) -> None:
         now = self._now
         one = self._schedule.rounds[command.round - 1]
         emit(PlanStarted(command.round, now()))
-        for line in one.lines:
+        for line in one.lines[lines_told(self._history, command.round) :]:
             await asyncio.sleep(line.gap)
-            if line.task is None:
-                emit(PlanFault(command.round, "not usable", "?", line.id, now()))
-            else:
-                emit(TaskPlanned(command.round, line.task, now()))
+            emit(self._planned(line, command.round))
         match one.plan_end:
             case "ends":
                 emit(ModelUsed("plan", command.round, one.plan_usage, at=now()))
@@ -259,8 +397,24 @@ class _World:
             case "raises":
                 raise ConnectionError("the model server went away")
 
+    def _planned(self, line: Line, round: int) -> Event:
+        """What a line comes to. As the real planner does, one that would change a call that has
+        ended, or make a circle, is a fault."""
+        machine, now = self._performed.machine, self._now()
+        if line.change:
+            unusable = line.id not in machine.tasks or line.id in machine.outcomes
+            if unusable or (line.task is not None and circle_of(line.task, machine.tasks)):
+                return PlanFault(round, f"{line.change} {line.id}: cannot be", "?", None, now)
+            if line.task is None:
+                return TaskCancelled(line.id, does_without(round), now)
+            return TaskReplaced(round, line.task, now)
+        if line.task is None:
+            return PlanFault(round, "not usable", "?", line.id, now)
+        return TaskPlanned(round, line.task, now)
+
     async def _join(self, command: Join, emit: Emit) -> None:
         one = self._schedule.rounds[command.round - 1]
+        emit(JoinStarted(command.round, self._now()))
         await asyncio.sleep(one.join_seconds)
         now = self._now()
         if one.join_end in ("answers", "replans"):
@@ -279,7 +433,8 @@ class _World:
         emit(Answered(command.round, f"stopped by {command.why}", at=self._now()))
 
     def _approve(self, task: Task, args: Mapping[str, Any]) -> Awaitable[bool | str] | bool | str:
-        seconds, verdict = self._schedule.verdicts[task.id]
+        id = task.id if task.part is None else task.part[0]
+        seconds, verdict = self._schedule.verdicts[id]
         if verdict == "not judged: the approver breaks":
             raise ValueError("the approver broke")
         if seconds == 0:
@@ -290,23 +445,6 @@ class _World:
             return True if verdict == "allowed" else "not today"
 
         return think()
-
-
-async def _deaf(seconds: float) -> None:
-    """Sleep, whoever cancels it."""
-    loop = asyncio.get_running_loop()
-    until = loop.time() + seconds
-    while (left := until - loop.time()) > 0:
-        with suppress(asyncio.CancelledError):
-            await asyncio.sleep(left)
-
-
-def _is_deaf(task: asyncio.Task[Any]) -> bool:
-    """Whether ``task`` is in `_deaf`."""
-    at: Any = task.get_coro()
-    while at is not None and getattr(at, "__name__", "") != _deaf.__name__:
-        at = getattr(at, "cr_await", None)
-    return at is not None
 
 
 class _Kept:

@@ -120,7 +120,8 @@ def test_a_seed_shows_its_schedule_again(cli: Cli) -> None:
     assert again.returncode == 1
     (difference,) = (line for line in again.stdout.splitlines() if "task 3 ends as" in line)
     assert difference in told
-    assert f"1 schedule as seed {seed}, where tasks end in the order 1, 2, 3, 4" in again.stdout
+    order = told.partition(f" as seed {seed}, ")[2].partition(";")[0]
+    assert f"1 schedule as seed {seed}, {order};" in again.stdout
 
 
 def test_an_agent_file_brings_its_limits(project: Cli) -> None:
@@ -133,6 +134,12 @@ def test_an_agent_file_brings_its_limits(project: Cli) -> None:
     done = project("fuzz", *words)
     assert done.returncode == 1, done.stderr
     assert "calls total(parts=[1]), seed 0 does not" in done.stdout
+    assert "differs, not by order but by a limit (max_steps=3), in " in done.stdout
+    assert done.stdout.splitlines()[-2:] == [
+        "what the answer is written from depends on what is done before a limit is reached: "
+        "max_steps=3",
+        "without limits it would not depend on the order of events",
+    ]
     assert "on the recorded order task 3 ends as" in done.stdout
 
 

@@ -661,3 +661,76 @@ def test_a_list_read_again_after_a_crash_begins_with_what_was_told(
         wanted = machine.handle(pending.pop(0))
         pending += (TaskDone(c.task_id, c.outcome) for c in wanted if isinstance(c, Settle))
     assert machine.outcomes[1] == outcome
+
+
+def test_what_needs_the_whole_list_as_well_waits_for_it() -> None:
+    """Beside an element, the first of the list is asked for, which is there when the list is."""
+    tasks = [Task.of(1, "ticks"), Task.of(2, "get", n=Ref(1, (EACH,)), after=Ref(1, (0,)))]
+    machine, events = drive(tasks, ticks, Flaky(1.0))
+    assert machine.outcomes[2] == Ok([0, 1, 2])
+    assert [at for id, at in started(events)[1:]] == pytest.approx([3.0] * 3)
+
+
+def test_lists_that_the_parts_bring_are_not_gone_over() -> None:
+    """A call over a list may stream lists itself: their elements are no further ones."""
+    tasks = [Task.of(1, "pages", count=2), Task.of(2, "ticks", count=3, first=EACH_N)]
+    machine, events = drive(tasks, pages, ticks)
+    assert machine.outcomes[2] == Ok([[0, 1, 2], [1, 2, 3]])
+    assert len(started(events)) == 3
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_call_over_a_list_that_also_picks_waits_for_its_parts(breaks: bool) -> None:
+    """The list may end, or break off, while they run."""
+
+    @tool
+    async def stream(after: int) -> AsyncIterator[int]:
+        """Two elements."""
+        yield 7
+        yield 8
+        if breaks:
+            raise ValueError("no more")
+
+    tasks = [
+        Task.of(1, "get", n=1),
+        Task.of(2, "stream", after=Ref(1)),
+        Task.of(3, "slow", n=Ref(2, (EACH,)), after=Pick((Ref(1),))),
+    ]
+    machine, _ = drive(tasks, Flaky(1.0), stream, Flaky(2.0, name="slow"))
+    assert machine.outcomes[3] == (Skipped(2) if breaks else Ok([7, 8]))
+
+
+def test_a_call_in_the_place_of_one_that_is_asked_for_is_asked_for_anew() -> None:
+    """The question about the old one is withdrawn; the answer to the new one is heard."""
+    send = Flaky(1.0, name="send", effect="write")
+    asked: list[int] = []
+
+    async def approve(task: Task, args: Any) -> bool:
+        asked.append(args["n"])
+        await asyncio.sleep(3.0)
+        return True
+
+    async def change(driver: Driver) -> None:
+        await asyncio.sleep(1.0)
+        driver.emit(TaskReplaced(1, Task.of(1, "send", n=2), driver.clock.now()))
+
+    machine, events = drive([Task.of(1, "send", n=1)], send, inside=change, approve=approve)
+    assert machine.outcomes == {1: Ok(2)}
+    assert asked == [1, 2]
+    assert events[-1].at == pytest.approx(5.0)
+
+
+def test_a_list_that_breaks_off_is_no_list_although_its_error_is_kept() -> None:
+    """What came of its first elements is not taken for the whole."""
+
+    @tool(on_error="keep")
+    async def stream() -> AsyncIterator[int]:
+        """One element, and no more."""
+        yield 7
+        raise ValueError("no more")
+
+    tasks = [Task.of(1, "stream"), Task.of(2, "get", n=Ref(1, (EACH,)))]
+    machine, _ = drive(tasks, stream, Flaky(1.0))
+    outcome = machine.outcomes[2]
+    assert isinstance(outcome, Failed)
+    assert outcome.error == "$1[*]: $1 has the fields 'error': [*] needs a list"

@@ -16,7 +16,10 @@ from agentpar.errors import FetchError
 from agentpar.executor.fuzz import (
     BLOCK,
     WITHOUT,
+    Decided,
     Disturbance,
+    FaultSet,
+    Group,
     Report,
     call_text,
     first_of,
@@ -101,7 +104,8 @@ def test_a_seed_says_it_all(seed: int, calls: list[str]) -> None:
     one = Disturbance.of(seed, calls)
     assert one == Disturbance.of(seed, CALLS)
     assert one.faults == Disturbance.of(first_of(seed), CALLS).faults
-    assert bool(one.faults) == (seed % BLOCK >= WITHOUT)
+    assert bool(one.faults or one.mortal) == (seed % BLOCK >= WITHOUT)
+    assert (one.dies is not None) == (one.mortal and seed != first_of(seed))
     assert one.seconds("f()", 0, 1.0, 5.0) == one.seconds("f()", 0, 1.0, 5.0) >= 0
 
 
@@ -219,3 +223,95 @@ def test_a_call_over_a_list_is_planned_once(tmp_path: Path) -> None:
     report = fuzzed(path)
     assert not report.findings
     assert not report.order_matters
+
+
+def test_a_deadline_is_told_from_the_order(tmp_path: Path) -> None:
+    """Where all would come to the same with more time, it is the time that made the difference."""
+    plan = "1. size(of='ab')\n2. size(of='abcd')\njoin()"
+    path = recorded(tmp_path, [size], [plan, "Two [1]."])
+    agent = Agent([size], runtime=ScriptedRuntime([]), deadline=20.0)
+    report = agent.fuzz(path, schedules=WITHOUT)
+    (one,) = report.sets
+    assert {group.cause for group in one.groups} == {"", "limit"}
+    assert {group.limit for group in one.groups[1:]} == {"deadline=20 s"}
+    assert (report.order_matters, report.limits_matter, report.differs) == (False, True, True)
+    text = list(report.lines())
+    assert "before a limit is reached: deadline=20 s" in text[-2]
+    assert text[-1] == "without limits it would not depend on the order of events"
+
+
+def test_a_timeout_is_told_from_the_order(tmp_path: Path) -> None:
+    """A call that takes ten times as long as it did is not in time any more."""
+    path = recorded(tmp_path, [size], ["1. size(of='ab')\njoin()", "Two [1]."])
+    agent = Agent([size], runtime=ScriptedRuntime([]), timeout=9.0)
+    report = agent.fuzz(path, schedules=WITHOUT)
+    assert not report.order_matters
+    assert {group.limit for group in report.differing("limit")} == {"the timeout of size"}
+
+
+def mortal(report: Report) -> list[FaultSet]:
+    found = [one for one in report.sets if one.mortal]
+    assert found
+    return found
+
+
+def test_a_run_is_carried_on_whenever_its_process_dies(tmp_path: Path) -> None:
+    """Over rounds, lists and failures it comes to what it came to in one piece."""
+    texts = [
+        "1. things()\n2. size(of=$1[*])\n3. broken(of='x')\n4. size(of=$3)\njoin()",
+        "Replan: more",
+        "5. size(of='ab')\n6. size(of=any($2[0], $1[1]))\njoin()",
+        "Two [5].",
+    ]
+    report = fuzzed(recorded(tmp_path, [things, size, broken], texts), 200)
+    died = [seed for one in mortal(report) for group in one.groups for seed in group.seeds]
+    assert len(died) == 30
+    assert [len(one.groups) for one in mortal(report)] == [1, 1, 1]
+    assert not report.findings
+
+
+@pytest.mark.parametrize("idempotent", [False, True])
+def test_a_write_that_a_crash_left_open_is_told(tmp_path: Path, idempotent: bool) -> None:
+    """Of one that may be made twice nothing is open: it is made again."""
+
+    @tool(effect="write", idempotent=idempotent)
+    async def send(to: str) -> str:
+        """Send."""
+        await asyncio.sleep(5)
+        return f"sent to {to}"
+
+    texts = ["1. send(to='a')\n2. size(of='abcd')\njoin()", "Sent [1]."]
+    path = recorded(tmp_path, [send, size], texts, approve=lambda task, args: True)
+    report = fuzzed(path, 100)
+    causes = {group.cause for one in mortal(report) for group in one.groups}
+    assert causes == ({""} if idempotent else {"", "open"})
+    assert not report.differs
+    told = any("a crash may leave it open" in line for line in report.lines())
+    assert told == (not idempotent)
+
+
+def test_a_plan_that_does_without_a_call_is_read_again(tmp_path: Path) -> None:
+    """The line that cancels it, too, and once, although the process dies in the middle."""
+    texts = ["1. size(of='abcdefghijkl')\n2. broken(of='x')\njoin()"]
+    texts += ["cancel($1)\n3. size(of='ab')\njoin()", "Two [3]."]
+    path = recorded(tmp_path, [size, broken], texts, replan_early=True)
+    report = fuzzed(path, 60)
+    first = report.sets[0].groups[0].decided
+    assert dict(first.outcomes)[1] == "failed: cancelled: the plan of round 2 does without it"
+    assert 0 not in report.findings.values()
+    groups = [one.groups for one in mortal(report)]
+    assert not any(group.cause == "crash" for found in groups for group in found)
+
+
+def test_what_only_a_crash_changes_is_said() -> None:
+    """And counts: a run is to come to the same, in however many pieces."""
+    one = Decided((), ((1, "1"),), ("reads 1",), ("the answer is 'One'",))
+    other = Decided((), ((1, "2"),), ("reads 2",), ("the answer is 'One'",))
+    groups = (Group(one, (30,)), Group(other, (31,), cause="crash"))
+    report = Report("What?", 2, (FaultSet({}, groups, mortal=True),))
+    assert report.differs
+    text = list(report.lines())
+    assert "where the process dies: 2 schedules, 2 outcomes" in text
+    assert "differs, after a crash, in the results and the joiner's prompt:" in text[3]
+    assert text[-2] == "what the answer is written from is another one after a crash"
+    assert text[-1] == "the answer does not depend on the order of events"

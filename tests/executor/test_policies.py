@@ -726,6 +726,18 @@ def test_a_model_call_that_is_made_again_after_a_crash_counts_again() -> None:
     assert not machine.budget.forbids("plan", 2000)
 
 
+@pytest.mark.parametrize(("begun", "spent"), [(True, 1), (False, 0)])
+def test_a_write_that_a_crash_left_open_has_been_paid_for(begun: bool, spent: int) -> None:
+    """It is not made again, but it may have been made; what the journal knows from a branch that
+    was left costs this one nothing."""
+    machine = Machine(policies={"get": Policy(cost=0.5)})
+    told = [TaskStarted(1, {"n": 1})] * begun
+    end = TaskDone(1, Failed("may or may not have happened", "interrupted"), via="journal")
+    for event in [RunStarted("run", "?"), TaskPlanned(1, calls(1)[0]), *told, end]:
+        machine.handle(event)
+    assert (machine.budget.steps, machine.budget.cost) == (spent, spent * 0.5)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
