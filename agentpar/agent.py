@@ -544,16 +544,18 @@ class Agent:
 
     async def _open_model(self, model: str) -> Runtime:
         """A runtime for ``model``; the name of known weights means a vLLM on this machine."""
+        by_rows = self._workers is not None and self._workers.backend != "log"
+        sharing = None if by_rows else False
         if not model.startswith(("http://", "https://", "vllm:", "torch:")):
             from agentpar.runtime.server import ensure
 
-            by_rows = self._workers is not None and self._workers.backend != "log"
-            model = (await ensure(model, sharing=None if by_rows else False)).base_url
+            model = (await ensure(model, sharing=sharing)).base_url
         return open_runtime(
             model,
             model_id=self._model_id,
             api_key=self._api_key,
             max_connections=self._model_concurrency,
+            sharing=sharing,
         )
 
     def _alone(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -364,3 +364,20 @@ def test_what_comes_from_a_source_cannot_take_the_name_think() -> None:
     agent = Agent([Source()], runtime=ScriptedRuntime([]), workers=Workers(2))
     with pytest.raises(UsageError, match="'think' has the name"):
         agent.ask_sync("Why?")
+
+
+async def test_the_example_runs_on_the_mini_web() -> None:
+    """A page is read, two think about it, and what the answer cites was read."""
+    texts = [
+        '1. web_lookup(query="Lima", find="population")\njoin()',
+        "Lima has 7,737,002 people.",
+        "The page says so.",
+        "The population of Lima is 7,737,002 [1].",
+    ]
+    path = Path(__file__).parents[2] / "examples" / "workers" / "agent.yaml"
+    agent = Agent.from_yaml(path, runtime=ScriptedRuntime(texts))
+    async with agent, agent.run("How many people live in Lima?") as run:
+        events = [event async for event in run]
+    assert [citation.supported for citation in run.answer.citations] == [True]
+    (group,) = [group for where, group in Story.of(events).groups() if where == "Join 1"]
+    assert [lane.text for lane in group.lanes.values()] == texts[1:3]
