@@ -18,7 +18,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -41,16 +41,16 @@ from agentpar.planner.planner import Planner
 from agentpar.planner.prompts import Example
 from agentpar.planner.warmer import Warmer
 from agentpar.policy import Limits, Policy, PolicyFields, PolicyRule, Price, with_rules
-from agentpar.ports import Named, Results, RunInfo, Runtime, Watch
+from agentpar.ports import Message, Named, Results, RunInfo, Runtime, Watch
 from agentpar.redact import SHORTEST, Redactor, url_credentials
 from agentpar.runtime import open_runtime
-from agentpar.runtime.hogwild.opening import group_opener
+from agentpar.runtime.hogwild.opening import open_group
 from agentpar.runtime.redacted import RedactedRuntime
 from agentpar.session import Session, Settings, terms_of
 from agentpar.thinking import think_tool
 from agentpar.tools.base import Tool, ToolSource
 from agentpar.tools.function import toolbox
-from agentpar.workers import Workers
+from agentpar.workers import Group, Workers
 
 if TYPE_CHECKING:  # langgraph costs two seconds of import; fuzzing loads when it is asked for
     from langgraph.graph.state import CompiledStateGraph
@@ -58,6 +58,8 @@ if TYPE_CHECKING:  # langgraph costs two seconds of import; fuzzing loads when i
     from agentpar.executor.fuzz import Report
 
 T = TypeVar("T")
+
+_TWO_THINK = "the tool 'think' has the name of what workers bring: give yours another name"
 
 
 class Run:
@@ -259,9 +261,7 @@ class Agent:
         self._tools: dict[str, Tool] | None = None
         given = toolbox(thing for thing in self._given if not isinstance(thing, ToolSource))
         if workers is not None and "think" in given:
-            raise UsageError(
-                "the tool 'think' has the name of what workers bring: give yours another name"
-            )
+            raise UsageError(_TWO_THINK)
         self._model = model
         self._model_id = model_id
         self._api_key = api_key
@@ -515,6 +515,10 @@ class Agent:
                         things += await thing.start()
                     else:
                         things.append(thing)
+                if self._workers is not None:
+                    if "think" in toolbox(things):
+                        raise UsageError(_TWO_THINK)
+                    things.append(think_tool(self._open_group, self._workers))
                 tools = {
                     name: replace(tool, policy=self._policy(tool))
                     for name, tool in toolbox(things).items()
@@ -523,11 +527,14 @@ class Agent:
                     if tool.close is not None:
                         stack.push_async_callback(tool.close)
                 self._runtime, self._tools = runtime, tools
-                if self._workers is not None:
-                    redacted = RedactedRuntime(runtime, self._redactor())
-                    think = think_tool(group_opener(redacted), self._workers)
-                    self._tools = {**tools, think.name: think}
                 self._stack = stack.pop_all()
+
+    def _open_group(
+        self, messages: Sequence[Message], workers: Workers
+    ) -> AbstractAsyncContextManager[Group]:
+        assert self._runtime is not None
+        runtime = RedactedRuntime(self._runtime, self._redactor())
+        return open_group(runtime, messages, workers.names, workers)
 
     def _policy(self, tool: Tool) -> Policy:
         try:
@@ -537,16 +544,18 @@ class Agent:
 
     async def _open_model(self, model: str) -> Runtime:
         """A runtime for ``model``; the name of known weights means a vLLM on this machine."""
+        by_rows = self._workers is not None and self._workers.backend != "log"
+        sharing = None if by_rows else False
         if not model.startswith(("http://", "https://", "vllm:", "torch:")):
             from agentpar.runtime.server import ensure
 
-            by_rows = self._workers is not None and self._workers.backend != "log"
-            model = (await ensure(model, sharing=None if by_rows else False)).base_url
+            model = (await ensure(model, sharing=sharing)).base_url
         return open_runtime(
             model,
             model_id=self._model_id,
             api_key=self._api_key,
             max_connections=self._model_concurrency,
+            sharing=sharing,
         )
 
     def _alone(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -607,7 +616,7 @@ class Agent:
             temperature=self._temperature,
             seed=self._seed,
             workers=self._workers,
-            open_group=group_opener(runtime),
+            open_group=self._open_group,
         )
         warmer = None
         if self._prefill is not False:

@@ -36,12 +36,14 @@ from agentpar.events import (
     TaskDone,
     TaskPlanned,
     TaskStarted,
+    WorkersEnded,
+    WorkersStarted,
 )
 from agentpar.memory.evidence import spans
 from agentpar.plaintext import one_line, seconds, visible
 from agentpar.plan import Failed, Ok, Skipped
 from agentpar.ports import Progress
-from agentpar.story import State, Story, TaskStory, arguments, call
+from agentpar.story import RoundStory, State, Story, TaskStory, arguments, call
 from agentpar.tools.page import unread_of
 
 if TYPE_CHECKING:  # rich loads when something is shown, not when this file is read
@@ -70,6 +72,7 @@ _ASCII_ICONS: dict[State, str] = {
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _REFRESH = 8  # frames a second
 _BAR_FROM = 64  # columns of terminal from which the time bars fit
+_WORKERS = 8  # lines for workers who write; the view must not outgrow the screen
 _RECORDED = 60  # tasks listed when the run is over; failed ones always are
 
 
@@ -174,10 +177,28 @@ class TerminalDisplay:
             line = self._text(("magenta", f"{spin} planning "), ("dim", writing))
             line.truncate(self._console.width, overflow=self._cut)
             yield line
+        yield from self._workers(last, spin)
         if last.join_started is not None and last.join_ended is None:
             # The end of it, in at most six lines: the view must not outgrow the screen.
             text = visible("".join(last.join_text))[-6 * self._console.width :]
             yield self._text(("cyan", f"{spin} joining "), ("", text))
+
+    def _workers(self, last: RoundStory, spin: str) -> Iterator[RenderableType]:
+        """A line for each worker that may write: the end of its text, where something happens."""
+        story, width = self._story, self._console.width
+        groups = [
+            (f"{task.task.label}. ", task.group)
+            for task in story.tasks.values()
+            if task.group is not None and story.state(task) == "running"
+        ]
+        if last.group is not None and last.join_ended is None and not last.join_text:
+            groups.append(("", last.group))
+        lanes = [(f"{spin} {for_}{w.worker} ", w) for for_, g in groups for w in g.lanes.values()]
+        for begin, lane in lanes[-_WORKERS:]:
+            text = one_line(lane.text[-2 * width :])
+            line = self._text(("cyan", begin), ("dim", text[-max(1, width - len(begin)) :]))
+            line.truncate(width, overflow=self._cut)
+            yield line
 
     def _tasks(self, now: float, rows: int) -> Table:
         from rich.table import Table
@@ -408,6 +429,11 @@ def _event_line(event: Event, story: Story) -> str:
             what = f"cancelled {id}: {one_line(why, 300)}"
         case TaskDone(id, outcome):
             what = _outcome_line(story.tasks[id], outcome)
+        case WorkersStarted(_, workers, backend, why):
+            how = "in one KV cache" if backend == "rows" else f"in a log ({one_line(why, 200)})"
+            what = f"{_thinking(event, story)}: {', '.join(workers)} think together {how}"
+        case WorkersEnded(faults=faults) if faults:
+            what = f"{_thinking(event, story)}: {one_line('; '.join(faults), 500)}"
         case JoinStarted(number):
             again = " again" if story.rounds[number].joins > 1 else ""
             what = f"round {number}: joining{again}"
@@ -423,6 +449,12 @@ def _event_line(event: Event, story: Story) -> str:
         case _:
             return ""
     return f"{event.at - story.began:8.2f} s  {what}"
+
+
+def _thinking(event: WorkersStarted | WorkersEnded, story: Story) -> str:
+    """What the workers think about."""
+    id = event.task_id
+    return f"round {event.round}" if id is None else f"call {story.tasks[id].task.label}"
 
 
 def _outcome_line(task: TaskStory, outcome: Ok | Failed | Skipped) -> str:

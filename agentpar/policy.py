@@ -48,7 +48,8 @@ class Policy:
     idempotent keeps none. ``hedge``: a call that takes longer than
     nearly all before it (their 95th percentile) is made a second time, and the first result
     counts; at most one call in twenty is. One that streams its list is not, once it has told an
-    element. ``cost`` is the price of one attempt in USD.
+    element. ``cost`` is the price of one attempt in USD. ``tokens`` is the most that the model
+    writes in an attempt: so many are set aside before it begins (see `CurrentCall.tell`).
     """
 
     timeout: float | None = None
@@ -64,14 +65,17 @@ class Policy:
     hedge: bool = False
     cost: float = 0.0
     host: str = ""
+    tokens: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("timeout", "cache", "rate", "backoff", "max_backoff", "cost", "retries"):
+        for name in (
+            "timeout", "cache", "rate", "backoff", "max_backoff", "cost", "retries", "tokens"
+        ):  # fmt: skip
             _check_number(name, getattr(self, name))
         for name in ("timeout", "cache", "rate"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise UsageError(f"{name} must be more than 0, or None, got {value!r}")
-        for name in ("retries", "backoff", "max_backoff", "cost"):
+        for name in ("retries", "backoff", "max_backoff", "cost", "tokens"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name} must be at least 0, got {getattr(self, name)!r}")
         if self.concurrency is not None and self.concurrency < 1:
@@ -105,6 +109,7 @@ class PolicyFields(TypedDict, total=False):
     hedge: bool
     cost: float
     host: str
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ are the events' own, in seconds since the run began.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, assert_never
 
@@ -39,6 +39,7 @@ from agentpar.events import (
     TaskStarted,
     Usage,
     Woke,
+    WorkersEnded,
     WorkersStarted,
     WorkerText,
 )
@@ -50,6 +51,41 @@ Status = Literal["running", "answered", "failed", "cancelled"]
 Span = tuple[float, float]
 
 UNPLANNED = "?"  # the tool of a task that has an outcome but was never planned (a faulty line)
+
+
+@dataclass(slots=True)
+class LaneStory:
+    """What one of several workers wrote, and when. Changed by `Story.add` only."""
+
+    worker: str
+    began: float | None = None
+    ended: float | None = None
+    pieces: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(self.pieces)
+
+    def add(self, text: str, at: float) -> None:
+        """Take in the next piece."""
+        if self.began is None:
+            self.began = at
+        self.ended = at
+        self.pieces.append(text)
+
+
+@dataclass(slots=True)
+class GroupStory:
+    """Workers who wrote together. Changed by `Story.add` only."""
+
+    attempt: int
+    backend: str
+    why: str
+    started: float
+    ended: float | None = None
+    lanes: dict[str, LaneStory] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -67,6 +103,7 @@ class TaskStory:
     attempts: int = 0
     failures: list[AttemptFailed] = field(default_factory=list)
     via: str = ""
+    group: GroupStory | None = None  # who thought about it, in the attempt that began last
 
     def span(self, now: float) -> Span | None:
         """From start to end, or to ``now`` while it runs; None for a task that never ran."""
@@ -97,6 +134,7 @@ class RoundStory:
     join_text: list[str] = field(default_factory=list)
     join_error: str = ""
     replan: str = ""
+    group: GroupStory | None = None  # who thought about the answer
 
     def plan_span(self, now: float) -> Span | None:
         """The time the planner wrote, up to ``now`` while it still writes."""
@@ -109,40 +147,6 @@ class RoundStory:
     def writing(self) -> str:
         """The line the planner is in the middle of."""
         return "".join(self.plan_text).rpartition("\n")[2]
-
-
-@dataclass(slots=True)
-class LaneStory:
-    """What one of several workers wrote, and when. Changed by `Story.add` only."""
-
-    worker: str
-    began: float | None = None
-    ended: float | None = None
-    pieces: list[str] = field(default_factory=list)
-
-    @property
-    def text(self) -> str:
-        """All of it."""
-        return "".join(self.pieces)
-
-    def add(self, text: str, at: float) -> None:
-        """Take in the next piece."""
-        if self.began is None:
-            self.began = at
-        self.ended = at
-        self.pieces.append(text)
-
-
-@dataclass(slots=True)
-class GroupStory:
-    """Workers who wrote together: for the answer of a round, or for a task."""
-
-    round: int
-    task_id: int | None
-    backend: str
-    why: str
-    started: float
-    lanes: dict[str, LaneStory] = field(default_factory=dict)
 
 
 class Story:
@@ -163,8 +167,6 @@ class Story:
         self.faults: list[PlanFault] = []
         self.models: list[ModelUsed] = []
         self.answer: Answered | None = None
-        self.groups: dict[tuple[int, int | None], GroupStory] = {}
-        """Workers who wrote together, by round and by the task that they thought for, if any."""
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> Self:
@@ -213,6 +215,7 @@ class Story:
                 task_.filled, task_.asking = args, False
                 task_.started = at if task_.started is None else task_.started
                 task_.attempts += 1
+                task_.group = None
             case AttemptFailed(id):
                 self._task(id).failures.append(event)
             case TaskDone(id, outcome, at):
@@ -229,6 +232,7 @@ class Story:
                 if round_.join_started is None:
                     round_.join_started = at
                 round_.join_text.clear()
+                round_.group = None
             case JoinText(number, text, at):
                 round_ = self._round(number)
                 round_.join_text.append(text)
@@ -243,13 +247,16 @@ class Story:
             case JoinFailed(number, error, at):
                 round_ = self._round(number)
                 round_.join_ended, round_.join_error = at, error
-            case WorkersStarted(number, workers, backend, why, id, at):
-                self.groups[number, id] = GroupStory(
-                    number, id, backend, why, at, {name: LaneStory(name) for name in workers}
-                )
-            case WorkerText(number, worker, text, id, at):
-                group = self.groups.setdefault((number, id), GroupStory(number, id, "", "", at))
-                group.lanes.setdefault(worker, LaneStory(worker)).add(text, at)
+            case WorkersStarted(number, workers, backend, why, id, at, attempt):
+                group = GroupStory(attempt, backend, why, at)
+                group.lanes = {name: LaneStory(name) for name in workers}
+                self._thought_for(number, id).group = group
+            case WorkerText(number, worker, text, id, at, attempt):
+                if (writing := self._thought_for(number, id).group) and writing.attempt == attempt:
+                    writing.lanes.setdefault(worker, LaneStory(worker)).add(text, at)
+            case WorkersEnded(number, faults, id, at, attempt):
+                if (ended := self._thought_for(number, id).group) and ended.attempt == attempt:
+                    ended.faults, ended.ended = faults, at
             case ModelUsed():
                 self.models.append(event)
             case RunFinished(status, error, _):
@@ -260,6 +267,10 @@ class Story:
 
     def _round(self, number: int) -> RoundStory:
         return self.rounds.setdefault(number, RoundStory(number))
+
+    def _thought_for(self, number: int, id: int | None) -> RoundStory | TaskStory:
+        """What workers think about: a round's answer, or a task."""
+        return self._round(number) if id is None else self._task(id)
 
     def _task(self, id: int) -> TaskStory:
         """The task, or a stand-in for one whose plan line could not be used."""
@@ -293,6 +304,16 @@ class Story:
             return self.answer.text
         last = self.rounds[max(self.rounds)] if self.rounds else RoundStory(1)
         return "".join(last.join_text)
+
+    def groups(self) -> Iterator[tuple[str, GroupStory]]:
+        """Workers who wrote together, and for what, round by round."""
+        for number in sorted({*self.rounds, *(task.round for task in self.tasks.values())}):
+            for task in self.tasks.values():
+                if task.round == number and task.group is not None:
+                    yield f"Task {task.task.label}", task.group
+            round_ = self.rounds.get(number)
+            if round_ is not None and round_.group is not None:
+                yield f"Join {number}", round_.group
 
     def usage(self) -> Usage:
         """Tokens of all model calls together."""

@@ -11,13 +11,13 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from agentpar.errors import UsageError
-from agentpar.events import ModelUsed, WorkersStarted, WorkerText
+from agentpar.errors import ModelServerError, UsageError
+from agentpar.events import ModelUsed
 from agentpar.ports import Message
 from agentpar.tools.base import Tool
 from agentpar.tools.call import current_call
 from agentpar.tools.function import tool
-from agentpar.workers import NAMES, OpenGroup, Workers
+from agentpar.workers import NAMES, OpenGroup, Workers, think_and_answer
 
 MAX_GIVEN = 20_000  # characters of what a call is given to think about
 TIMEOUT = 600.0  # seconds; on a CPU a few hundred tokens take a minute
@@ -28,9 +28,11 @@ sentences."""
 
 
 def think_tool(open_group: OpenGroup, settings: Workers) -> Tool:
-    """`think` with ``settings``, whose ``n`` a call may change."""
+    """`think` with ``settings``, whose ``n`` a call may change: more workers then write less
+    each, so that a call takes no more than ``settings`` allow."""
+    most = (settings.n + 1) * settings.max_tokens
 
-    @tool(pure=True, timeout=TIMEOUT, returns="a text")
+    @tool(pure=True, timeout=TIMEOUT, tokens=most, returns="a text")
     async def think(question: str, given: Any = None, workers: int = settings.n) -> str:
         """Several workers think about a question together and give one answer.
 
@@ -46,19 +48,18 @@ def think_tool(open_group: OpenGroup, settings: Workers) -> Tool:
         call = current_call()
         began = time.monotonic()
         text, first = "", 0.0
-        team = replace(settings, n=workers)
+        each = max(1, settings.n * settings.max_tokens // workers)
+        team = replace(settings, n=workers, max_tokens=each)
         async with open_group(_messages(question, given), team) as group:
-            call.tell(WorkersStarted(0, group.workers, group.backend, group.why))
-            async for piece in group:
-                call.tell(WorkerText(0, piece.worker, piece.text))
-            async with aclosing(group.answer(max_tokens=settings.max_tokens)) as pieces:
+            answer = think_and_answer(group, call.tell, max_tokens=settings.max_tokens)
+            async with aclosing(answer) as pieces:
                 async for said in pieces:
                     first = first or time.monotonic() - began
                     text += said
         took = time.monotonic() - began
         call.tell(ModelUsed("think", 0, group.usage, first, took))
         if not text.strip():
-            raise UsageError("the workers came to no answer")
+            raise ModelServerError("the workers came to no answer")
         return text.strip()
 
     return think

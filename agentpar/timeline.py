@@ -292,8 +292,8 @@ def _gantt(story: Story) -> str:
         parts.append(_planner_lane(round_, tasks, story, scale))
         for task in tasks:
             parts.append(_task_row(task, story, scale, task.task.id in critical))
-            parts.extend(_worker_lanes(story.groups.get((number, task.task.id)), scale))
-        parts.extend(_worker_lanes(story.groups.get((number, None)), scale))
+            parts.extend(_worker_lanes(task.group, scale))
+        parts.extend(_worker_lanes(round_.group, scale))
         parts.append(_joiner_lane(round_, story, scale))
         if round_.replan:
             parts.append(f'<div class="row why"><span>↻ {_safe(round_.replan)}</span></div>')
@@ -397,10 +397,10 @@ def _task_row(task: TaskStory, story: Story, scale: _Scale, critical: bool) -> s
 def _workers(story: Story) -> str:
     """What workers wrote, group by group."""
     parts = []
-    for group in story.groups.values():
-        where = f"Join {group.round}" if group.task_id is None else f"Task {group.task_id}"
+    for where, group in story.groups():
         how = "one KV cache" if group.backend == "rows" else "one log"
-        why = f": {_safe(group.why)}" if group.why else ""
+        notes = "; ".join(filter(None, (group.why, *group.faults)))
+        why = f": {_safe(notes)}" if notes else ""
         texts = "".join(
             f"<dt>{_safe(lane.worker)}</dt><dd>{_safe(_cut(lane.text.strip()))}</dd>"
             for lane in group.lanes.values()

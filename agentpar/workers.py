@@ -6,12 +6,12 @@ How they come to read each other is the business of the room that runs models.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
-from agentpar.errors import UsageError
-from agentpar.events import Usage
+from agentpar.errors import BackendError, UsageError
+from agentpar.events import Usage, WorkersEnded, WorkersStarted, WorkerText
 from agentpar.ports import Message
 
 Layout = Literal["contiguous", "interleaved", "combined"]
@@ -54,6 +54,12 @@ class Workers:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it must be at least 1")
         if self.check_every < 0:
             raise UsageError(f"check_every is {self.check_every!r}; 0 means never")
+        for name, known in (
+            ("layout", get_args(Layout)),
+            ("backend", ("auto", *get_args(Backend))),
+        ):
+            if (value := getattr(self, name)) not in known:
+                raise UsageError(f"{name} is {value!r}; there are {', '.join(known)}")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -83,6 +89,11 @@ class Group(Protocol):
         ...
 
     @property
+    def faults(self) -> tuple[str, ...]:
+        """What has gone otherwise than it was meant to, in words: whose request failed, say."""
+        ...
+
+    @property
     def workers(self) -> tuple[str, ...]:
         """Those who still write."""
         ...
@@ -94,9 +105,40 @@ class Group(Protocol):
 
     def __aiter__(self) -> AsyncIterator[Piece]: ...
 
-    def answer(self, instruction: str = "", *, max_tokens: int = 512) -> AsyncGenerator[str, None]:
+    def answer(
+        self,
+        instruction: str = "",
+        *,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ) -> AsyncGenerator[str, None]:
         """Stop the workers and write one text with all that they wrote in sight."""
         ...
+
+
+async def think_and_answer(
+    group: Group,
+    tell: Callable[[WorkersStarted | WorkerText | WorkersEnded], None],
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    seed: int | None = None,
+) -> AsyncGenerator[str, None]:
+    """The answer of ``group``, piece by piece, when its workers have written all they will.
+
+    ``tell`` hears what they do; round and time are for whoever passes it on. Workers whose
+    requests fail keep nobody from answering. Raises what the request for the answer raises.
+    """
+    tell(WorkersStarted(0, group.workers, group.backend, group.why))
+    with suppress(BackendError):  # it is among the faults
+        async for piece in group:
+            tell(WorkerText(0, piece.worker, piece.text))
+    answer = group.answer(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    async with aclosing(answer) as texts:
+        async for text in texts:
+            yield text
+    tell(WorkersEnded(0, group.faults))
 
 
 OpenGroup = Callable[[Sequence[Message], Workers], AbstractAsyncContextManager[Group]]

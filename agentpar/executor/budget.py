@@ -19,7 +19,7 @@ class Budget:
         self.steps = 0
         self.tokens = 0
         self.cost = 0.0
-        self._reserved: dict[str, tuple[int, float]] = {}  # by purpose: tokens, USD
+        self._reserved: dict[str, tuple[int, float]] = {}  # by purpose or slot: tokens, USD
         self._prompt: dict[str, int] = {}  # tokens that the last prompt of a purpose had
 
     def take_step(self, cost: float) -> str:
@@ -34,11 +34,11 @@ class Budget:
         self.cost += cost
         return ""
 
-    def reserve_again(self, purpose: str, completion: int) -> None:
+    def reserve_again(self, purpose: str, completion: int, *, slot: str = "") -> None:
         """A model call was begun anew after a crash, whatever the limits: what was set aside for
         the one that broke off counts as spent."""
-        self.forfeit(purpose)
-        self._reserved[purpose] = self._wanted(purpose, completion)
+        self.forfeit(slot or purpose)
+        self._reserved[slot or purpose] = self._wanted(purpose, completion)
 
     def take_again(self, cost: float) -> None:
         """An attempt was begun anew after a crash, whatever the limits: it is spent twice."""
@@ -50,15 +50,16 @@ class Budget:
         self.steps -= 1
         self.cost -= cost
 
-    def reserve(self, purpose: str, completion: int, *, beside: int = 0) -> str:
+    def reserve(self, purpose: str, completion: int, *, beside: int = 0, slot: str = "") -> str:
         """Set aside what a model call may take: ``completion`` tokens and a prompt as long as
         the last of its ``purpose``. ``beside`` tokens have to be left over for what must follow.
+        Calls of one purpose that go on at once have a ``slot`` each.
 
         Returns the limit that forbids it, or ``""``.
         """
         if limit := self.forbids(purpose, completion, beside=beside):
             return limit
-        self._reserved[purpose] = self._wanted(purpose, completion)
+        self._reserved[slot or purpose] = self._wanted(purpose, completion)
         return ""
 
     def forbids(self, purpose: str, completion: int, *, beside: int = 0) -> str:
@@ -77,9 +78,9 @@ class Budget:
             return f"max_cost_usd={limits.max_cost_usd:g}"
         return ""
 
-    def settle(self, purpose: str, usage: Usage) -> None:
+    def settle(self, purpose: str, usage: Usage, *, slot: str = "") -> None:
         """A model call has ended and took ``usage``; what was reserved for it is free again."""
-        self._reserved.pop(purpose, None)
+        self.release(slot or purpose)
         self._prompt[purpose] = usage.prompt_tokens
         self.tokens += usage.prompt_tokens + usage.completion_tokens
         self.cost += self._limits.price.of(usage.prompt_tokens, usage.completion_tokens)
@@ -88,9 +89,13 @@ class Budget:
         """A model call for which nothing was reserved took ``usage``: its price counts."""
         self.cost += self._limits.price.of(usage.prompt_tokens, usage.completion_tokens)
 
-    def forfeit(self, purpose: str) -> None:
+    def release(self, slot: str) -> None:
+        """What was set aside under ``slot``, a purpose or a slot, is not needed after all."""
+        self._reserved.pop(slot, None)
+
+    def forfeit(self, slot: str) -> None:
         """A model call broke off and told no usage: all that was set aside counts as spent."""
-        tokens, cost = self._reserved.pop(purpose, (0, 0.0))
+        tokens, cost = self._reserved.pop(slot, (0, 0.0))
         self.tokens += tokens
         self.cost += cost
 

@@ -11,14 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
-from agentpar.events import (
-    Event,
-    ModelUsed,
-    RunFinished,
-    TaskStarted,
-    WorkersStarted,
-    WorkerText,
-)
+from agentpar.events import Event, RunFinished, TaskStarted
 from agentpar.executor.commands import Execute
 from agentpar.executor.journal.calls import PastCalls
 from agentpar.executor.machine import Machine
@@ -26,7 +19,7 @@ from agentpar.executor.setup import Setup
 from agentpar.gate import HostGate
 from agentpar.plan import Outcome
 from agentpar.tools.base import Tool
-from agentpar.tools.call import CurrentCall, call_key, enter_calls
+from agentpar.tools.call import CurrentCall, Told, call_key, enter_calls
 
 
 class Rows(Protocol):
@@ -103,12 +96,9 @@ class Ledger:
         """Seconds that an attempt has waited at the gate."""
         return 0.0 if self._gate is None else self._gate.held_back((task_id, attempt))
 
-    def _tell(self, call: Execute, event: WorkersStarted | WorkerText | ModelUsed) -> None:
-        round = self._machine.round
-        if isinstance(event, ModelUsed):
-            self.emit(replace(event, round=round))
-        else:
-            self.emit(replace(event, round=round, task_id=call.task.id))
+    def _tell(self, call: Execute, event: Told) -> None:
+        round, id = self._machine.round, call.task.id
+        self.emit(replace(event, round=round, task_id=id, attempt=call.attempt))
 
     def observe(self, event: Event) -> None:
         """Write ``event`` to the journal. Raises what keeps it from being written.

@@ -470,7 +470,8 @@ class Machine:
             # It costs, but what a run may ask of the model does not depend on it.
             self.budget.add_cost(event.usage)
             return []
-        self.budget.settle(event.purpose, event.usage)
+        slot = "" if event.task_id is None else _slot(event.task_id, event.attempt)
+        self.budget.settle(event.purpose, event.usage, slot=slot)
         if event.purpose == "join":
             self.latency.of(JOIN).add(event.seconds)
         return []
@@ -689,7 +690,9 @@ class Machine:
         """``call`` has a place: begin an attempt, if it can be paid for."""
         call.waiting = False
         task, policy = call.task, call.policy
-        if limit := self.stopped_by or self.budget.take_step(policy.cost):
+        if limit := self.stopped_by or (
+            self._set_aside(call) if policy.tokens else self.budget.take_step(policy.cost)
+        ):
             self._admission.release(call.lane)
             commands = self._begin_no_more(limit)
             if not call.attempts:
@@ -705,6 +708,16 @@ class Machine:
             return [Execute(task, call.args, attempt)]
         commands = self._watch(call) if policy.hedge else []
         return [*commands, Execute(task, call.args, call.last, retry=True)]
+
+    def _set_aside(self, call: _Call) -> str:
+        """Pay for an attempt in which the model writes; the limit that forbids it, or ``""``."""
+        budget, policy = self.budget, call.policy
+        if limit := budget.take_step(policy.cost):
+            return limit
+        beside, slot = self.limits.answer_tokens, _slot(call.task.id, call.last + 1)
+        if limit := budget.reserve("think", policy.tokens, beside=beside, slot=slot):
+            budget.give_back_step(policy.cost)
+        return limit
 
     def _admit(self) -> list[Command]:
         """Give the places that are free to those who wait, the most urgent first."""
@@ -748,6 +761,9 @@ class Machine:
                 call.seen = event.attempt
             else:
                 self.budget.take_again(call.policy.cost)
+                if tokens := call.policy.tokens:
+                    slot = _slot(event.task_id, event.attempt)
+                    self.budget.reserve_again("think", tokens, slot=slot)
         return []
 
     def _attempt_failed(self, event: AttemptFailed) -> list[Command]:
@@ -757,6 +773,8 @@ class Machine:
             return []
         admission, now = self._admission, self._now
         commands: list[Command] = []
+        if call.policy.tokens:
+            self.budget.forfeit(_slot(event.task_id, event.attempt))
         if event.abandoned:
             commands = self._let_go(call, event.attempt, event.outcome.error)
         else:
@@ -777,6 +795,8 @@ class Machine:
     def _let_go(self, call: _Call, attempt: int, why: str) -> list[Command]:
         """Nobody waits for this attempt any more. What it took up stays taken until it ends."""
         self._lingering[call.task.id, attempt] = call.lane
+        if call.policy.tokens:
+            self.budget.forfeit(_slot(call.task.id, attempt))
         return [Cancel("call", call.task.id, attempt, why)]
 
     def _attempt_ended(self, event: AttemptEnded) -> list[Command]:
@@ -890,6 +910,9 @@ class Machine:
         if call.attempts.pop(event.attempt, None) is not None:
             lane = call.lane
             admission.release(lane)
+            if call.policy.tokens:
+                slot = _slot(id, event.attempt)
+                self.budget.release(slot) if event.via else self.budget.forfeit(slot)
             if event.via:
                 if event.via != "journal" or event.attempt > call.seen:  # else it was made, once
                     self.budget.give_back_step(call.policy.cost)
@@ -1186,6 +1209,11 @@ class Machine:
     def _finish(self, command: Finish) -> list[Command]:
         self.finished = command
         return [command]
+
+
+def _slot(task: int, attempt: int) -> str:
+    """Under which name the tokens of an attempt are set aside."""
+    return f"call {task}.{attempt}"
 
 
 def _is_mendable(outcome: Outcome) -> TypeGuard[Failed]:

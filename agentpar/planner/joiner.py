@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from agentpar.errors import ModelServerError
@@ -24,14 +24,12 @@ from agentpar.events import (
     ReplanAsked,
     Source,
     Usage,
-    WorkersStarted,
-    WorkerText,
 )
 from agentpar.plan import Outcome, Task
 from agentpar.planner.prompts import join_messages
 from agentpar.planner.reply import reading
 from agentpar.ports import Clock, ModelRequest, Runtime
-from agentpar.workers import OpenGroup, Workers
+from agentpar.workers import OpenGroup, Workers, think_and_answer
 
 
 class Checked(Protocol):
@@ -145,10 +143,14 @@ class Joiner:
                     yield piece
             return
         async with self._open_group(asked.messages, self._workers) as group:
-            emit(WorkersStarted(round, group.workers, group.backend, group.why, at=clock.now()))
-            async for thought in group:
-                emit(WorkerText(round, thought.worker, thought.text, at=clock.now()))
-            async with aclosing(group.answer(max_tokens=asked.max_tokens)) as texts:
+            answer = think_and_answer(
+                group,
+                lambda event: emit(replace(event, round=round, at=clock.now())),
+                max_tokens=asked.max_tokens,
+                temperature=asked.temperature,
+                seed=asked.seed,
+            )
+            async with aclosing(answer) as texts:
                 async for text in texts:
                     yield text
             yield group.usage

@@ -15,13 +15,14 @@ def open_runtime(
     model_id: str | None = None,
     api_key: str | None = None,
     max_connections: int = 64,
+    sharing: bool | None = False,
 ) -> Runtime:
     """The runtime for ``model``: ``http(s)://HOST:PORT/v1``, ``vllm:PATH`` or ``torch:PATH``.
 
     ``model_id`` picks one of several models that the server offers. ``api_key`` goes to the
     HTTP server as a bearer token and nowhere else; at most ``max_connections`` requests to it are
-    open at once. Opening loads nothing and calls nobody;
-    the first request does.
+    open at once. ``sharing`` is for an engine in this process, see `EngineRuntime`. Opening loads
+    nothing and calls nobody; the first request does.
 
     Raises `UsageError` for any other form of ``model``.
     """
@@ -34,7 +35,7 @@ def open_runtime(
     if model.startswith("vllm:"):
         from agentpar.runtime.engine import EngineRuntime
 
-        return EngineRuntime(model.removeprefix("vllm:"))
+        return EngineRuntime(model.removeprefix("vllm:"), sharing=sharing)
     if model.startswith("torch:"):
         from agentpar.runtime.hogwild.local import TorchRuntime
 

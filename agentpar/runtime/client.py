@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 MAX_LINE = 16 << 20  # bytes; no honest piece of a stream is longer
 MAX_RETRY_AFTER = 60.0  # seconds; a server that asks for more is given up on at once
 _NO_SUCH_PAGE = frozenset({404, 405})
+_HIDDEN = _NO_SUCH_PAGE | {400, 401, 403}  # what gateways answer about pages that they do not know
 
 
 class OpenAIRuntime:
@@ -105,17 +106,24 @@ class OpenAIRuntime:
                 yield piece
 
     async def post_stream(
-        self, path: str, body: dict[str, Any], request: ModelRequest | None = None
+        self,
+        path: str,
+        body: dict[str, Any],
+        request: ModelRequest | None = None,
+        *,
+        once: bool = False,
     ) -> AsyncGenerator[str | Usage, None]:
         """Yield the text, then the `Usage`, that ``{base_url}{path}`` streams for ``body``.
 
         ``path`` is that of chats or of completions. Raises as `stream`; ``request`` is what a
-        refusal may be about.
+        refusal may be about. ``once``: it is not sent again where the server may have taken it.
         """
         begun = False
 
         def again(error: BaseException) -> bool:
-            return not begun and (self._drop_priority(body, error) or _again(error))
+            if begun or (once and not _is_unsent(error)):
+                return False
+            return self._drop_priority(body, error) or _again(error)
 
         try:
             async for attempt in self._attempts(again):
@@ -158,12 +166,13 @@ class OpenAIRuntime:
     async def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The JSON that the server answers with at ``path`` below its root, beside ``/v1``.
 
-        A GET, or with a ``body`` a POST. None where the server knows no such page. Raises as
-        `stream`.
+        A GET, or with a ``body`` a POST. None where the server knows no such page, or shows it to
+        nobody. Raises as `stream`.
         """
+        absent = _HIDDEN if body is None else _NO_SUCH_PAGE
         try:
             root = self._url.removesuffix("/v1")
-            return json.loads(await self._read(root + path, absent=_NO_SUCH_PAGE, body=body) or "")
+            return json.loads(await self._read(root + path, absent=absent, body=body) or "")
         except ValueError:
             return None
 
@@ -245,13 +254,12 @@ class OpenAIRuntime:
         """What the server has, whatever it refused."""
         if self._enforces is None:
             root = self._url.removesuffix("/v1")
-            answer = await self._get(f"{root}/version", absent=_NO_SUCH_PAGE | {400, 401, 403})
+            answer = await self._get(f"{root}/version", absent=_HIDDEN)
             if not isinstance(answer, dict) or not isinstance(answer.get("version"), str):
                 self._enforces = frozenset()
             else:
                 # vLLM caches prefixes unless told not to; where it shows no metrics, we trust that.
-                hidden = _NO_SUCH_PAGE | {400, 401, 403}
-                metrics = await self._read(f"{root}/metrics", absent=hidden) or b""
+                metrics = await self._read(f"{root}/metrics", absent=_HIDDEN) or b""
                 caches = b'enable_prefix_caching="False"' not in metrics
                 self._enforces = frozenset({"grammar", "json_schema"})
                 self._enforces |= {"prefill"} if caches else set()
@@ -386,6 +394,15 @@ class _Refused(Exception):
         super().__init__(text)
         self.status = status
         self.retry_after = retry_after
+
+
+def _is_unsent(error: BaseException) -> bool:
+    """Whether no server has taken the request that failed with ``error``."""
+    match error:
+        case _Refused(status=429):
+            return True
+        case _:
+            return isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
 
 
 def _again(error: BaseException) -> bool:

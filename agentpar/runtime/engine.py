@@ -31,12 +31,15 @@ if TYPE_CHECKING:
 class EngineRuntime:
     """Streams from a vLLM engine that serves ``model``, a folder or a name as for `resolve`.
 
-    ``sharing``: its requests may share one KV cache, as workers do. ``engine_args`` go to
+    ``sharing``: its requests may share one KV cache, as workers do (None: where model and machine
+    allow it). ``engine_args`` go to
     ``vllm.AsyncEngineArgs``. The engine belongs to the event loop of the first request; `aclose`
     ends it.
     """
 
-    def __init__(self, model: str | Path, *, sharing: bool = False, **engine_args: Any) -> None:
+    def __init__(
+        self, model: str | Path, *, sharing: bool | None = False, **engine_args: Any
+    ) -> None:
         self._name = str(model)
         self._sharing = sharing
         self._engine_args = engine_args
@@ -102,7 +105,10 @@ class EngineRuntime:
         return self
 
     async def cannot_share(self) -> str:
-        return "" if self._sharing else "this engine was opened without sharing=True"
+        if self._sharing is False:
+            return "this engine was opened without sharing=True"
+        await self._start()
+        return "" if self._sharing else "this model, or vLLM on this device, cannot share a cache"
 
     async def tokenize(self, text: str | Sequence[Message]) -> tuple[int, ...]:
         tokenizer = (await self._start()).get_tokenizer()
@@ -163,8 +169,10 @@ class EngineRuntime:
             if self._engine is None:
                 device = launch.engine().device
                 folder = await asyncio.to_thread(models.resolve, self._name)
+                if self._sharing is None:
+                    self._sharing = launch.can_share(device, folder)
                 # vLLM reads it when imported.
-                os.environ.update(launch.environment(device, sharing=self._sharing))
+                os.environ.update(launch.environment(device, sharing=bool(self._sharing)))
                 self._engine = await asyncio.to_thread(self._load, folder, device)
             return self._engine
 

@@ -7,13 +7,16 @@ secrets go out of its text before anyone reads it, not out of what was made of i
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
 
 from agentpar.events import Usage
-from agentpar.ports import Capability, Message, ModelRequest, Runtime
+from agentpar.ports import Capability, Message, ModelRequest, Named, Runtime
 from agentpar.redact import Redactor
+from agentpar.runtime.hogwild.group import WorkerGroup
+from agentpar.runtime.hogwild.opening import open_group
 from agentpar.runtime.hogwild.rows import Row, RowServer, row_server
+from agentpar.workers import Workers
 
 
 class RedactedRuntime:
@@ -27,6 +30,26 @@ class RedactedRuntime:
         """As the runtime's own; the beginning of what may be a secret waits for the next piece."""
         asked = replace(request, messages=_hidden(request.messages, self._redactor))
         return _hiding(self._runtime.stream(asked), self._redactor)
+
+    @property
+    def provider(self) -> str:
+        """Who serves the runtime, or what it is."""
+        runtime = self._runtime
+        return runtime.provider if isinstance(runtime, Named) else type(runtime).__name__
+
+    @property
+    def model_name(self) -> str:
+        """The runtime's own, empty where it has none."""
+        return self._runtime.model_name if isinstance(self._runtime, Named) else ""
+
+    def group(
+        self,
+        shared: str | Sequence[Message],
+        workers: Sequence[str],
+        settings: Workers | None = None,
+    ) -> AbstractAsyncContextManager[WorkerGroup]:
+        """Workers on the task that ``shared`` states: see `open_group`."""
+        return open_group(self, shared, workers, settings)
 
     def rows(self) -> RowServer | None:
         """The runtime's own, with secrets hidden likewise."""

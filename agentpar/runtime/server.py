@@ -74,7 +74,8 @@ async def ensure(
     ``model`` as for `models.resolve`, which may download it first. A running server is
     taken if model, ``extra_args`` (added to vLLM's command line) and, where given, ``port``
     are the same, and if its requests may share one KV cache where ``sharing`` asks for that
-    (None: where model and machine allow it). ``progress(step, done, total)`` is told seconds
+    (None: where model and machine allow it; where there is no memory for one beside a server that
+    runs and does not share, that one is taken). ``progress(step, done, total)`` is told seconds
     while the server starts, with ``total`` learned from the last start.
 
     Raises `ModelServerError` with the end of the log where the server does not come up,
@@ -85,10 +86,13 @@ async def ensure(
     engine = launch.engine()
     folder = await _resolve(model, report)
     model = _served_name(model, folder)
+    insists = sharing is not None
     if sharing is None:
         sharing = launch.can_share(engine.device, folder)
     async with _turn(report):
         handle = _same(running(), model, port, tuple(extra_args), sharing)
+        if handle is None and not (insists or _has_memory(folder, engine.device)):
+            handle = _same(running(), model, port, tuple(extra_args), False)
         if handle is None:
             _require_memory(model, folder, engine.device)
             new = (_free_port(port), tuple(extra_args), sharing)
@@ -196,12 +200,22 @@ def _same(
     return None
 
 
-def _require_memory(model: str, folder: Path, device: str) -> None:
+def _memory(folder: Path, device: str) -> tuple[int, int]:
+    """Bytes that a new server needs, and those that are free; 0 where nobody can tell."""
     free = launch.available_memory()
     if device != "cpu" or free is None:
-        return
+        return 0, 0
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    need = weights + (launch.kv_cache_gib() + 1) * launch.GIB  # vLLM itself takes about 1 GiB
+    return weights + (launch.kv_cache_gib() + 1) * launch.GIB, free  # vLLM itself: about 1 GiB
+
+
+def _has_memory(folder: Path, device: str) -> bool:
+    need, free = _memory(folder, device)
+    return need <= free
+
+
+def _require_memory(model: str, folder: Path, device: str) -> None:
+    need, free = _memory(folder, device)
     if free < need:
         others = ", ".join(f"{handle.model} (port {handle.port})" for handle in running())
         raise ModelServerError(

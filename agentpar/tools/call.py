@@ -15,9 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentpar.errors import UsageError
-from agentpar.events import ModelUsed, WorkersStarted, WorkerText
+from agentpar.events import ModelUsed, WorkersEnded, WorkersStarted, WorkerText
 from agentpar.gate import HostGate, Visit, unlimited
 from agentpar.tools.base import Tool
+
+Told = WorkersStarted | WorkerText | WorkersEnded | ModelUsed
+"""What a call may tell of the model that is at work in it."""
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
@@ -46,9 +49,7 @@ class CurrentCall:
     tool: Tool
     args: Mapping[str, Any]
     gate: HostGate | None = field(default=None, repr=False, compare=False)
-    tell: Callable[[WorkersStarted | WorkerText | ModelUsed], None] = field(
-        default=lambda _: None, compare=False, repr=False
-    )
+    tell: Callable[[Told], None] = field(default=lambda _: None, compare=False, repr=False)
     """Tell the run what a model is doing in this call; when and for which task is filled in."""
 
     @property

@@ -4,8 +4,9 @@
     ├── plan              one a round
     │   └── chat MODEL
     ├── execute_tool T    one an attempt, with a link to each whose result it was given
+    │   └── chat MODEL    where workers thought in it
     └── join              one a round
-        └── chat MODEL
+        └── chat MODEL    all that several workers wrote included
 
 A plan and its tools overlap, so the tools' parent is the run. Pure: it reads no clock and
 knows no tracer; times are the events' own. Arguments, results and texts, error messages
@@ -46,6 +47,8 @@ from agentpar.events import (
     TaskReplaced,
     TaskStarted,
     Usage,
+    WorkersStarted,
+    WorkerText,
 )
 from agentpar.plan import Failed, Ok, Skipped, Task
 from agentpar.ports import RunInfo
@@ -77,6 +80,8 @@ BECAUSE: Final = "agentpar.task.because"
 ALLOWED: Final = "agentpar.approval.allowed"
 REPLAN: Final = "agentpar.replan"
 MESSAGE: Final = "agentpar.message"
+WORKERS: Final = "agentpar.workers"
+SHARING: Final = "agentpar.workers.backend"
 
 Value = str | bool | int | float | Sequence[str] | Sequence[int]
 Key = tuple[Literal["run", "plan", "join", "chat"], int] | tuple[Literal["call"], int, int]
@@ -136,6 +141,8 @@ class SpanTree:
         self._tasks: dict[int, tuple[int, Task]] = {}
         self._result: dict[int, Key] = {}  # the attempt that brought it, or the last, by task
         self._texts: dict[Key, list[str]] = {}
+        self._workers: dict[Key, WorkersStarted] = {}
+        self._thoughts: dict[Key, dict[str, list[str]]] = {}  # what each of several workers wrote
         self._usage = Usage()
         self._chats = 0
         self._at = 0.0
@@ -183,6 +190,13 @@ class SpanTree:
                 self._texts.setdefault(("plan", round), []).append(text)
             case JoinText(round, text) if self._content:
                 self._texts.setdefault(("join", round), []).append(text)
+            case WorkersStarted():
+                maker = _maker(event)
+                self._workers[maker] = event
+                self._thoughts[maker] = {}
+            case WorkerText(worker=worker, text=text) if self._content:
+                thoughts = self._thoughts.setdefault(_maker(event), {})
+                thoughts.setdefault(worker, []).append(text)
             case PlanFault(round, message, at=at):
                 said = {ROUND: round, **self._if_content({MESSAGE: message})}
                 changes.append(Noted("plan.fault", at, said))
@@ -206,7 +220,7 @@ class SpanTree:
             RUN: self._run.run_id,
         }
         if isinstance(event, RunStarted):
-            named |= self._if_content({INPUT: _messages("user", event.question)})
+            named |= self._if_content({INPUT: _json([_message("user", event.question)])})
         root = Opened(ROOT, None, f"invoke_agent {self._run.agent}", event.at, named)
         self._opened(root)
         return root
@@ -253,9 +267,11 @@ class SpanTree:
         self._chats += 1
         self._usage += event.usage
         key: Key = ("chat", self._chats)
-        maker = ROOT  # what is read ahead, or thought for a task, is nobody's text
+        maker = ROOT  # what is read ahead is nobody's text
         if event.purpose in ("plan", "join"):
             maker = (event.purpose, event.round)
+        elif event.purpose == "think":
+            maker = _maker(event)
         named: dict[str, Value] = {
             OPERATION: "chat",
             **self._model(),
@@ -263,8 +279,16 @@ class SpanTree:
             FINISH_REASONS: ("length" if event.usage.cut else "stop",),
             FIRST_CHUNK: event.first_token,
         }
+        if (workers := self._workers.pop(maker, None)) is not None:
+            named |= {WORKERS: workers.workers, SHARING: workers.backend}
+        written = [
+            _message("assistant", "".join(pieces), name)
+            for name, pieces in self._thoughts.pop(maker, {}).items()
+        ]
         if text := "".join(self._texts.pop(maker, ())):
-            named[OUTPUT] = _messages("assistant", text)
+            written.append(_message("assistant", text))
+        if written:
+            named[OUTPUT] = _json(written)
         began = max(0.0, event.at - event.seconds)
         name = f"chat {named.get(MODEL, '')}".strip()
         parent = maker if maker in self._seen else ROOT
@@ -329,8 +353,16 @@ def _tokens(usage: Usage) -> dict[str, Value]:
     }
 
 
-def _messages(role: str, text: str) -> str:
-    return _json([{"role": role, "parts": [{"type": "text", "content": text}]}])
+def _maker(event: WorkersStarted | WorkerText | ModelUsed) -> Key:
+    """In whose span workers think: an attempt's, or a join's."""
+    if event.task_id is None:
+        return "join", event.round
+    return "call", event.task_id, event.attempt
+
+
+def _message(role: str, text: str, name: str = "") -> dict[str, Any]:
+    named = {"name": name} if name else {}
+    return {"role": role, **named, "parts": [{"type": "text", "content": text}]}
 
 
 def _json(value: Any) -> str:

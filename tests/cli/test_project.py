@@ -14,7 +14,10 @@ import httpx
 import pytest
 from harness import Cli
 
+from agentpar import doctor
 from agentpar.cli import templates
+from agentpar.errors import MissingPackage
+from agentpar.runtime import launch
 
 
 def test_validate_tells_every_mistake_of_every_file(cli: Cli) -> None:
@@ -79,6 +82,49 @@ def test_doctor_names_the_command_that_mends(cli: Cli) -> None:
     assert "python" in done.stdout
     assert "mend: agentpar weights smollm2-135m" in done.stdout
     assert done.returncode == ("missing:" in done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("engine", "state", "says"),
+    [
+        (launch.Engine("cpu", "0.32.0+cpu"), "ok", "serve --hogwild"),
+        (launch.Engine("cpu", "0.99.0"), "unsure", "not in 0.99.0"),
+        (launch.Engine("cuda", "0.32.0"), "optional", "share a log"),
+    ],
+)
+def test_doctor_says_whether_workers_can_share_a_cache(
+    engine: launch.Engine, state: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the vLLM that is here; without one there is nothing to say."""
+    monkeypatch.setattr(launch, "engine", lambda: engine)
+    (found,) = (finding for finding in doctor.examine() if finding.what == "workers")
+    assert found.state == state
+    assert says in found.detail
+    assert bool(found.mend) is (state == "unsure")
+
+    def none() -> launch.Engine:
+        raise MissingPackage("vllm", extra="cpu", purpose="running a model")
+
+    monkeypatch.setattr(launch, "engine", none)
+    assert not [finding for finding in doctor.examine() if finding.what == "workers"]
+
+
+def test_status_says_which_server_shares_its_cache(cli: Cli) -> None:
+    """A process that passes for a server is listed with what it was started for."""
+    folder = cli.folder / "home" / "servers"
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-c", "print(flush=True); input()", "vllm"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        state = {"base_url": "http://127.0.0.1:9/v1", "pid": process.pid, "port": 9, "log": "x"}
+        (folder / "9.json").write_text(json.dumps({**state, "model": "m", "sharing": True}))
+        cli.environment["AGENTPAR_HOME"] = str(cli.folder / "home")
+        assert (
+            "m at http://127.0.0.1:9/v1, with a shared KV cache" in cli("serve", "--status").stdout
+        )
+        process.kill()
 
 
 def test_serve_without_servers_says_so(cli: Cli) -> None:

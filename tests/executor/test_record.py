@@ -64,7 +64,7 @@ FIELDS = {
     "usage": st.builds(Usage, ids, ids, ids, ids),
     "allowed": st.booleans(),
     "anew": st.booleans(),
-    "changes": st.lists(text, max_size=2).map(tuple),
+    **dict.fromkeys(("changes", "workers", "faults"), st.lists(text, max_size=2).map(tuple)),
     "permissions": st.sampled_from(
         [PERMISSIONS, replace(PERMISSIONS, besides=(Rule("*", "ask"),))]
     ),

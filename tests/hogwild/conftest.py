@@ -8,7 +8,13 @@ from importlib.util import find_spec
 import pytest
 
 if find_spec("torch") is None or find_spec("transformers") is None:
-    collect_ignore = ["test_rope.py", "test_engine.py", "test_group.py", "test_real_weights.py"]
+    collect_ignore = [
+        "test_rope.py",
+        "test_engine.py",
+        "test_group.py",
+        "test_local.py",
+        "test_real_weights.py",
+    ]
 
 
 @pytest.fixture(autouse=True)

@@ -117,6 +117,8 @@ class Served:
         size: int = 1,
         layout: str = "contiguous",
         steps: tuple[int, ...] = (),
+        late: bool = False,
+        hold: float = 0.0,
         **settings: Any,
     ) -> str:
         """A row of a group that is told ``head``; its name as a request."""
@@ -127,6 +129,8 @@ class Served:
             "hogwild_size": size,
             "hogwild_layout": layout,
             "hogwild_steps": list(steps),
+            "hogwild_late": int(late),
+            "hogwild_hold": hold,
         }
         return self.add([*prefix, *head], count, extra_args=arguments, **settings)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 
@@ -20,10 +21,11 @@ class Counting:
     """Writes ``n1 n2 …`` on and on, each request up to its ``max_tokens``; then, once a worker
     has written ``ends`` words, ends by itself."""
 
-    def __init__(self, ends: int = 1_000) -> None:
+    def __init__(self, ends: int = 1_000, *, counts: bool = True) -> None:
         self.requests: list[ModelRequest] = []
         self.open = 0
         self._ends = ends
+        self._counts = counts
         self._wrote: dict[str, int] = {}
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
@@ -36,7 +38,8 @@ class Counting:
                 await asyncio.sleep(0)
                 self._wrote[who] = self._wrote.get(who, 0) + 1
                 yield f"n{self._wrote[who]} "
-            yield Usage(completion_tokens=words, calls=1, cut=words == request.max_tokens)
+            counted = words if self._counts else 0
+            yield Usage(completion_tokens=counted, calls=1, cut=words == request.max_tokens)
         finally:
             self.open -= 1
 
@@ -93,6 +96,40 @@ async def test_what_is_injected_is_read_from_the_next_round_on() -> None:
         await group.inject("search", "Lima has 10 million people.")
         await text_of(group)
     assert all("search:\nLima has 10 million people." in workspace(r) for r in runtime.requests)
+
+
+async def test_nothing_that_is_injected_is_lost() -> None:
+    """Twice under one name in one round."""
+    runtime = Counting()
+    async with open_group(runtime, "Count.", ["Alice"], Workers(max_tokens=2)) as group:
+        await group.inject("search", "Lima")
+        await group.inject("search", "Quito")
+        await text_of(group)
+    assert all(city in workspace(runtime.requests[0]) for city in ("Lima", "Quito"))
+
+
+async def test_a_server_that_counts_no_tokens_is_asked_no_more_than_one_that_does() -> None:
+    """A worker that is cut off each round would go on for ever."""
+    runtime = Counting(counts=False)
+    settings = Workers(max_tokens=6, sync_every=2)
+    async with open_group(runtime, "Count.", ["Alice"], settings) as group:
+        await text_of(group)
+    assert len(runtime.requests) == 3
+
+
+async def test_a_group_without_a_task_is_refused() -> None:
+    """Before anybody is set to work."""
+    with pytest.raises(UsageError, match="what the task is"):
+        async with open_group(Counting(), [], ["Alice"]):
+            pass
+
+
+async def test_the_task_is_read_before_the_rules() -> None:
+    """A server that has read the task ahead has read how the workers' prompts begin."""
+    task = (Message("system", "Be brief."), Message("user", "Count to ten."))
+    async with open_group(Counting(ends=1), task, ["Alice", "Bob"]) as group:
+        assert group.messages[0] == task[0]
+        assert group.messages[-1].content.startswith("Count to ten.")
 
 
 async def test_one_who_joins_is_in_the_next_round() -> None:
@@ -165,8 +202,17 @@ async def test_leaving_the_group_leaves_no_request_open() -> None:
 
 
 async def test_a_worker_whose_request_fails_is_told_of() -> None:
-    """The error of the server, as it is."""
-    runtime = ScriptedRuntime(["one", ModelServerError("the server went away")])
+    """The error of the server, as it is; the others write on, and are not waited for in vain."""
+    runtime = ScriptedRuntime(["one", ModelServerError("the server went away"), "So one."])
+    async with open_group(runtime, "Count.", ["Alice", "Bob"]) as group:
+        assert await text_of(group) == {"Alice": "one"}
+        assert group.faults == ("Bob broke off: the server went away",)
+        assert "".join([text async for text in group.answer()]) == "So one."
+
+
+async def test_a_server_that_is_gone_for_all_is_raised() -> None:
+    """Nobody has written anything, and nobody will."""
+    runtime = ScriptedRuntime([ModelServerError("the server went away")] * 2)
     with pytest.raises(ModelServerError, match="went away"):
         async with open_group(runtime, "Count.", ["Alice", "Bob"]) as group:
             await text_of(group)
@@ -228,9 +274,18 @@ async def test_a_name_is_not_used_twice() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", [{"n": 0}, {"n": 9}, {"max_tokens": 0}, {"sync_every": 0}, {"check_every": -1}]
+    "setting",
+    [
+        {"n": 0},
+        {"n": 9},
+        {"max_tokens": 0},
+        {"sync_every": 0},
+        {"check_every": -1},
+        {"layout": "sideways"},
+        {"backend": "telepathy"},
+    ],
 )
-def test_settings_that_mean_nothing_are_refused(setting: dict[str, int]) -> None:
+def test_settings_that_mean_nothing_are_refused(setting: dict[str, Any]) -> None:
     """With the name and the value."""
     with pytest.raises(UsageError, match=next(iter(setting))):
         Workers(**setting)

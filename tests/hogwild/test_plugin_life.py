@@ -46,6 +46,29 @@ def test_a_late_row_joins_the_living(engine: Served) -> None:
     assert [step.joined for step in transcript.steps if step.joined][1:] == [("Dora",)]
 
 
+def test_what_a_group_wrote_is_kept_for_who_comes_late(engine: Served) -> None:
+    """All have ended, and the engine was idle; the row sees their texts, and ends the group."""
+    rows = start(engine, "held", 12, hold=30.0)
+    engine.run()
+    assert engine.free < engine.blocks
+    rows["answer"] = engine.row("held", "answer", PREFIX, ids(6, seed=9), 8, late=True)
+    engine.run()
+    engine.require_replay("held", rows)
+
+
+def test_who_comes_when_the_time_is_over_is_refused(engine: Served) -> None:
+    """Even if nothing was scheduled since: it would be in a group of its own, and see nobody."""
+    start(engine, "over", 6, hold=0.01)
+    engine.run()
+    (group,) = engine.scheduler._groups.values()
+    while time.monotonic() < group.held_until:
+        pass
+    late = engine.row("over", "answer", PREFIX, ids(6, seed=9), 8, late=True)
+    engine.run()
+    assert engine.written[late].finish == "error"
+    assert "the group has ended" in str(engine.written[late].reason)
+
+
 def test_an_injected_text_is_a_row_of_one_token(engine: Served) -> None:
     """A row that may write one token is read by all, and closed once it is computed."""
     rows = start(engine, "inject", 24)

@@ -133,6 +133,26 @@ def test_groups_wait_for_the_memory_that_others_were_promised(tmp_path: Path) ->
         engine.require_clean()
 
 
+def test_rows_that_have_ended_leave_room_for_who_comes_late(tmp_path: Path) -> None:
+    """What they were promised and did not write is free; one that can never fit hears so."""
+    small = {"num_gpu_blocks_override": 16, "max_model_len": 480}
+    with served(tiny(dtype=torch.float32), tmp_path, **small) as engine:
+        rows = start(engine, "late", 100, hold=30.0)
+        engine.steps(5)
+        for row in rows.values():
+            engine.abort(row)
+        engine.step()
+        large = engine.row("late", "large", PREFIX, ids(400, seed=8), 4, late=True)
+        engine.run()
+        assert engine.written[large].finish == "error"
+        assert "no room left for another row" in str(engine.written[large].reason)
+        rows["answer"] = engine.row("late", "answer", PREFIX, ids(6, seed=9), 40, late=True)
+        engine.run()
+        assert len(engine.written[rows["answer"]].tokens) == 40
+        engine.require_replay("late", rows)
+        engine.require_clean()
+
+
 def test_a_group_larger_than_memory_is_refused_with_the_numbers(tmp_path: Path) -> None:
     """Each of its rows ends with an error at once; the server goes on."""
     with served(

@@ -21,6 +21,7 @@ from agentpar.events import Usage
 from agentpar.ports import Message, ModelRequest, Runtime
 from agentpar.runtime import open_runtime
 from agentpar.runtime.client import OpenAIRuntime
+from agentpar.runtime.hogwild.rows import Row
 
 ASK = ModelRequest((Message("system", "Be brief."), Message("user", "Hi")), max_tokens=9)
 
@@ -543,4 +544,70 @@ async def test_half_a_character_on_a_page_does_not_break_the_request(wire: Any) 
     await read(runtime, ModelRequest((Message("user", "torn \ud83d, whole \U0001f600"),)))
     (request,) = wire.requests
     assert request.body["messages"][0]["content"] == "torn ?, whole \U0001f600"
+    await runtime.aclose()
+
+
+ROW = Row("group", "Alice.1", (1, 2, 3), 2, size=1, max_tokens=4, layout="contiguous")
+
+
+async def hang_up(request: Any) -> None:
+    """The server has read the request, and goes."""
+
+
+@pytest.mark.parametrize(
+    "answer", [hang_up, refuse("503 Service Unavailable", "retry-after: 0"), refuse("502 Bad")]
+)
+async def test_a_row_is_not_sent_again_where_the_server_may_have_it(wire: Any, answer: Any) -> None:
+    """It would be refused for its name, or be there twice."""
+    wire.answers = [answer, good]
+    runtime = OpenAIRuntime(wire.url)
+    with pytest.raises(ModelServerError):
+        _ = [piece async for piece in runtime.rows().write(ROW)]
+    assert len(wire.requests) == 1
+    await runtime.aclose()
+
+
+async def test_a_row_that_was_refused_for_too_many_requests_is_sent_again(wire: Any) -> None:
+    """The server has not taken it."""
+    wire.answers = [refuse("429 Too Many Requests", "retry-after: 0"), good]
+    runtime = OpenAIRuntime(wire.url)
+    items = [piece async for piece in runtime.rows().write(ROW)]
+    assert items == ["Hel", "lo", Usage(12, 2, 8, calls=1)]
+    await runtime.aclose()
+
+
+async def test_closing_a_row_hangs_up_before_it_returns(wire: Any) -> None:
+    """The server stops writing then, not when Python happens to look."""
+
+    async def endless(request: Any) -> None:
+        await request.head()
+        await request.chunk("x")
+        await request.gone.wait()
+
+    wire.answers = [endless]
+    runtime = OpenAIRuntime(wire.url)
+    pieces = runtime.rows().write(ROW)
+    assert await anext(pieces) == "x"
+    await pieces.aclose()
+    await asyncio.wait_for(wire.requests[0].gone.wait(), 5)
+    await runtime.aclose()
+
+
+@pytest.mark.parametrize(
+    ("door", "why"),
+    [
+        (None, "serve --hogwild"),
+        (("401 Unauthorized", ""), "serve --hogwild"),
+        (("200 OK", '{"detail": "welcome"}'), "serve --hogwild"),
+        (("200 OK", '{"format": 2}'), "speaks format 2"),
+        (("200 OK", '{"format": 1, "layouts": []}'), ""),
+    ],
+)
+async def test_a_server_shares_only_if_its_door_says_so(wire: Any, door: Any, why: str) -> None:
+    """In our words: whatever else a gateway answers there is no plugin."""
+    wire.door = door
+    runtime = OpenAIRuntime(wire.url)
+    said = await runtime.rows().cannot_share()
+    assert why in said
+    assert bool(said) is bool(why)
     await runtime.aclose()

@@ -271,6 +271,22 @@ def test_too_little_memory_is_said_before_the_start(
         server._require_memory("m", tmp_path, "cpu")
 
 
+async def test_where_a_second_server_has_no_room_the_one_that_runs_will_do(
+    pretend: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Sharing a cache would be better, and is not insisted on; whoever insists hears of memory."""
+    pretend(SMALL, 7)
+    monkeypatch.setattr(launch, "engine", lambda: launch.Engine("cpu", "0.32.0"))
+    monkeypatch.setattr(launch, "available_memory", lambda: launch.GIB)
+    monkeypatch.setattr(launch, "can_share", lambda *_: True)
+    monkeypatch.setattr(models, "resolve", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(server, "healthy", lambda _: True)
+    handle = await server.ensure(SMALL, sharing=None)
+    assert (handle.port, handle.sharing, handle.started) == (7, False, False)
+    with pytest.raises(ModelServerError, match="of memory"):
+        await server.ensure(SMALL, sharing=True)
+
+
 def test_users_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the user has set for vLLM is left alone."""
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7")

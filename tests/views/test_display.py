@@ -17,6 +17,7 @@ from agentpar.events import (
     Answered,
     Event,
     JoinStarted,
+    JoinText,
     PlanStarted,
     RunFinished,
     RunResumed,
@@ -24,6 +25,9 @@ from agentpar.events import (
     TaskDone,
     TaskPlanned,
     TaskStarted,
+    WorkersEnded,
+    WorkersStarted,
+    WorkerText,
 )
 from agentpar.permissions import Permissions
 from agentpar.plan import Ok, Task
@@ -289,3 +293,66 @@ def test_a_run_that_was_carried_on_says_so(terminal: bool) -> None:
             "round 1: joining",
             "round 1: joining again",
         ]
+
+
+THINKING = [
+    RunStarted("r", "Why?"),
+    PlanStarted(1),
+    TaskPlanned(1, Task.of(1, "think", question="Why?"), at=0.5),
+    TaskStarted(1, at=0.5),
+    WorkersStarted(1, ("Alice", "Bob"), "rows", task_id=1, at=0.6),
+    WorkerText(1, "Alice", "I begin.\n" * 100 + "The end\x1b[31m of it.", task_id=1, at=0.7),
+    WorkerText(1, "Bob", "I check [bold]that", task_id=1, at=0.8),
+]
+
+
+def last_frame(run: Sequence[Event], width: int = 100) -> str:
+    """What stands on a live terminal when the last of ``run`` was told."""
+    view = console(terminal=True, width=width)
+    with TerminalDisplay(view) as display:
+        for event in run:
+            display.handle(event)
+        assert display._live is not None
+        with view.capture() as captured:
+            view.print(display._frame())
+    return ESCAPES.sub("", captured.get())
+
+
+def test_the_live_view_has_a_line_for_each_worker_while_it_writes() -> None:
+    """The end of its text, as text; none once the call is over, or the answer has begun."""
+    frame = last_frame(THINKING)
+    (alice,) = (line for line in frame.splitlines() if "1. Alice" in line)
+    assert alice.rstrip().endswith("I begin. The end␛[31m of it.")
+    assert "1. Bob I check [bold]that" in frame
+    assert "Alice" not in last_frame([*THINKING, TaskDone(1, Ok("So."), at=1.0)])
+    joining = [
+        *THINKING[:2],
+        JoinStarted(1, at=1.0),
+        WorkersStarted(1, ("Carol",), "log", at=1.0),
+        WorkerText(1, "Carol", "Well.", at=2.0),
+    ]
+    assert "Carol Well." in last_frame(joining)
+    assert "Carol" not in last_frame([*joining, JoinText(1, "So.", at=3.0)])
+
+
+@pytest.mark.parametrize("width", [20, 60])
+def test_a_workers_line_is_no_wider_than_the_terminal(width: int) -> None:
+    """And no higher than one row."""
+    lines = last_frame(THINKING, width).splitlines()
+    assert sum("Alice" in line for line in lines) == 1
+    assert all(cell_len(line) <= width for line in lines)
+
+
+def test_outside_a_terminal_workers_are_told_of_when_they_begin_and_where_they_fail() -> None:
+    """Who, how, why not better, and what went wrong; not each piece."""
+    run = [
+        *THINKING,
+        WorkersEnded(1, ("Bob broke off: HTTP 400",), task_id=1, at=1.0),
+        WorkersStarted(1, ("Carol",), "log", "the server runs without the plugin", at=2.0),
+        WorkersEnded(1, at=3.0),
+    ]
+    output = shown(run, console(terminal=False))
+    assert "call 1: Alice, Bob think together in one KV cache" in output
+    assert "call 1: Bob broke off: HTTP 400" in output
+    assert "round 1: Carol think together in a log (the server runs without" in output
+    assert "I check" not in output

@@ -23,15 +23,23 @@ from sample import HOSTILE, events, hostile_events
 
 from agentpar import Agent, RunFailed, ScriptedRuntime, UsageError, tool
 from agentpar.events import (
+    Answered,
     AttemptEnded,
     AttemptFailed,
     Event,
+    JoinStarted,
+    JoinText,
+    ModelUsed,
     RunFinished,
     RunStarted,
     TaskDone,
     TaskPlanned,
     TaskReplaced,
     TaskStarted,
+    Usage,
+    WorkersEnded,
+    WorkersStarted,
+    WorkerText,
 )
 from agentpar.plan import Failed, Ok, Ref, Task
 from agentpar.ports import RunInfo
@@ -525,3 +533,43 @@ def test_each_attempt_has_a_span_of_its_own() -> None:
                 if s.name.startswith("execute")}  # fmt: skip
     linked = [attempts[link.context.span_id] for span in tracing.spans for link in span.links]
     assert linked == [2, 2]
+
+
+def test_workers_are_named_and_what_they_wrote_is_content() -> None:
+    """In the span of the model call they are part of: under the join, or under their task."""
+    run = [
+        RunStarted("r", "Why?"),
+        TaskPlanned(1, Task.of(1, "think", question="Why?"), at=1.0),
+        TaskStarted(1, {"question": "Why?"}, at=1.0),
+        WorkersStarted(1, ("Alice", "Bob"), "rows", task_id=1, at=1.0),
+        WorkerText(1, "Alice", "canary one", task_id=1, at=2.0),
+        WorkersEnded(1, ("Bob broke off",), task_id=1, at=3.0),
+        ModelUsed("think", 1, Usage(5, 6, calls=3), 0.1, 2.0, 3.0, task_id=1),
+        TaskDone(1, Ok("So."), at=3.0),
+        JoinStarted(1, at=4.0),
+        WorkersStarted(1, ("Alice",), "log", "no cache", at=4.0),
+        WorkerText(1, "Alice", "canary ", at=5.0),
+        WorkerText(1, "Alice", "two", at=5.0),
+        JoinText(1, "It is so.", at=6.0),
+        WorkersEnded(1, at=6.0),
+        ModelUsed("join", 1, Usage(7, 8, calls=2), 0.1, 2.0, 6.0),
+        Answered(1, "It is so.", at=6.0),
+        RunFinished("answered", at=6.0),
+    ]
+    tracing = watched(run, content=True)
+    parents = {span.context.span_id: span.name for span in tracing.spans}
+    chats = {
+        parents[span.parent.span_id]: dict(span.attributes or {})
+        for span in tracing.spans
+        if span.kind is SpanKind.CLIENT and span.parent is not None
+    }
+    think, join = chats["execute_tool think"], chats["join"]
+    assert think["agentpar.workers"] == ("Alice", "Bob")
+    assert (think["agentpar.workers.backend"], join["agentpar.workers.backend"]) == ("rows", "log")
+    said = [
+        (message.get("name"), message["parts"][0]["content"])
+        for message in json.loads(str(join["gen_ai.output.messages"]))
+    ]
+    assert said == [("Alice", "canary two"), (None, "It is so.")]
+    assert "canary one" in str(think["gen_ai.output.messages"])
+    assert "canary" not in everything(watched(run).spans)

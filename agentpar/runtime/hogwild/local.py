@@ -10,13 +10,14 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentpar.errors import ModelServerError, UsageError
+from agentpar.errors import AgentparError, ModelServerError, UsageError
 from agentpar.events import Usage
+from agentpar.ids import new_run_id
 from agentpar.ports import Capability, Message, ModelRequest
 from agentpar.runtime.hogwild.pieces import Pieces
 from agentpar.runtime.hogwild.prompts import STEP_END
@@ -25,7 +26,7 @@ from agentpar.runtime.hogwild.sampling import Sampling
 from agentpar.workers import Layout, Workers
 
 if TYPE_CHECKING:
-    from agentpar.runtime.hogwild.engine import Engine, Group, Member
+    from agentpar.runtime.hogwild.engine import Engine, Group
     from agentpar.runtime.hogwild.group import WorkerGroup
 
 _TOGETHER = 10.0  # seconds that the first rows of a group are waited for
@@ -54,6 +55,7 @@ class TorchRuntime:
         self._opening = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="torch engine")
         self._groups: dict[str, _Live] = {}
+        self._steps: tuple[int, ...] | None = None
 
     def __repr__(self) -> str:
         return f"TorchRuntime({self._name!r})"
@@ -92,7 +94,7 @@ class TorchRuntime:
             raise UsageError("the reference engine enforces no grammar and no schema")
         tokens = await self.tokenize(request.messages)
         row = Row(
-            group=f"alone-{id(request)}",
+            group=f"alone-{new_run_id()}",
             name="alone",
             tokens=tokens,
             prefix=len(tokens),
@@ -102,18 +104,9 @@ class TorchRuntime:
             temperature=request.temperature,
             seed=request.seed,
         )
-        text = ""
-        async for piece in self.write(row):
-            if isinstance(piece, Usage):
+        async with aclosing(self._write(row, request.stop)) as pieces:
+            async for piece in pieces:
                 yield piece
-                return
-            before, text = len(text), text + piece
-            ends = [at for stop in request.stop if (at := text.find(stop)) >= 0]
-            if ends:
-                yield text[before : min(ends)]
-                yield Usage(prompt_tokens=len(tokens), calls=1)
-                return
-            yield piece
 
     async def capabilities(self) -> frozenset[Capability]:
         """Nothing beyond writing."""
@@ -131,9 +124,16 @@ class TorchRuntime:
         return tuple(tokenizer.encode(text, add_special_tokens=False))
 
     async def step_tokens(self) -> tuple[int, ...]:
-        return tuple((await self._open()).tokens_with(STEP_END))
+        engine = await self._open()
+        if self._steps is None:  # a look at each word of the vocabulary
+            look = asyncio.get_running_loop().run_in_executor
+            self._steps = tuple(await look(self._thread, engine.tokens_with, STEP_END))
+        return self._steps
 
-    async def write(self, row: Row) -> AsyncGenerator[str | Usage, None]:
+    def write(self, row: Row) -> AsyncGenerator[str | Usage, None]:
+        return self._write(row)
+
+    async def _write(self, row: Row, stop: Sequence[str] = ()) -> AsyncGenerator[str | Usage, None]:
         engine = await self._open()
         live = self._groups.get(row.group)
         if live is None:
@@ -142,18 +142,17 @@ class TorchRuntime:
             live = self._groups[row.group] = _Live(engine, row, self._thread, self._forget)
         writing = _Writing(row, Pieces(engine.tokenizer))
         live.join(writing)
+        text = ""
         try:
             while isinstance(said := await writing.news.get(), str):
+                before, text = len(text), text + said
+                if ends := [at for word in stop if (at := text.find(word)) >= 0]:
+                    yield text[before : min(ends)]
+                    break
                 yield said
-            if said is not None:
+            if isinstance(said, Exception):
                 raise said
-            member = live.member(row)
-            yield Usage(
-                prompt_tokens=len(row.tokens),
-                completion_tokens=len(member.output),
-                calls=1,
-                cut=member.finish == "length",
-            )
+            yield live.usage(row)
         finally:
             live.leave(row)
 
@@ -189,12 +188,14 @@ def _gone(row: Row) -> ModelServerError:
 
 
 class _Live:
-    """One group of an engine, stepped while any of its rows writes."""
+    """One group of an engine, stepped while any of its rows writes.
+
+    Who is in it is settled in the event loop; the engine's thread only computes.
+    """
 
     def __init__(self, engine: Engine, first: Row, thread: ThreadPoolExecutor, over: Any) -> None:
         self._engine = engine
         self._name = first.group
-        self._layout: Layout = first.layout
         self._first = first
         self._thread = thread
         self._over = over
@@ -207,19 +208,32 @@ class _Live:
         self._task = asyncio.create_task(self._run())
 
     def join(self, writing: _Writing) -> None:
+        name = writing.row.name
+        there = () if self._group is None else self._group.members
+        if name in there or name in self._writing or any(c.row.name == name for c in self._coming):
+            raise UsageError(f"row {name!r} is in its group already: give each a name of its own")
         self._coming.append(writing)
         self._hold = writing.row.hold
         self._news.set()
 
     def leave(self, row: Row) -> None:
         self._coming = [writing for writing in self._coming if writing.row is not row]
-        if self._writing.pop(row.name, None) is not None:
+        writing = self._writing.get(row.name)
+        if writing is not None and writing.row is row:
+            del self._writing[row.name]
             self._leaving.append(row.name)
         self._news.set()
 
-    def member(self, row: Row) -> Member:
+    def usage(self, row: Row) -> Usage:
+        """What ``row`` has taken, which has begun."""
         assert self._group is not None
-        return self._group.members[row.name]
+        member = self._group.members[row.name]
+        return Usage(
+            prompt_tokens=len(row.tokens),
+            completion_tokens=len(member.output),
+            calls=1,
+            cut=member.finish == "length",
+        )
 
     async def close(self) -> None:
         self._task.cancel()
@@ -229,16 +243,18 @@ class _Live:
     async def _run(self) -> None:
         error: Exception | None = None
         try:
-            while len(self._coming) < self._first.size and await self._wait(_TOGETHER):
-                pass
+            # Who leaves before all are there is waited for by nobody.
+            while self._coming and len(self._coming) < self._first.size:
+                if not await self._wait(_TOGETHER):
+                    break
             if self._coming:
                 await self._go_on()
         except Exception as raised:
             error = raised
         finally:
             self._over(self._name)
-            if self._group is not None:
-                self._group.close()
+            if self._group is not None:  # in its thread, where a last step may still be computed
+                self._thread.submit(self._group.close)
             for writing in (*self._coming, *self._writing.values()):
                 writing.news.put_nowait(error or _gone(writing.row))
 
@@ -246,7 +262,16 @@ class _Live:
         """Step while anyone writes, and wait for those who come late."""
         loop = asyncio.get_running_loop()
         while True:
-            self._tell(await loop.run_in_executor(self._thread, self._step))
+            leaving, self._leaving = self._leaving, []
+            coming, self._coming = self._coming, []
+            self._writing |= {writing.row.name: writing for writing in coming}
+            step = loop.run_in_executor(self._thread, self._step, leaving, coming)
+            tokens, refused = await step
+            for name, error in refused.items():
+                if (writing := self._writing.pop(name, None)) is not None:
+                    writing.news.put_nowait(error)
+            self._leaving = [name for name in self._leaving if name not in refused]
+            self._tell(tokens)
             while not (self._coming or self._writing):
                 if not await self._wait(self._hold):
                     return
@@ -262,26 +287,29 @@ class _Live:
         self._news.clear()
         return True
 
-    def _step(self) -> dict[str, int]:
-        """In the engine's thread: who leaves, who joins, one step."""
+    def _step(
+        self, leaving: list[str], coming: list[_Writing]
+    ) -> tuple[dict[str, int], dict[str, AgentparError]]:
+        """In the engine's thread: who leaves, who joins, one step. The token that each picked, and
+        why those who could not join could not."""
         if self._group is None:
             prefix = self._first.tokens[: self._first.prefix]
-            self._group = self._engine.group(
-                prefix, layout=self._layout, separators=self._first.steps
-            )
+            layout: Layout = self._first.layout
+            self._group = self._engine.group(prefix, layout=layout, separators=self._first.steps)
         group = self._group
-        leaving, self._leaving = self._leaving, []
         for name in leaving:
             group.leave(name)
-        coming, self._coming = self._coming, []
+        refused: dict[str, AgentparError] = {}
         for writing in coming:
             row = writing.row
-            if row.tokens[: row.prefix] != group.prefix:
-                raise ModelServerError(f"row {row.name!r} has another prefix than its group")
             sampling = Sampling(row.max_tokens, row.temperature, seed=row.seed)
-            group.join(row.name, row.tokens[row.prefix :], sampling)
-            self._writing[row.name] = writing
-        return group.step() if group.running else {}
+            try:
+                if row.tokens[: row.prefix] != group.prefix:
+                    raise UsageError(f"row {row.name!r} has another prefix than its group")
+                group.join(row.name, row.tokens[row.prefix :], sampling)
+            except AgentparError as error:
+                refused[row.name] = error
+        return (group.step() if group.running else {}), refused
 
     def _tell(self, tokens: dict[str, int]) -> None:
         assert self._group is not None

@@ -41,8 +41,7 @@ class LogGroup(WorkerGroup):
         *,
         why: str = "",
     ) -> None:
-        super().__init__(messages, workers, settings, why=why)
-        self._runtime = runtime
+        super().__init__(runtime, messages, workers, settings, why=why)
         self._log = ""
         self._texts: dict[str, str] = {}  # of this round, by worker or by who was injected
         self._waiting: dict[str, asyncio.Future[None]] = {}  # for the next round
@@ -55,28 +54,25 @@ class LogGroup(WorkerGroup):
         return self._log
 
     async def inject(self, name: str, text: str) -> None:
-        prompts.check_name(name)
-        self._texts[name] = prompts.told(name, text)
+        self._source(name)
+        self._texts[name] = self._texts.get(name, "") + prompts.told(name, text)
 
     async def answer(
-        self, instruction: str = "", *, max_tokens: int = 512
+        self,
+        instruction: str = "",
+        *,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        seed: int | None = None,
     ) -> AsyncGenerator[str, None]:
         await self._stop()
         self._close_round()
-        asked = prompts.finish(instruction).strip()
-        messages = prompts.log_messages(self.messages, self._log, asked)
-        request = ModelRequest(
-            messages,
-            max_tokens=max_tokens,
-            temperature=self.settings.temperature,
-            seed=self.settings.seed,
+        answer = self._answer_plainly(
+            self._log, instruction, max_tokens=max_tokens, temperature=temperature, seed=seed
         )
-        async with aclosing(self._runtime.stream(request)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Usage):
-                    self._spent(piece, cut=piece.cut)
-                else:
-                    yield piece
+        async with aclosing(answer) as texts:
+            async for text in texts:
+                yield text
 
     def join(self, name: str) -> None:
         super().join(name)
@@ -95,9 +91,11 @@ class LogGroup(WorkerGroup):
         while left > 0:
             await self._next_round(name)
             checks = 0 < self.settings.check_every <= since_check
-            wrote = await self._write(name, number, min(left, self.settings.sync_every), checks)
-            left -= wrote.completion_tokens
-            since_check = wrote.completion_tokens + (0 if checks else since_check)
+            most = min(left, self.settings.sync_every)
+            wrote = await self._write(name, number, most, checks)
+            tokens = wrote.completion_tokens or most  # of a server that counts none
+            left -= tokens
+            since_check = tokens + (0 if checks else since_check)
             if not wrote.cut:  # it has ended by itself
                 return
 
@@ -106,12 +104,11 @@ class LogGroup(WorkerGroup):
         leads = self._going[0] == name
         if not leads:  # read behind the first, the log is in the server's cache
             await self._warm.wait()
-        seed = self.settings.seed
         request = ModelRequest(
             prompts.log_messages(self.messages, self._log, prompts.turn(name, checks=checks)),
             max_tokens=tokens,
             temperature=self.settings.temperature,
-            seed=None if seed is None else seed + number,
+            seed=self._seed(number),
         )
         usage = Usage(calls=1)
         self._texts[name] = prompts.head(name)

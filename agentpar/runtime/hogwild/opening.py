@@ -11,11 +11,11 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
 from agentpar.errors import UsageError
-from agentpar.ports import Message, Runtime
+from agentpar.ports import Message, Named, Runtime
 from agentpar.runtime.hogwild.group import WorkerGroup
 from agentpar.runtime.hogwild.logsync import LogGroup
 from agentpar.runtime.hogwild.rows import RowGroup, row_server
-from agentpar.workers import OpenGroup, Workers
+from agentpar.workers import Workers
 
 
 @asynccontextmanager
@@ -38,17 +38,13 @@ async def open_group(
     if settings.backend != "log":
         rows = row_server(runtime)
         if rows is None:
-            why = f"{type(runtime).__name__} has no cache that could be shared"
+            named = runtime.provider if isinstance(runtime, Named) else type(runtime).__name__
+            why = f"{named} has no cache that could be shared"
         elif not (why := await rows.cannot_share()):
-            group = RowGroup(rows, messages, workers, settings)
+            group = RowGroup(runtime, rows, messages, workers, settings)
         if why and settings.backend == "rows":
             raise UsageError(f"workers cannot share a cache here: {why}")
     if group is None:
         group = LogGroup(runtime, messages, workers, settings, why=why)
     async with group:
         yield group
-
-
-def group_opener(runtime: Runtime) -> OpenGroup:
-    """`open_group` on ``runtime``, for a room that knows only of `Workers`."""
-    return lambda messages, workers: open_group(runtime, messages, workers.names, workers)

@@ -30,9 +30,12 @@ _TIME_IS_UP = "All workers have stopped. The answer to the task, from what they 
 def shared(messages: Sequence[Message], workers: Sequence[str]) -> tuple[Message, ...]:
     """The prompt that all ``workers`` begin with: ``messages`` and the rules of working together.
 
-    The rules stand before what the system message says; raises `UsageError` for names that
-    would be mistaken for each other, and for a group of nobody.
+    The rules stand last, so that a server that has read the messages ahead need not do it again.
+    Raises `UsageError` for names that would be mistaken for each other, for a group of nobody,
+    and for one without a task.
     """
+    if not messages:
+        raise UsageError("there is no message to work on: say what the task is")
     if not workers:
         raise UsageError("workers is empty: a group has at least one worker")
     if len(set(workers)) < len(workers):
@@ -42,10 +45,8 @@ def shared(messages: Sequence[Message], workers: Sequence[str]) -> tuple[Message
     if len(workers) == 1:
         return tuple(messages)
     rules = _RULES.format(count=len(workers), names=", ".join(workers))
-    if messages and messages[0].role == "system":
-        system = Message("system", f"{rules}\n\n{messages[0].content}")
-        return (system, *messages[1:])
-    return (Message("system", rules), *messages)
+    *before, last = messages
+    return (*before, Message(last.role, f"{last.content}\n\n{rules}"))
 
 
 def check_name(name: str) -> None:

@@ -11,10 +11,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
-from agentpar.errors import UsageError
+from agentpar.errors import BackendError, UsageError
 from agentpar.events import Usage
 from agentpar.ids import new_run_id
-from agentpar.ports import Message
+from agentpar.ports import Message, Runtime
 from agentpar.runtime.hogwild import prompts
 from agentpar.runtime.hogwild.group import WorkerGroup
 from agentpar.workers import Backend, Layout, Workers
@@ -81,45 +81,81 @@ def row_server(runtime: object) -> RowServer | None:
 
 
 class RowGroup(WorkerGroup):
-    """Rows of one cache on ``server``."""
+    """Rows of one cache on ``server``, which ``runtime`` has for ordinary requests, too."""
 
     backend: Backend = "rows"
 
     def __init__(
         self,
+        runtime: Runtime,
         server: RowServer,
         messages: Sequence[Message],
         workers: Sequence[str],
         settings: Workers,
     ) -> None:
-        super().__init__(messages, workers, settings)
+        super().__init__(runtime, messages, workers, settings)
         self._server = server
         self._id = new_run_id()
-        self._ready = asyncio.Lock()
+        self._begun = asyncio.Event()  # a row has been read: others may come late
+        self._texts: dict[str, str] = {}  # what stands in the rows, for whom no row can be
+        self._ready = asyncio.Lock()  # the prefix is asked for once
         self._prefix: tuple[int, ...] = ()
         self._steps: tuple[int, ...] = ()
         self._rows = 0
 
     async def inject(self, name: str, text: str) -> None:
-        prompts.check_name(name)
-        row = await self._row(name, prompts.told(name, text), 1)
-        async with aclosing(self._server.write(row)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Usage):  # the one token it wrote is nobody's text
-                    self._spent(replace(piece, completion_tokens=0))
+        self._source(name)
+        told = prompts.told(name, text)
+        try:
+            row = await self._row(name, told, 1)
+            async with aclosing(self._server.write(row)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, Usage):  # the one token it wrote is nobody's text
+                        self._spent(replace(piece, completion_tokens=0))
+        except BackendError as error:
+            if self.workers:
+                raise
+            self._faults.append(f"only the answer is told of {name!r}: {error}")
+        self._texts[name] = self._texts.get(name, "") + told
 
     async def answer(
-        self, instruction: str = "", *, max_tokens: int = 512
+        self,
+        instruction: str = "",
+        *,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        seed: int | None = None,
     ) -> AsyncGenerator[str, None]:
-        row = await self._row("answer", prompts.finish(instruction), max_tokens)
-        async with aclosing(self._server.write(replace(row, hold=0.0))) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Usage):
-                    self._spent(piece, cut=piece.cut)
-                    continue
-                if self.workers:  # they stop once this row is in the group, which lives by rows
-                    await self._stop()
-                yield piece
+        """As a row; where there can be none (the group has ended on the server, say), by an
+        ordinary request that reads what the workers wrote, and `why` and `faults` say so."""
+        begun = False
+        try:
+            row = await self._row("answer", prompts.finish(instruction), max_tokens)
+            row = replace(row, hold=0.0, temperature=temperature, seed=seed)
+            async with aclosing(self._server.write(row)) as pieces:
+                async for piece in pieces:
+                    if not begun:
+                        begun = True
+                        await self._stop()  # not before this row holds the group
+                    if isinstance(piece, Usage):
+                        self._spent(piece, cut=piece.cut)
+                    else:
+                        yield piece
+        except BackendError as error:
+            if begun:
+                raise
+            self.why = f"the answer was written from the workers' texts, not their cache: {error}"
+            self._faults.append(self.why)
+        if begun:
+            return
+        await self._stop()
+        log = "".join(self._texts.values())
+        answer = self._answer_plainly(
+            log, instruction, max_tokens=max_tokens, temperature=temperature, seed=seed
+        )
+        async with aclosing(answer) as texts:
+            async for text in texts:
+                yield text
 
     async def _work(self, name: str, number: int) -> None:
         left = self.settings.max_tokens
@@ -131,7 +167,7 @@ class RowGroup(WorkerGroup):
             wrote = await self._stream(name, row)
             if not wrote.cut:  # it has ended by itself
                 return
-            left -= wrote.completion_tokens
+            left -= wrote.completion_tokens or row.max_tokens  # of a server that counts none
             head, size = prompts.check(name), 0
             if left > 0:
                 self._wrote(name, head)
@@ -140,12 +176,21 @@ class RowGroup(WorkerGroup):
         usage = Usage(calls=1)
         async with aclosing(self._server.write(row)) as pieces:
             async for piece in pieces:
+                self._begun.set()
                 if isinstance(piece, Usage):
                     usage = piece
                 else:
                     self._wrote(name, piece)
         self._spent(usage)
         return usage
+
+    def _wrote(self, worker: str, text: str) -> None:
+        self._texts[worker] = self._texts.get(worker, prompts.head(worker)) + text
+        super()._wrote(worker, text)
+
+    def _over(self, name: str) -> None:
+        super()._over(name)
+        self._begun.set()
 
     async def _row(
         self, name: str, text: str, max_tokens: int, *, size: int = 0, number: int = 0
@@ -158,8 +203,9 @@ class RowGroup(WorkerGroup):
         own = await self._server.tokenize(text)
         if not own:
             raise UsageError(f"the text {text!r} has no tokens")
+        if not size:
+            await self._begun.wait()
         self._rows += 1
-        seed = self.settings.seed
         return Row(
             group=self._id,
             name=f"{name}.{self._rows}",
@@ -171,5 +217,5 @@ class RowGroup(WorkerGroup):
             steps=self._steps,
             hold=HOLD,
             temperature=self.settings.temperature,
-            seed=None if seed is None else seed + number,
+            seed=self._seed(number),
         )

@@ -7,12 +7,13 @@ of a completion (flat names, see `plugin.params`).
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Protocol
 
 from agentpar.errors import ModelServerError
 from agentpar.events import Usage
 from agentpar.ports import Message
-from agentpar.runtime.hogwild.plugin.params import PREFIX
+from agentpar.runtime.hogwild.plugin.params import FORMAT, PREFIX
 from agentpar.runtime.hogwild.rows import Row, RowServer
 
 _ENDINGS = ("", ".", "!", "?", ":", ";", ")", "]", "}", '"', "'", "`", "*", "**", "```", "$", "$$")
@@ -27,7 +28,9 @@ class Client(Protocol):
 
     async def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any: ...
 
-    def post_stream(self, path: str, body: dict[str, Any]) -> AsyncGenerator[str | Usage, None]: ...
+    def post_stream(
+        self, path: str, body: dict[str, Any], *, once: bool = False
+    ) -> AsyncGenerator[str | Usage, None]: ...
 
 
 class ServedRows:
@@ -38,9 +41,11 @@ class ServedRows:
 
     async def cannot_share(self) -> str:
         told = await self._client.ask("/hogwild")
-        if not isinstance(told, dict):
+        if not isinstance(told, dict) or "format" not in told:
             return "the server runs without the plugin; 'agentpar serve --hogwild' starts one with"
-        return str(told.get("cannot_share") or "")
+        if told["format"] != FORMAT:
+            return f"the server's plugin speaks format {told['format']!r}, this is {FORMAT}"
+        return ""
 
     async def tokenize(self, text: str | Sequence[Message]) -> tuple[int, ...]:
         body: dict[str, Any] = {"model": await self._client.model()}
@@ -69,8 +74,10 @@ class ServedRows:
         }
         if row.seed is not None:
             body["seed"] = row.seed
-        async for piece in self._client.post_stream("/completions", body):
-            yield piece
+        # Once: where the server has this row already, it refuses a second of the name.
+        async with aclosing(self._client.post_stream("/completions", body, once=True)) as pieces:
+            async for piece in pieces:
+                yield piece
 
 
 async def step_tokens(rows: RowServer) -> tuple[int, ...]:

@@ -9,10 +9,10 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from agentpar.runtime.hogwild.plugin.params import LAYOUTS
+from agentpar.runtime.hogwild.plugin.params import FORMAT, LAYOUTS
 
 PATH = "/hogwild"
-ANSWER = json.dumps({"format": 1, "layouts": LAYOUTS}).encode()
+ANSWER = json.dumps({"format": FORMAT, "layouts": LAYOUTS}).encode()
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -14,6 +14,8 @@ from typing import Any, get_args
 from agentpar.errors import UsageError
 from agentpar.workers import Layout
 
+FORMAT = 1
+"""Of these keys, told at the door: a client that knows another sends none."""
 PREFIX = "hogwild_"
 """What the name of each of our keys begins with."""
 

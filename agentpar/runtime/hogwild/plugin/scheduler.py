@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vllm.logger import init_logger
@@ -191,6 +191,7 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
                 f"{row} expects {member.size} rows, but this server runs at most "
                 f"{self.max_num_active_reqs} requests at once (--max-num-seqs)"
             )
+        self._end_the_held()  # nobody may have scheduled anything since its time was over
         group = self._groups.get(member.group)
         if member.late and group is None:
             raise UsageError(f"{row} comes late: the group has ended")
@@ -248,7 +249,12 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
         need = self._pool.prompts(new)
         length = new[0].prefix + sum(row.prompt - row.prefix for row in [*present, *new])
         fault = None
-        if verdict == "refuse":
+        if verdict == "wait" and group.rows and not (group.live or promised):
+            fault = (
+                "has no room left for another row: what its rows hold and this one's worst case "
+                f"are more than the {self._pool.total} blocks of the cache"
+            )
+        elif verdict == "refuse":
             fault = (
                 f"is larger than memory: the prompts of {len(new)} rows take {need} blocks of "
                 f"{self._pool.size} tokens, the cache has {self._pool.total}"
@@ -442,19 +448,27 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
                 del self._rows[request.request_id]
                 if waiting in self._line.get(waiting.member.group, ()):
                     self._leave_line([waiting])
+                    self._end_the_held()
             return super()._free_request(request, delay_free_blocks)
         found = super()._free_request(request, True)
         group = waiting.group
         group.live.pop(request.request_id, None)
+        # It will not grow any more: what it was promised beyond that is free for others.
+        held = len(self.kv_cache_manager.get_block_ids(request.request_id)[0])
+        most = max(held, self._pool.common(waiting.row)) * self._pool.size
+        waiting.row = replace(waiting.row, limit=min(waiting.row.limit, most))
+        group.promised = self._pool.worst(waiting.row for waiting in group.rows.values())
         if not group.live:
             group.held_until = time.monotonic() + group.hold
             self._end_the_held()
         return found
 
     def _end_the_held(self) -> None:
-        """Groups none of whose rows write any more end when nobody has come for so long."""
+        """Groups none of whose rows write any more end when nobody has come for so long; not while
+        somebody who has come waits for memory."""
         now = time.monotonic()
-        for group in [g for g in self._groups.values() if not g.live and g.held_until <= now]:
+        quiet = [g for g in self._groups.values() if not g.live and g.name not in self._line]
+        for group in [g for g in quiet if g.held_until <= now]:
             self._end(group)
 
     def _end(self, group: _Group) -> None:
