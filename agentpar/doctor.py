@@ -97,9 +97,8 @@ def _sharing() -> Iterator[Finding]:
     except AgentparError:
         return  # that is a finding of its own
     version, known = found.version.partition("+")[0], " or ".join(contract.VERSIONS)
-    if found.device not in plugin.DEVICES:
-        there = ", ".join(plugin.DEVICES)
-        detail = f"workers share a log: one KV cache only in vLLM for {there}, not {found.device}"
+    if not plugin.runs_on(found.device):
+        detail = f"workers share a log: one KV cache only in vLLM for CPUs, not {found.device}"
         yield Finding("workers", "optional", detail)
     elif version not in contract.VERSIONS:
         detail = f"one KV cache for several was tested in vLLM {known}, not in {version}"

@@ -112,12 +112,11 @@ async def test_one_worker_writes_what_a_plain_request_gets(vllm_sharing_url: str
     plain = OpenAIRuntime(vllm_sharing_url)
     request = ModelRequest((Message("user", TASK),), max_tokens=24)
     want = "".join([piece async for piece in plain.stream(request) if isinstance(piece, str)])
-    rows = plain.rows()
-    tokens = await rows.tokenize((Message("user", TASK),))
-    row = Row("one", "alone", tokens, len(tokens) - 2, 1, max_tokens=24, layout="combined")
-    got = "".join([piece async for piece in rows.write(row) if isinstance(piece, str)])
+    settings = Workers(1, max_tokens=24, backend="rows")
+    async with plain.group(TASK, ["Alice"], settings) as group:
+        got = await texts_of(group)
     await plain.aclose()
-    assert got == want
+    assert got == {"Alice": want}
 
 
 async def test_a_plain_vllm_says_that_it_does_not_share(vllm_05b_url: str) -> None:

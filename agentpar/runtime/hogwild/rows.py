@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
-from agentpar.errors import BackendError, UsageError
+from agentpar.errors import BackendError
 from agentpar.events import Usage
 from agentpar.ids import new_run_id
 from agentpar.ports import Message, Runtime
@@ -100,6 +100,7 @@ class RowGroup(WorkerGroup):
         self._texts: dict[str, str] = {}  # what stands in the rows, for whom no row can be
         self._ready = asyncio.Lock()  # the prefix is asked for once
         self._prefix: tuple[int, ...] = ()
+        self._last: tuple[int, ...] = ()
         self._steps: tuple[int, ...] = ()
         self._rows = 0
 
@@ -160,7 +161,7 @@ class RowGroup(WorkerGroup):
     async def _work(self, name: str, number: int) -> None:
         left = self.settings.max_tokens
         at_once = self.settings.check_every or left
-        head = prompts.head(name)
+        head = prompts.head(name) if len(self._first) > 1 or number else ""
         size = len(self._first) if number < len(self._first) else 0
         while left > 0:
             row = await self._row(name, head, min(left, at_once), size=size, number=number)
@@ -197,12 +198,13 @@ class RowGroup(WorkerGroup):
     ) -> Row:
         async with self._ready:
             if not self._prefix:
-                self._prefix = await self._server.tokenize(self.messages)
+                # Each row has the last token of the prompt for its own, behind which one who is
+                # alone writes at once.
+                *prefix, last = await self._server.tokenize(self.messages)
+                self._prefix, self._last = tuple(prefix), (last,)
                 if self.settings.layout != "contiguous":
                     self._steps = await self._server.step_tokens()
-        own = await self._server.tokenize(text)
-        if not own:
-            raise UsageError(f"the text {text!r} has no tokens")
+        own = self._last + (await self._server.tokenize(text) if text else ())
         if not size:
             await self._begun.wait()
         self._rows += 1
