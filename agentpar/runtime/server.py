@@ -19,7 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from agentpar.cache import home, lock_nowait, write_whole
@@ -354,10 +354,12 @@ def _state(port: int) -> Path:
 def _read(file: Path) -> ServerHandle | None:
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
-        handle = ServerHandle(**state)
+        # Another version may say more: without its file nobody would find the server again.
+        known = {field.name for field in fields(ServerHandle)} & state.keys()
+        handle = ServerHandle(**{name: state[name] for name in known})
         return replace(handle, log=Path(handle.log), extra_args=tuple(handle.extra_args))
-    except (OSError, ValueError, TypeError):
-        return None  # of another version, or damaged: as good as none
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None  # damaged: as good as none
 
 
 def _lives(pid: int, *, new: bool = False) -> bool:

@@ -209,6 +209,15 @@ def test_running_servers_come_oldest_first(pretend: Any, tmp_path: Path) -> None
     assert [handle.model for handle in server.running()] == ["old", "new"]
 
 
+def test_a_server_of_another_version_is_found(pretend: Any, tmp_path: Path) -> None:
+    """Its state file says more than is known here; forgotten, the server would run for ever."""
+    pretend("newer", 7)
+    file = tmp_path / "servers" / "7.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"invented": 1}))
+    assert [handle.model for handle in server.running()] == ["newer"]
+    assert file.exists()
+
+
 def test_a_folder_is_stopped_by_the_words_it_was_served_by(
     pretend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
