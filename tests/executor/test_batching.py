@@ -389,8 +389,10 @@ def world(wire: list[list[str]], batched: Mapping[str, int]) -> list[Tool]:
 def test_batches_change_nothing_but_the_number_of_requests(
     tasks: list[Task], batched: dict[str, int], concurrency: int
 ) -> None:
-    """On random plans: the outcomes are those of the plain interpreter, every event comes at the
-    same moment as without batches, every call goes over the wire once in a batch of its size."""
+    """On random plans: the outcomes are those of the plain interpreter, every call goes over the
+    wire once in a batch of its size, and where there is a place for every call, every event comes
+    at the same moment as without batches. Where places are few, which of two that are ready in
+    one moment goes first may differ."""
 
     def perform(sizes: dict[str, int]) -> tuple[Machine, list[Event], list[list[str]]]:
         wire: list[list[str]] = []
@@ -407,7 +409,8 @@ def test_batches_change_nothing_but_the_number_of_requests(
         if isinstance(have, Failed):
             have = replace(have, error=have.error.replace("ValueError: ", ""))
         assert have == expected[id]
-    assert _told(events) == _told(plain_events)
+    if concurrency >= len(plain_wire):
+        assert _told(events) == _told(plain_events)
     assert machine.outcomes == plain.outcomes
     assert sorted(one for calls in wire for one in calls) == sorted(
         one for calls in plain_wire for one in calls
