@@ -1,7 +1,7 @@
 """Frozen dataclasses whose guard is the type checker: they are made in a quarter of the time.
 
 A frozen dataclass sets each field through ``object.__setattr__``, which is most of what its
-making costs; a run makes four of these for every task. In all else they stay what `dataclasses`
+making costs; a run makes five of these for every task. In all else they stay what `dataclasses`
 made of them. ``python -X dev`` keeps the guard at run time, too.
 """
 

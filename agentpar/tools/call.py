@@ -17,6 +17,7 @@ from typing import Any
 from agentpar.errors import UsageError
 from agentpar.events import ModelUsed, WorkersEnded, WorkersStarted, WorkerText
 from agentpar.gate import HostGate, Visit, unlimited
+from agentpar.quick import quick
 from agentpar.tools.base import Tool
 
 Told = WorkersStarted | WorkerText | WorkersEnded | ModelUsed
@@ -39,6 +40,7 @@ def call_key(tool: Tool, args: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class CurrentCall:
     """What a tool may know of the call it is in. ``attempt`` counts from 1."""
