@@ -49,9 +49,14 @@ class Endless(OpenAIRuntime):
     """Every text goes on to its ``max_tokens``, so that all ways write the same number."""
 
     def post_stream(
-        self, path: str, body: dict[str, Any], request: ModelRequest | None = None
+        self,
+        path: str,
+        body: dict[str, Any],
+        request: ModelRequest | None = None,
+        *,
+        once: bool = False,
     ) -> AsyncGenerator[str | Usage, None]:
-        return super().post_stream(path, body | {"ignore_eos": True}, request)
+        return super().post_stream(path, body | {"ignore_eos": True}, request, once=once)
 
 
 # --- how fast ---------------------------------------------------------------------------
