@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +19,13 @@ import tenacity
 from agentpar.errors import GrammarRefused, ModelServerError, UsageError
 from agentpar.events import Usage
 from agentpar.net import retry_after
-from agentpar.ports import Capability, Message, ModelRequest
+from agentpar.ports import Capability, ModelRequest
 from agentpar.redact import HIDDEN, Redactor, public_url, url_credentials
+from agentpar.runtime.hogwild.opening import OpensGroups
 from agentpar.runtime.launch import BACKGROUND
 from agentpar.runtime.refusal import refusal
-from agentpar.workers import Workers
 
 if TYPE_CHECKING:
-    from agentpar.runtime.hogwild.group import WorkerGroup
     from agentpar.runtime.hogwild.rows import RowServer
 
 MAX_LINE = 16 << 20  # bytes; no honest piece of a stream is longer
@@ -35,7 +34,7 @@ _NO_SUCH_PAGE = frozenset({404, 405})
 _HIDDEN = _NO_SUCH_PAGE | {400, 401, 403}  # what gateways answer about pages that they do not know
 
 
-class OpenAIRuntime:
+class OpenAIRuntime(OpensGroups):
     """Streams from ``{base_url}/chat/completions``.
 
     ``base_url`` usually ends in ``/v1``, which is added where there is no path. ``model``
@@ -175,17 +174,6 @@ class OpenAIRuntime:
             return json.loads(await self._read(root + path, absent=absent, body=body) or "")
         except ValueError:
             return None
-
-    def group(
-        self,
-        shared: str | Sequence[Message],
-        workers: Sequence[str],
-        settings: Workers | None = None,
-    ) -> AbstractAsyncContextManager[WorkerGroup]:
-        """Workers on the task that ``shared`` states: see `open_group`."""
-        from agentpar.runtime.hogwild.opening import open_group
-
-        return open_group(self, shared, workers, settings)
 
     def rows(self) -> RowServer:
         """Requests to this server as rows of one cache, where it shares one."""

@@ -10,25 +10,26 @@ import asyncio
 import os
 import uuid
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentpar.errors import GrammarRefused, ModelServerError, UsageError
+from agentpar.errors import GrammarRefused, ModelServerError
 from agentpar.events import Usage
 from agentpar.ports import Capability, Message, ModelRequest
 from agentpar.runtime import launch, models
+from agentpar.runtime.hogwild.opening import OpensGroups
 from agentpar.runtime.hogwild.plugin import engine_args
 from agentpar.runtime.hogwild.rows import Row
 from agentpar.runtime.hogwild.served import step_tokens, xargs
 from agentpar.runtime.refusal import refusal
-from agentpar.workers import Workers
+from agentpar.runtime.tokens import token_ids
 
 if TYPE_CHECKING:
-    from agentpar.runtime.hogwild.group import WorkerGroup
+    pass
 
 
-class EngineRuntime:
+class EngineRuntime(OpensGroups):
     """Streams from a vLLM engine that serves ``model``, a folder or a name as for `resolve`.
 
     ``sharing``: its requests may share one KV cache, as workers do (None: where model and machine
@@ -112,15 +113,7 @@ class EngineRuntime:
 
     async def tokenize(self, text: str | Sequence[Message]) -> tuple[int, ...]:
         tokenizer = (await self._start()).get_tokenizer()
-        if not isinstance(text, str):
-            if not tokenizer.chat_template:
-                raise UsageError("the tokenizer of these weights has no chat template")
-            chat = [{"role": message.role, "content": message.content} for message in text]
-            text = str(
-                tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-            )
-        # The template has written the special tokens.
-        return tuple(tokenizer.encode(text, add_special_tokens=False))
+        return token_ids(tokenizer, text)
 
     async def step_tokens(self) -> tuple[int, ...]:
         return await step_tokens(self)
@@ -137,17 +130,6 @@ class EngineRuntime:
             output_kind=RequestOutputKind.DELTA,
         )
         return self._generate(row.tokens, sampling)
-
-    def group(
-        self,
-        shared: str | Sequence[Message],
-        workers: Sequence[str],
-        settings: Workers | None = None,
-    ) -> AbstractAsyncContextManager[WorkerGroup]:
-        """Workers on the task that ``shared`` states: see `open_group`."""
-        from agentpar.runtime.hogwild.opening import open_group
-
-        return open_group(self, shared, workers, settings)
 
     async def capabilities(self) -> frozenset[Capability]:
         """All, as this is vLLM; no grammar any more once it refused one."""

@@ -10,7 +10,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, aclosing, suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +19,16 @@ from agentpar.errors import AgentparError, ModelServerError, UsageError
 from agentpar.events import Usage
 from agentpar.ids import new_run_id
 from agentpar.ports import Capability, Message, ModelRequest
+from agentpar.runtime.hogwild.opening import OpensGroups
 from agentpar.runtime.hogwild.pieces import Pieces
 from agentpar.runtime.hogwild.prompts import STEP_END
 from agentpar.runtime.hogwild.rows import Row
 from agentpar.runtime.hogwild.sampling import Sampling
-from agentpar.workers import Layout, Workers
+from agentpar.runtime.tokens import token_ids
+from agentpar.workers import Layout
 
 if TYPE_CHECKING:
     from agentpar.runtime.hogwild.engine import Engine, Group
-    from agentpar.runtime.hogwild.group import WorkerGroup
 
 _TOGETHER = 10.0  # seconds that the first rows of a group are waited for
 
@@ -41,7 +42,7 @@ class _Writing:
     news: asyncio.Queue[str | Exception | None] = field(default_factory=asyncio.Queue)
 
 
-class TorchRuntime:
+class TorchRuntime(OpensGroups):
     """Streams from the weights in ``model``, a folder or a name as for `models.resolve`.
 
     ``settings`` are those of `Engine.load`: ``dtype``, ``device``, ``blocks`` and more. Constraints
@@ -67,17 +68,6 @@ class TorchRuntime:
     @property
     def model_name(self) -> str:
         return self._name
-
-    def group(
-        self,
-        shared: str | Sequence[Message],
-        workers: Sequence[str],
-        settings: Workers | None = None,
-    ) -> AbstractAsyncContextManager[WorkerGroup]:
-        """Workers on the task that ``shared`` states: see `open_group`."""
-        from agentpar.runtime.hogwild.opening import open_group
-
-        return open_group(self, shared, workers, settings)
 
     def rows(self) -> TorchRuntime:
         """It shares its cache itself."""
@@ -114,14 +104,7 @@ class TorchRuntime:
 
     async def tokenize(self, text: str | Sequence[Message]) -> tuple[int, ...]:
         tokenizer = (await self._open()).tokenizer
-        if not isinstance(text, str):
-            if not tokenizer.chat_template:
-                raise UsageError("the tokenizer of these weights has no chat template")
-            chat = [{"role": message.role, "content": message.content} for message in text]
-            text = str(
-                tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-            )
-        return tuple(tokenizer.encode(text, add_special_tokens=False))
+        return token_ids(tokenizer, text)
 
     async def step_tokens(self) -> tuple[int, ...]:
         engine = await self._open()

@@ -8,7 +8,7 @@ read again every few tokens. Which of them, and why, is `WorkerGroup.backend` an
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from agentpar.errors import UsageError
 from agentpar.ports import Message, Named, Runtime
@@ -48,3 +48,16 @@ async def open_group(
         group = LogGroup(runtime, messages, workers, settings, why=why)
     async with group:
         yield group
+
+
+class OpensGroups:
+    """A `Runtime` by whose `group` workers are set to work."""
+
+    def group(
+        self: Runtime,
+        shared: str | Sequence[Message],
+        workers: Sequence[str],
+        settings: Workers | None = None,
+    ) -> AbstractAsyncContextManager[WorkerGroup]:
+        """Workers on the task that ``shared`` states: see `open_group`."""
+        return open_group(self, shared, workers, settings)

@@ -1,8 +1,6 @@
 """vLLM's CPU attention backend, with the queries of groups answered by ours.
 
-Ordinary requests keep the stock kernel and the stock cache. Only where a batch has rows of groups
-are their outputs overwritten, and their share of the stock kernel's work cut to a token each; where
-it has no others, the stock kernel is not called.
+What is done for groups stands in `plugin.backend`.
 """
 
 from __future__ import annotations
@@ -11,18 +9,15 @@ from typing import Any
 
 import torch
 from vllm import _custom_ops as ops
-from vllm.v1.attention.backend import AttentionLayer, CommonAttentionMetadata
 from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionBackend,
     CPUAttentionBackendImpl,
-    CPUAttentionMetadata,
     CPUAttentionMetadataBuilder,
 )
 
 from agentpar.runtime.hogwild.plugin.attention import Cache
+from agentpar.runtime.hogwild.plugin.backend import AnswersGroups, AttendsToGroups
 from agentpar.runtime.hogwild.plugin.layout import layout_of
-from agentpar.runtime.hogwild.plugin.notice import ATTRIBUTE
-from agentpar.runtime.hogwild.plugin.step import NONE, Answers, answered
 
 
 class HogwildCPUBackend(CPUAttentionBackend):  # type: ignore[misc]
@@ -37,51 +32,12 @@ class HogwildCPUBackend(CPUAttentionBackend):  # type: ignore[misc]
         return Builder
 
 
-class Builder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
+class Builder(AnswersGroups, CPUAttentionMetadataBuilder):  # type: ignore[misc]
     """Makes a step's plans beside vLLM's own metadata, if a group runs in it."""
 
-    def build(
-        self,
-        common_prefix_len: int,
-        common_attn_metadata: CommonAttentionMetadata,
-        fast_build: bool = False,
-    ) -> CPUAttentionMetadata:
-        common_attn_metadata, answers = answered(common_attn_metadata)
-        metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
-        setattr(metadata, ATTRIBUTE, answers)
-        return metadata
 
-
-class Impl(CPUAttentionBackendImpl):  # type: ignore[misc]
+class Impl(AttendsToGroups, CPUAttentionBackendImpl):  # type: ignore[misc]
     """vLLM's attention, then that of groups over it."""
-
-    def forward(
-        self,
-        layer: AttentionLayer,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        kv_cache: torch.Tensor,
-        attn_metadata: CPUAttentionMetadata | None,
-        output: torch.Tensor,
-        output_scale: torch.Tensor | None = None,
-        output_block_scale: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        answers: Answers = getattr(attn_metadata, ATTRIBUTE, NONE)
-        if not answers.alone:
-            super().forward(
-                layer,
-                query,
-                key,
-                value,
-                kv_cache,
-                attn_metadata,
-                output,
-                output_scale,
-                output_block_scale,
-            )
-        answers.attend(query, kv_cache, output, self.scale)
-        return output
 
 
 def measured(layer: Any, kv_cache: torch.Tensor) -> Cache:

@@ -1,8 +1,6 @@
 """vLLM's FlashAttention backend, with the queries of groups answered by ours.
 
-Ordinary requests keep the stock kernel and the stock cache. Only where a batch has rows of groups
-are their outputs overwritten, and their share of the stock kernel's work cut to a token each; where
-it has no others, the stock kernel is not called.
+What is done for groups stands in `plugin.backend`.
 
 Never run on a GPU so far. What has run: these classes over vLLM's own, on a CPU, in whole engines,
 with torch in the place of FlashAttention's two CUDA functions and Triton's interpreter below.
@@ -13,19 +11,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from vllm.v1.attention.backend import AttentionCGSupport, CommonAttentionMetadata
+from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.attention.backends.flash_attn import (
     FlashAttentionBackend,
     FlashAttentionImpl,
-    FlashAttentionMetadata,
     FlashAttentionMetadataBuilder,
 )
 
 from agentpar.errors import CannotShare
 from agentpar.runtime.hogwild.plugin.attention import Cache
+from agentpar.runtime.hogwild.plugin.backend import AnswersGroups, AttendsToGroups
 from agentpar.runtime.hogwild.plugin.layout import Layout
-from agentpar.runtime.hogwild.plugin.notice import ATTRIBUTE
-from agentpar.runtime.hogwild.plugin.step import NONE, Answers, answered
 
 
 class HogwildCUDABackend(FlashAttentionBackend):  # type: ignore[misc]
@@ -40,7 +36,7 @@ class HogwildCUDABackend(FlashAttentionBackend):  # type: ignore[misc]
         return Builder
 
 
-class Builder(FlashAttentionMetadataBuilder):  # type: ignore[misc]
+class Builder(AnswersGroups, FlashAttentionMetadataBuilder):  # type: ignore[misc]
     """Makes a step's answers beside vLLM's own metadata, if a group runs in it."""
 
     @classmethod
@@ -48,48 +44,9 @@ class Builder(FlashAttentionMetadataBuilder):  # type: ignore[misc]
         """None: what a group reads has another shape in each step."""
         return AttentionCGSupport.NEVER
 
-    def build(
-        self,
-        common_prefix_len: int,
-        common_attn_metadata: CommonAttentionMetadata,
-        fast_build: bool = False,
-    ) -> FlashAttentionMetadata:
-        common_attn_metadata, answers = answered(common_attn_metadata)
-        metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
-        setattr(metadata, ATTRIBUTE, answers)
-        return metadata
 
-
-class Impl(FlashAttentionImpl):  # type: ignore[misc]
+class Impl(AttendsToGroups, FlashAttentionImpl):  # type: ignore[misc]
     """vLLM's attention, then that of groups over it."""
-
-    def forward(
-        self,
-        layer: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        kv_cache: torch.Tensor,
-        attn_metadata: FlashAttentionMetadata | None,
-        output: torch.Tensor,
-        output_scale: torch.Tensor | None = None,
-        output_block_scale: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        answers: Answers = getattr(attn_metadata, ATTRIBUTE, NONE)
-        if not answers.alone:
-            super().forward(
-                layer,
-                query,
-                key,
-                value,
-                kv_cache,
-                attn_metadata,
-                output,
-                output_scale,
-                output_block_scale,
-            )
-        answers.attend(query, kv_cache, output, self.scale)
-        return output
 
 
 def packed(layer: Any) -> Cache:
