@@ -14,6 +14,7 @@ AgentparError
     ├── CacheFull         a model's cache has no room for a prompt at present
     ├── WeightsError      model weights: not found, wrong hash, not convertible
     ├── FetchError        a page or a search: refused address, too large, not text
+    ├── BankError         the memory bank: damaged, of another version, read-only, full, gone
     └── JournalError      the journal: damaged, read-only, full, gone
         └── LeaseLost     another process has taken this run over
 
@@ -101,6 +102,10 @@ class FetchError(BackendError):
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
+
+
+class BankError(BackendError):
+    """The memory bank could not be read or written; what it holds is untouched."""
 
 
 class JournalError(BackendError):

@@ -238,13 +238,63 @@ class AttemptEnded:
 @dataclass(frozen=True, slots=True)
 class TaskDone:
     """The task has ended. ``via`` says where a result comes from that no call of this task
-    brought: "same call as 3", "cache", "journal"."""
+    brought: "same call as 3", "cache", "bank", "journal"."""
 
     task_id: int
     outcome: Outcome
     at: float = 0.0
     attempt: int = 1
     via: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseAwaited:
+    """Another team, or run, makes an equal call: this attempt waits for what that brings.
+    ``holder`` is the other's run and task, ``team`` its number (0: of no team)."""
+
+    task_id: int
+    holder: tuple[str, int]
+    team: int = 0
+    at: float = 0.0
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class EntryUsed:
+    """This attempt is settled by what another has found: ``entry`` of the bank, which task
+    ``producer[1]`` of run ``producer[0]`` brought. ``spared`` is how many seconds that took."""
+
+    task_id: int
+    entry: str
+    producer: tuple[str, int]
+    team: int = 0
+    spared: float = 0.0
+    at: float = 0.0
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class EntryOffered:
+    """What this attempt brought was offered to the bank: ``admitted`` by ``policy``, which would
+    have done so with ``probability``, and ``why`` (in words)."""
+
+    task_id: int
+    entry: str
+    admitted: bool
+    policy: str
+    probability: float = 1.0
+    why: str = ""
+    at: float = 0.0
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class BankFailed:
+    """The bank could not be asked or told: the run goes on without it."""
+
+    error: str
+    task_id: int | None = None
+    at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,6 +471,10 @@ Event = (
     | HostThrottled
     | AttemptEnded
     | TaskDone
+    | LeaseAwaited
+    | EntryUsed
+    | EntryOffered
+    | BankFailed
     | TaskItem
     | TaskReplaced
     | TaskCancelled

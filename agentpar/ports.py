@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from agentpar.events import Event, Usage
-from agentpar.plan import Ok
+from agentpar.plan import Ok, Outcome
+from agentpar.tools.base import Tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,31 @@ class Results(Protocol):
 
     async def put(self, key: str, outcome: Ok, seconds: float) -> None:
         """Keep a result for ``seconds``."""
+        ...
+
+
+class Claim(Protocol):
+    """One call's place among equal calls of other teams and runs."""
+
+    @property
+    def found(self) -> Ok | None:
+        """What another has found, in place of the call; None: make the call, then `settle`."""
+        ...
+
+    async def settle(self, outcome: Outcome, seconds: float) -> None:
+        """The call was made, and this came of it in ``seconds``."""
+        ...
+
+
+class Shared(Protocol):
+    """What several teams and runs share of their calls."""
+
+    def claim(
+        self, tool: Tool, args: Mapping[str, Any], task_id: int, attempt: int
+    ) -> AbstractAsyncContextManager[Claim]:
+        """Enter before the call is made: waits while another makes an equal one. Whoever leaves
+        without having settled lets the next one make it. Never raises what the bank has for
+        trouble: then nothing is found, and the call is made."""
         ...
 
 

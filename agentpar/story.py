@@ -16,11 +16,15 @@ from agentpar.events import (
     ApprovalGiven,
     AttemptEnded,
     AttemptFailed,
+    BankFailed,
+    EntryOffered,
+    EntryUsed,
     Event,
     HostThrottled,
     JoinFailed,
     JoinStarted,
     JoinText,
+    LeaseAwaited,
     ModelUsed,
     PlanEnded,
     PlanFailed,
@@ -226,6 +230,8 @@ class Story:
                 self.tasks[task.id] = TaskStory(task, number, at)
             case HostThrottled() | TaskItem() | TaskCancelled() | AttemptEnded() | Woke():
                 pass  # what comes of it is told by other events
+            case LeaseAwaited() | EntryUsed() | EntryOffered() | BankFailed():
+                pass
             case JoinStarted(number, at):
                 round_ = self._round(number)
                 round_.joins += 1

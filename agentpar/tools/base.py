@@ -44,8 +44,9 @@ class Tool:
     its next call. ``batch`` makes several calls as one: it takes the arguments of each, as
     ``call`` does, and returns a list of results in the same order, in which an exception is the
     failure of that call alone. Up to ``batch_size`` calls that are ready together go that way,
-    and a single one goes to ``call``. ``secrets`` are values, such as the key it calls with, that
-    no event of a run may show.
+    and a single one goes to ``call``. ``words`` names arguments that are search words: calls that
+    differ in their order, case and stop words alone ask for the same. ``secrets`` are values, such
+    as the key it calls with, that no event of a run may show.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Tool:
     secrets: tuple[str, ...] = field(default=(), repr=False)
     batch: Batch | None = None
     batch_size: int = BATCH_SIZE
+    words: tuple[str, ...] = ()
 
     @property
     def sink(self) -> bool:
@@ -77,6 +79,12 @@ class Tool:
         """Whether a result may serve a later call: never where the call itself is the point."""
         repeatable = not self.sink and self.policy.idempotent is not False
         return repeatable and self.policy.cache is not None
+
+    @property
+    def may_be_shared(self) -> bool:
+        """Whether a result may serve an equal call of another team or run: one that only reads,
+        and brings something in, for a call that computes is as quick as asking."""
+        return not self.sink and not self.pure and self.policy.idempotent is not False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the decorated function directly, as if it had never been made a tool."""

@@ -1,0 +1,49 @@
+"""How an agent remembers: what a user says of the bank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+from agentpar.errors import UsageError
+from agentpar.memory.admission import AdmissionName
+from agentpar.memory.entry import Scope
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The bank that an agent's teams and runs share.
+
+    ``bank`` is ``"sqlite:///bank.db"`` or ``"postgresql://…"``; None: in this process, and gone
+    with it. ``scope`` "run": what the teams of one question share; "project": what every run
+    keeps for those to come, for ``ttl`` seconds (None: for ever). ``admission`` is the policy that
+    decides what enters. Of equal calls one is made while the others wait for it, ``lease`` seconds
+    at most before they take it over (None: each makes its own). ``namespace`` keeps apart what
+    lies in one bank; empty: the agent's name. At most ``max_entry_bytes`` of one value are kept.
+    ``offers`` calls of which the bank has the result are shown to a planner at most.
+    """
+
+    bank: str | None = None
+    scope: Scope = "run"
+    admission: AdmissionName = "rule"
+    ttl: float | None = None
+    lease: float | None = 30.0
+    namespace: str = ""
+    max_entry_bytes: int = 200_000
+    offers: int = 8
+
+    def __post_init__(self) -> None:
+        for name, known in (("scope", get_args(Scope)), ("admission", get_args(AdmissionName))):
+            if (value := getattr(self, name)) not in known:
+                raise UsageError(f"memory: {name} is {value!r}; there are {', '.join(known)}")
+        for name in ("ttl", "lease"):
+            if (seconds := getattr(self, name)) is not None and seconds <= 0:
+                raise UsageError(f"memory: {name} is {seconds!r}; it must be above 0, or None")
+        for name, least in (("max_entry_bytes", 1), ("offers", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"memory: {name} is {getattr(self, name)!r}; at least {least}")
+        if self.scope == "project" and self.bank is None:
+            raise UsageError(
+                "memory: with scope 'project' the bank outlives the run: say where it is, "
+                "bank='sqlite:///bank.db'"
+            )

@@ -1,0 +1,1 @@
+"""Where a bank's entries lie: SQLite for one host, Postgres for many."""
