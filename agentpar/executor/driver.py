@@ -524,9 +524,7 @@ class Driver:
                 if self._calls is not None:
                     await self._calls.intend(command, tool)
                 if self._shared is not None and tool.may_be_shared:
-                    outcome, wait, via = await self._claimed(
-                        tool, command.args, key, self._shared
-                    )
+                    outcome, wait, via = await self._claimed(tool, command.args, key, self._shared)
                 elif self._results is None or not tool.may_be_kept:
                     outcome, wait = await self._call(tool, command.args, key)
                 else:

@@ -108,22 +108,31 @@ class Bank:
         self.settings = settings
         self.embed = embed
         self.seats: list[Member] = []
+        self.held = 0
+        """How many want it open although nobody sits there."""
         self._store = store
         self._alone = settings.bank is None if alone is None else alone
         self._thread: _Thread | None = None
         self._flights: dict[str, Flight] = {}
         self._work: set[asyncio.Task[Any]] = set()
         self._opened = False
+        self._opening = asyncio.Lock()  # protects the opening from runs that begin at once
 
     async def start(self) -> None:
         """Open the store, unless it is open."""
-        if self._opened:
-            return
-        virtual = getattr(asyncio.get_running_loop(), "virtual_time", False)
-        if not (self._alone or virtual or self._thread):
-            self._thread = _Thread()
-        await self.ask(_open)
-        self._opened = True
+        async with self._opening:
+            if self._opened:
+                return
+            virtual = getattr(asyncio.get_running_loop(), "virtual_time", False)
+            if not (self._alone or virtual or self._thread):
+                self._thread = _Thread()
+            await self.ask(_open)
+            self._opened = True
+
+    async def leave(self) -> None:
+        """Somebody has got up: it closes behind the last."""
+        if not self.seats and not self.held:
+            await self.stop()
 
     async def stop(self) -> None:
         """Let what is on its way to the store arrive, and close it. Raises nothing."""
@@ -140,6 +149,7 @@ class Bank:
         if self._thread is not None:
             self._thread.stop()
             self._thread = None
+        self._opening = asyncio.Lock()  # the next to open it may be in another event loop
 
     async def ask(self, work: Callable[[Store], T]) -> T:
         """What ``work`` makes of the store."""

@@ -107,14 +107,16 @@ class Seat:
         self._entries: dict[int, str] = {}  # task -> what of the bank its result is
         self._shown: dict[str, int] = {}  # entry -> tokens of the line that showed it
         self._offers: set[asyncio.Task[None]] = set()
+        self._begun_at_all = False
+        self._untold: list[Event] = []  # until the run has begun
 
     async def __aenter__(self) -> Self:
         """Sit down. A bank that cannot be opened is told of, and the run goes on without it."""
+        self.bank.seats.append(self)
         try:
             await self.bank.start()
-        except BankError as error:
+        except Exception as error:
             self._failed(error)
-        self.bank.seats.append(self)
         return self
 
     async def __aexit__(
@@ -126,10 +128,13 @@ class Seat:
         """Get up, once the bank has what this run has offered it."""
         self._over = True
         self.bank.seats.remove(self)
-        if self._offers:
-            _, late = await asyncio.wait(self._offers, timeout=LINGER)
-            for offer in late:
-                offer.cancel()
+        try:
+            if self._offers:
+                _, late = await asyncio.wait(self._offers, timeout=LINGER)
+                for offer in late:
+                    offer.cancel()
+        finally:
+            await self.bank.leave()
 
     # What others ask
 
@@ -145,6 +150,9 @@ class Seat:
 
     def observe(self, event: Event) -> None:
         """Take in what happens in the run."""
+        self._begun_at_all = True
+        while self._untold:
+            self.tell(self._untold.pop(0))
         match event:
             case TaskStarted(id):
                 self._begun(id)
@@ -331,7 +339,7 @@ class Seat:
                 why = f"{size:,} bytes are more than max_entry_bytes={most:,}"
                 self._tell_offer(entry, attempt, False, "size", 0.0, why)
                 return
-            vectors = self._vectors(entry)
+            vectors = await self._vectors(entry)
             features = await self._features(entry, waiting, size, vectors)
             decision = await bank.admission.decide(Proposal(self.question, entry, features))
             kept = None
@@ -358,10 +366,13 @@ class Seat:
 
     # What a finding is
 
-    def _vectors(self, entry: Entry) -> list[Sequence[float]]:
-        """Of the call and of the question."""
+    async def _vectors(self, entry: Entry) -> list[Sequence[float]]:
+        """Of the call and of the question; none where nothing makes vectors."""
         embed = self.bank.embed
-        return [] if embed is None else list(embed([entry.question, self.question]))
+        if embed is None:
+            return []
+        texts = [entry.question, self.question or entry.question]
+        return list(await self.bank.ask(lambda store: embed(texts)))
 
     async def _features(
         self, entry: Entry, waiting: int, size: int, vectors: Sequence[Sequence[float]]
@@ -462,7 +473,9 @@ class Seat:
             self._told(BankFailed(text, task_id))
 
     def _told(self, event: Event) -> None:
-        if not self._over:
+        if not self._begun_at_all:
+            self._untold.append(event)
+        elif not self._over:
             self.tell(event)
 
     def _later(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
