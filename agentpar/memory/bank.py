@@ -70,7 +70,8 @@ class Flight:
 
     ``crew`` counts the attempts of that call. ``until`` (the loop's seconds) is when the others are
     to wait no longer. It is ``over`` once another has taken it over. What it ``found`` serves those
-    who come while it is being offered to the bank; of those are the ``readings``.
+    who come while it is being offered to the bank, which has ``kept`` it (None: not known yet);
+    of those are the ``readings``.
     """
 
     like: str
@@ -82,6 +83,7 @@ class Flight:
     renewing: asyncio.Task[None] | None = None
     over: bool = False
     found: Found | None = None
+    kept: bool | None = None
     readings: list[Reading] = field(default_factory=list)
 
 

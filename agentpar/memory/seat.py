@@ -150,9 +150,11 @@ class Seat:
 
     def observe(self, event: Event) -> None:
         """Take in what happens in the run."""
-        self._begun_at_all = True
-        while self._untold:
-            self.tell(self._untold.pop(0))
+        if not self._begun_at_all:
+            self._begun_at_all = True
+            untold, self._untold = self._untold, []
+            for held_back in untold:  # behind this event, which the machine has yet to see
+                asyncio.get_running_loop().call_soon(self._told, held_back)
         match event:
             case TaskStarted(id):
                 self._begun(id)
@@ -286,10 +288,10 @@ class Seat:
         reading = Reading(
             found.entry, self.run_id, claim.task_id, self.team, spared, found.tokens, context
         )
-        if flight is not None and flight.found is not None:
-            flight.readings.append(reading)  # once it is in the bank, if it gets there
-        else:
+        if flight is None or flight.kept:
             self._later(self._write(reading))
+        elif flight.kept is None:
+            flight.readings.append(reading)  # once it is in the bank, if it gets there
 
     async def _write(self, reading: Reading) -> None:
         try:
@@ -348,6 +350,8 @@ class Seat:
                 kept = await bank.put(entry, vectors[0] if vectors else None, lease)
                 for reading in () if flight is None or kept is None else flight.readings:
                     await bank.ask(partial(_used, reading))
+                if flight is not None:
+                    flight.kept = kept is not None
             admitted, why = decision.admitted, decision.why
             if admitted and kept is None:
                 admitted, why = False, "another has taken the call over meanwhile"
@@ -356,6 +360,7 @@ class Seat:
             self._failed(error, entry.producer.task_id)
         finally:
             if flight is not None:
+                flight.kept = flight.kept or False
                 bank.clear(flight)
 
     def _tell_offer(

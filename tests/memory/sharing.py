@@ -8,12 +8,14 @@ from typing import Any, TypeVar
 
 from agentpar import Agent, ScriptedRuntime
 from agentpar.events import Event
+from agentpar.memory.admission import Admission, admission_of
+from agentpar.memory.banks import Banks
 from agentpar.memory.settings import Memory
+from agentpar.memory.store import Store, open_store
 from agentpar.session import Session
 
 T = TypeVar("T")
 QUESTION = "How many people live in Lima, and how many in Quito?"
-FAST = {"chunk": 10_000}
 
 
 class Side:
@@ -37,6 +39,7 @@ class Side:
         self.ends = ends
         self.question = question
         self.options = options
+        self.latencies: dict[str, list[float]] = {}
         self.session: Session | None = None
         self.seconds = 0.0
 
@@ -55,11 +58,20 @@ class Side:
 
 
 async def together(
-    *sides: Side, memory: Memory | None = None, run: str = "R", agents: list[Agent] | None = None
+    *sides: Side,
+    memory: Memory | None = None,
+    run: str = "R",
+    admission: Admission | None = None,
+    store: Store | None = None,
 ) -> None:
     """Run them as the teams 1, 2, … of one question."""
     memory = memory or Memory()
-    first: Agent | None = None
+    own = Banks(
+        memory,
+        agent="agent",
+        open_store=lambda: store or open_store(memory.bank),
+        admission=lambda: admission or admission_of(memory.admission),
+    )
     made: list[Agent] = []
 
     async def one(number: int, side: Side, agent: Agent) -> None:
@@ -78,12 +90,13 @@ async def together(
     try:
         for side in sides:
             agent = Agent(side.tools, runtime=side.runtime, memory=memory, **side.options)
-            if first is not None:
-                agent._banks_of = first._banks_of  # they are one agent's teams
-            first = first or agent
+            agent._latencies = dict(side.latencies)
+            if admission is not None or store is not None:
+                agent._banks_of = {memory: own}
+            elif made:
+                agent._banks_of = made[0]._banks_of  # they are one agent's teams
             made.append(agent)
-        assert first is not None
-        banks = first._banks(memory)
+        banks = made[0]._banks(memory)
         if banks is None:
             await asyncio.gather(*map(one, range(1, 99), sides, made))
         else:
@@ -92,5 +105,3 @@ async def together(
     finally:
         for agent in made:
             await agent.aclose()
-    if agents is not None:
-        agents += made
