@@ -1,15 +1,18 @@
 """The bank's file as a LangGraph store, for any LangGraph agent.
 
 It behaves as LangGraph's own stores do, with what differs told in `BankStore`. It must never
-embed more of a value than it was told to, and never change an entry of the bank.
+embed more of a value than it was told to, and never change an entry of the bank, which it only
+shows.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,6 +21,8 @@ from typing import Any
 from agentpar.errors import MissingPackage, UsageError
 from agentpar.memory import items as tables
 from agentpar.memory.embed import open_embedder
+from agentpar.memory.entry import Entry
+from agentpar.memory.store import open_store
 from agentpar.tools.threads import in_thread
 
 try:
@@ -38,7 +43,10 @@ try:
 except ImportError:
     raise MissingPackage("langgraph", extra="langgraph", purpose="BankStore") from None
 
-__all__ = ["BankStore"]
+__all__ = ["ENTRIES", "BankStore"]
+
+ENTRIES = "agentpar"
+"""The first label of the namespaces in which the bank's entries are seen."""
 
 _SQLITE = "sqlite:///"
 _OURS = ("hashed", "wordllama", "http://", "https://")
@@ -56,6 +64,11 @@ class BankStore(BaseStore):  # type: ignore[misc]  # langgraph is not read by th
     whole values, with whatever secrets are in them. ``dims`` may be left out. ``ttl`` is
     LangGraph's `TTLConfig`, in minutes; what has expired is swept out by the next write or by
     `sweep_ttl`.
+
+    The entries of the bank are seen below ``("agentpar",)``, each in its namespace, which dots part
+    into labels, under its id. They cannot be written, and are found only where that label is
+    named. With a query they are ranked by their questions. What they hold was read by tools: it is
+    data, and nothing to obey.
 
     Differs from LangGraph's own stores where they differ from each other: without a query the
     latest item comes first (as in SqliteStore); items that have no vector follow those that have
@@ -78,9 +91,13 @@ class BankStore(BaseStore):  # type: ignore[misc]  # langgraph is not read by th
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.ttl_config = dict(ttl) if ttl else None
+        path = _file(url)
+        self._bank = open_store(f"{_SQLITE}{path}")
+        self._lock = threading.Lock()  # over the bank, which is called from one thread at a time
         self._items = tables.Items(
-            _file(url), omit_expired=bool((ttl or {}).get("omit_expired")), clock=clock
+            path, omit_expired=bool((ttl or {}).get("omit_expired")), clock=clock
         )
+        self._entry_vectors: dict[str, Vector] = {}  # by id: an entry never changes
         self._embeddings: Any = None
         self._fields: list[tuple[str, Any]] = []
         self._dims = 0
@@ -90,11 +107,12 @@ class BankStore(BaseStore):  # type: ignore[misc]  # langgraph is not read by th
             self._embeddings, self._space = _embeddings(index.get("embed"))
             self._fields = _fields(index.get("fields"))
             self._dims = index.get("dims") or 0
-        self._items.open()
         try:
+            self._bank.open()
+            self._items.open()
             self._agree()
         except BaseException:
-            self._items.close()
+            self.close()
             raise
 
     def __enter__(self) -> BankStore:
@@ -106,6 +124,8 @@ class BankStore(BaseStore):  # type: ignore[misc]  # langgraph is not read by th
     def close(self) -> None:
         """Close the file. What was put is there for the next one."""
         self._items.close()
+        with self._lock:
+            self._bank.close()
 
     def sweep_ttl(self) -> int:
         """Remove what has expired; how many items that were."""
@@ -114,27 +134,41 @@ class BankStore(BaseStore):  # type: ignore[misc]  # langgraph is not read by th
 
     def batch(self, ops: Iterable[Any]) -> list[Any]:
         ops = _checked(ops)
-        queries, texts = self._to_embed(ops)
+        entries = self._entries(ops)
+        queries, texts = self._to_embed(ops, entries)
         made = self._embeddings.embed_documents(texts) if texts else []
         near = [self._embeddings.embed_query(query) for query in queries]
-        return self._done(ops, self._units(queries, near), self._units(texts, made))
+        return self._done(ops, entries, self._units(queries, near), self._units(texts, made))
 
     async def abatch(self, ops: Iterable[Any]) -> list[Any]:
         ops = _checked(ops)
-        queries, texts = self._to_embed(ops)
+        entries = await in_thread(self._entries, ops)
+        queries, texts = self._to_embed(ops, entries)
         made = await self._embeddings.aembed_documents(texts) if texts else []
         near = [await self._embeddings.aembed_query(query) for query in queries]
         units = self._units(queries, near), self._units(texts, made)
-        return await in_thread(self._done, ops, *units)
+        return await in_thread(self._done, ops, entries, *units)
 
-    def _to_embed(self, ops: Sequence[Any]) -> tuple[list[str], list[str]]:
+    def _entries(self, ops: Sequence[Any]) -> list[tables.Item]:
+        """The bank's entries, the latest first, if an operation is about them."""
+        if not any(map(_about_entries, ops)):
+            return []
+        with self._lock:
+            found = list(self._bank.entries())
+        return [_seen(entry) for entry in reversed(found)]
+
+    def _to_embed(
+        self, ops: Sequence[Any], entries: Sequence[tables.Item]
+    ) -> tuple[list[str], list[str]]:
         """The queries and the texts of items, each once."""
         if self._embeddings is None:
             return [], []
-        queries = (op.query for op in ops if isinstance(op, SearchOp) and (op.query or "").strip())
-        puts = (op for op in ops if isinstance(op, PutOp))
-        texts = (text for op in puts for text in self._texts(op))
-        return list(dict.fromkeys(queries)), list(dict.fromkeys(texts))
+        searches = [op for op in ops if isinstance(op, SearchOp) and (op.query or "").strip()]
+        texts = [text for op in ops if isinstance(op, PutOp) for text in self._texts(op)]
+        if any(map(_about_entries, searches)):
+            new = (item for item in entries if item.key not in self._entry_vectors)
+            texts += [item.value["question"] for item in new]
+        return list(dict.fromkeys(op.query for op in searches)), list(dict.fromkeys(texts))
 
     def _texts(self, op: Any) -> list[str]:
         """What of an item is embedded; a text that is empty has no place among vectors."""
@@ -145,17 +179,29 @@ class BankStore(BaseStore):  # type: ignore[misc]  # langgraph is not read by th
         return [text for text in texts if text.strip()]
 
     def _done(
-        self, ops: Sequence[Any], near: Mapping[str, Vector], made: Mapping[str, Vector]
+        self,
+        ops: Sequence[Any],
+        entries: Sequence[tables.Item],
+        near: Mapping[str, Vector],
+        made: Mapping[str, Vector],
     ) -> list[Any]:
         """Do all of it in one transaction: what is read is what stood there before what is put."""
         # Of two puts to one place the last counts, and the other never was.
         puts = {(op.namespace, op.key): op for op in ops if isinstance(op, PutOp)}
         ready = [(op, _json(op), [made[text] for text in self._texts(op)]) for op in puts.values()]
+        for item in entries:
+            if (vector := made.get(item.value["question"])) is not None:
+                self._entry_vectors[item.key] = vector
         refreshes = any(getattr(op, "refresh_ttl", False) for op in ops)
         writes = bool(puts) or (refreshes and self._items.any_expires())
         with self._items.batch(writes=writes):
             self._agree(note=any(vectors for *_, vectors in ready))
-            results = [self._read(op, near, writes) for op in ops]
+            results = [
+                self._shown_entries(op, entries, near)
+                if _about_entries(op)
+                else self._read(op, near, writes)
+                for op in ops
+            ]
             if puts:
                 self._items.sweep()
             for op, value, vectors in ready:
@@ -190,6 +236,37 @@ class BankStore(BaseStore):  # type: ignore[misc]  # langgraph is not read by th
                 return names[op.offset : op.offset + op.limit]
             case _:
                 return None
+
+    def _shown_entries(
+        self, op: Any, entries: Sequence[tables.Item], near: Mapping[str, Vector]
+    ) -> Any:
+        match op:
+            case GetOp():
+                there = (i for i in entries if (i.namespace, i.key) == (op.namespace, op.key))
+                return next((_shown(Item, item) for item in there), None)
+            case SearchOp():
+                found = [
+                    item
+                    for item in entries
+                    if item.namespace[: len(op.namespace_prefix)] == tuple(op.namespace_prefix)
+                    and tables.matches(item.value, op.filter or {})
+                ]
+                if (wanted := near.get(op.query or "")) is not None:
+                    found = [
+                        replace(item, score=_product(wanted, self._entry_vectors[item.key]))
+                        for item in found
+                    ]
+                    found.sort(key=lambda item: -(item.score or 0.0))
+                page = found[op.offset : op.offset + op.limit]
+                return [_shown(partial(SearchItem, score=item.score), item) for item in page]
+            case _:
+                conditions = [tables.Match(m.match_type, m.path) for m in op.match_conditions]
+                names = {
+                    item.namespace[: op.max_depth]
+                    for item in entries
+                    if all(tables.fits(item.namespace, match) for match in conditions)
+                }
+                return sorted(names)[op.offset : op.offset + op.limit]
 
     # Vectors
 
@@ -271,7 +348,44 @@ def _checked(ops: Iterable[Any]) -> list[Any]:
         if not isinstance(op, GetOp | SearchOp | PutOp | ListNamespacesOp):
             raise ValueError(f"Unknown operation type: {type(op)}")
         validate_op_namespace(op)
+        if isinstance(op, PutOp) and op.namespace[:1] == (ENTRIES,):
+            raise UsageError(
+                f"put: {op.namespace!r} shows the bank's entries, which nobody can write; "
+                f"begin with another label than {ENTRIES!r}"
+            )
     return ops
+
+
+def _about_entries(op: Any) -> bool:
+    match op:
+        case GetOp():
+            return bool(op.namespace[:1] == (ENTRIES,))
+        case SearchOp():
+            return bool(op.namespace_prefix[:1] == (ENTRIES,))
+        case ListNamespacesOp():
+            conditions = op.match_conditions or ()
+            return any(m.match_type == "prefix" and m.path[:1] == (ENTRIES,) for m in conditions)
+        case _:
+            return False
+
+
+def _seen(entry: Entry) -> tables.Item:
+    """An entry as an item of LangGraph."""
+    value = {
+        "question": entry.question,
+        "tool": entry.tool,
+        "args": dict(entry.args),
+        "value": entry.value,
+        "sources": list(entry.sources),
+        "run": entry.producer.run_id,
+        "parents": list(entry.parents),
+    }
+    namespace = (ENTRIES, *entry.namespace.split("."))
+    return tables.Item(0, namespace, entry.id, value, entry.created, entry.created)
+
+
+def _product(a: Vector, b: Vector) -> float:
+    return math.fsum(x * y for x, y in zip(a, b, strict=True))
 
 
 def _json(op: Any) -> str:

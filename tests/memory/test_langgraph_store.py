@@ -21,9 +21,12 @@ from typing import Any, TypedDict
 
 import pytest
 
+from agentpar import tool
 from agentpar.errors import BankError, MissingPackage, UsageError
 from agentpar.memory.embed import HashedNgrams
+from agentpar.memory.entry import Producer, entry_of
 from agentpar.memory.items import matches
+from agentpar.memory.store import Store, open_store
 
 if importlib.util.find_spec("langgraph") is None:
     pytest.skip("langgraph is not installed", allow_module_level=True)
@@ -40,7 +43,7 @@ from langgraph.store.base import (
 from langgraph.store.memory import InMemoryStore
 from langgraph.store.sqlite import SqliteStore
 
-from agentpar.langgraph_store import BankStore
+from agentpar.langgraph_store import ENTRIES, BankStore
 
 NAMESPACES = [
     ("a", "b", "c"),
@@ -504,6 +507,76 @@ def test_parts_of_a_value_match(value: Any, wanted: Any, holds: bool) -> None:
     assert matches(value, wanted) is holds
 
 
+# The bank's entries
+
+
+@tool
+async def web_lookup(subject: str, find: str) -> str:
+    """Look something up."""
+    return ""
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> Iterator[Store]:
+    """A bank with three findings of two agents."""
+    bank = open_store(url(tmp_path))
+    bank.open()
+    for namespace, subject, value in (
+        ("geo", "Lima", 10_092_000),
+        ("geo", "Quito", 2_011_388),
+        ("geo.old", "Cusco", 428_450),
+    ):
+        args = {"subject": subject, "find": "population"}
+        page = {"url": f"https://example.org/{subject}", "text": subject, "value": value}
+        bank.put(entry_of(web_lookup, args, page, Producer("run-1", 1), namespace=namespace))
+    yield bank
+    bank.close()
+
+
+def test_entries_are_seen_and_cannot_be_written(tmp_path: Path, bank: Store) -> None:
+    """By namespace, filter, id and text, and only where they are named; a revoked one is gone."""
+    index: Any = {"embed": "hashed", "fields": ["text"]}
+    with BankStore(url(tmp_path), index=index) as store:
+        store.put(("mine",), "a", {"text": "Lima"})
+        assert len(store.search((ENTRIES,))) == 3
+        assert len(store.search((ENTRIES, "geo"), filter={"tool": "web_lookup"})) == 3
+        assert len(store.search((ENTRIES, "geo", "old"))) == 1
+        assert store.list_namespaces(prefix=(ENTRIES,)) == [
+            (ENTRIES, "geo"),
+            (ENTRIES, "geo", "old"),
+        ]
+        assert store.list_namespaces() == [("mine",)]
+        assert keys(store.search((), query="Lima")) == ["a"]
+        found = store.search((ENTRIES, "geo"), query="How many people live in Quito?")
+        assert found[0].value["value"]["value"] == 2_011_388
+        assert found[0].value["sources"] == ["https://example.org/Quito"]
+        assert found[0].score > found[1].score
+        item = store.get((ENTRIES, "geo"), found[0].key)
+        assert item is not None
+        assert item.value == found[0].value
+        assert store.get((ENTRIES,), found[0].key) is None
+        with pytest.raises(UsageError, match="which nobody can write"):
+            store.put((ENTRIES, "geo"), "x", {})
+        with pytest.raises(UsageError, match="which nobody can write"):
+            store.delete((ENTRIES, "geo"), found[0].key)
+        bank.revoke("https://example.org/Quito")
+        assert store.get((ENTRIES, "geo"), found[0].key) is None
+        assert len(store.search((ENTRIES,), query="Quito")) == 2
+
+
+async def test_entries_through_the_async_door(tmp_path: Path, bank: Store) -> None:
+    """With an embedder that can only be awaited."""
+
+    async def embed(texts: Sequence[str]) -> list[list[float]]:
+        return letters(texts)
+
+    with BankStore(url(tmp_path), index={"embed": embed, "fields": ["text"]}) as store:
+        found = await store.asearch((ENTRIES,), query="web_lookup: Cusco, population", limit=1)
+        assert [item.namespace for item in found] == [(ENTRIES, "geo", "old")]
+        assert await store.alist_namespaces(prefix=(ENTRIES,), max_depth=1) == [(ENTRIES,)]
+        assert await store.aget((ENTRIES, "geo", "old"), found[0].key) is not None
+
+
 # Time to live
 
 
@@ -645,10 +718,15 @@ def test_an_address_that_is_none_is_told(address: str, message: str) -> None:
 def test_a_file_that_is_none_is_told(tmp_path: Path) -> None:
     """Damaged, of another version, or a folder; and a store that was closed says so."""
     (tmp_path / "noise.db").write_bytes(b"not a database " * 100)
-    with pytest.raises(BankError, match=r"noise\.db: .*not a database"):
+    with pytest.raises(BankError, match=r"noise\.db' is no bank"):
         BankStore(f"sqlite:///{tmp_path / 'noise.db'}")
-    with pytest.raises(BankError, match="unable to open"):
+    with pytest.raises(BankError, match="cannot be written"):
         BankStore(f"sqlite:///{tmp_path}")
+    with sqlite3.connect(tmp_path / "other.db") as db:
+        db.execute("CREATE TABLE theirs (a)")
+    db.close()
+    with pytest.raises(BankError, match="of another kind and no bank"):
+        BankStore(f"sqlite:///{tmp_path / 'other.db'}")
     store = BankStore(url(tmp_path))
     store.close()
     with pytest.raises(BankError, match="was closed"):
