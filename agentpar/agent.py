@@ -18,7 +18,13 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+    nullcontext,
+)
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -751,6 +757,11 @@ class Agent:
         together = run_id.rpartition(".")[0] if team else run_id
         return banks.seat(run_id, question_run=together, team=team)
 
+    def _sharing(self, run_id: str) -> AbstractAsyncContextManager[None]:
+        """While teams work on the question of ``run_id``: what one finds is there for the next."""
+        banks = self._banks(self._memory or Memory())
+        return nullcontext() if banks is None else banks.holding(run_id)
+
     async def _judge(self, prompt: str) -> str:
         """What the model says of a finding: a word or two."""
         assert self._runtime is not None
@@ -899,13 +910,14 @@ class Agent:
         def how(team: int) -> str:
             return variation(team, temperature=self._temperature, seed=self._seed).how
 
-        async with TeamsLog(
+        log = TeamsLog(
             settings.record,
             setup.terms.machine(),
             journal,
             hear=run._heard,
             redact=redactor.data if redactor else None,
-        ) as log:
+        )
+        async with self._sharing(run.id), log:
             rivals = Rivals(
                 run.id,
                 question,
