@@ -27,7 +27,7 @@ from agentpar.executor.simulate import run as in_virtual_time
 from agentpar.memory.admission import Decision, Proposal
 from agentpar.memory.entry import Entry, Reading
 from agentpar.memory.settings import Memory
-from agentpar.memory.store import Put, open_store
+from agentpar.memory.store import open_store
 from agentpar.memory.store.sqlite import SqliteStore
 from agentpar.plan import Ok
 
@@ -148,7 +148,9 @@ def test_teams_may_share_nothing() -> None:
     one, two = town.sides(LIMA, LIMA)
     in_virtual_time(together(one, two, memory=FREE))
     assert len(town.calls) == 2
-    assert not (one.all(EntryOffered) or two.all(EntryUsed) or two.all(LeaseAwaited))
+    assert not (one.all(EntryOffered))
+    assert not (two.all(EntryUsed))
+    assert not (two.all(LeaseAwaited))
 
 
 def test_leases_alone_spare_calls_that_are_made_at_once() -> None:
@@ -237,7 +239,8 @@ def test_waiting_ends_with_the_deadline() -> None:
     two = Side(LIMA, [town.tool], deadline=6.0)
     in_virtual_time(together(one, two, memory=ALL))
     assert two.seconds <= 6.0
-    assert isinstance(two.outcomes[1], Failed) and two.outcomes[1].kind == "limit"
+    assert isinstance(two.outcomes[1], Failed)
+    assert two.outcomes[1].kind == "limit"
     assert one.outcomes == {1: Ok("all about Lima")}
 
 
@@ -317,8 +320,11 @@ def test_a_record_of_a_run_that_used_the_bank_replays(tmp_path: Path) -> None:
         record = read_record(tmp_path / f"R.{number}" / "events.jsonl")
         assert replay(record).difference == ""
     told = [type(event) for event in record.events]
-    assert LeaseAwaited in told and EntryUsed in told and EntryOffered in told
-    assert told[0] is RunStarted and told[-1] is RunFinished
+    assert LeaseAwaited in told
+    assert EntryUsed in told
+    assert EntryOffered in told
+    assert told[0] is RunStarted
+    assert told[-1] is RunFinished
 
 
 # Trouble
@@ -349,8 +355,10 @@ def test_trouble_with_the_bank_is_no_trouble_of_the_run(method: str, error: Exce
         assert [event.status for event in side.all(RunFinished)] == ["answered"]
         assert isinstance(side.events[0], RunStarted)
     told = [*one.all(BankFailed), *two.all(BankFailed)]
-    assert told and str(error) in told[0].error
-    assert len(one.all(BankFailed)) <= 1 and len(two.all(BankFailed)) <= 1
+    assert told
+    assert str(error) in told[0].error
+    assert len(one.all(BankFailed)) <= 1
+    assert len(two.all(BankFailed)) <= 1
 
 
 def test_a_file_that_is_no_bank_is_told_and_left(tmp_path: Path) -> None:
@@ -375,7 +383,8 @@ def test_what_is_too_large_serves_those_who_wait_and_stays_outside() -> None:
     assert (offered.admitted, offered.policy) == (False, "size")
     assert "max_entry_bytes=200,000" in offered.why
     assert len(town.calls) == 1
-    assert not one.all(BankFailed) and not two.all(BankFailed)
+    assert not one.all(BankFailed)
+    assert not two.all(BankFailed)
 
 
 class Slow:
