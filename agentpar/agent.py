@@ -31,9 +31,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from agentpar.answer import Answer, recorded_answer
+from agentpar.answer import Answer
 from agentpar.errors import RunFailed, UsageError
-from agentpar.events import Event, RunFinished, TeamEnded
+from agentpar.events import Event, RunFinished
 from agentpar.executor.approval import Approve
 from agentpar.executor.commands import Command
 from agentpar.executor.driver import RunClock, running
@@ -55,7 +55,7 @@ from agentpar.planner.warmer import Warmer
 from agentpar.policy import Limits, Policy, PolicyFields, PolicyRule, Price, with_rules
 from agentpar.ports import Message, ModelRequest, Named, Results, RunInfo, Runtime, Watch
 from agentpar.redact import SHORTEST, Redactor, url_credentials
-from agentpar.rivals import Rivals, TeamsLog, recorded_teams, team_run
+from agentpar.rivals import Rivals, TeamsLog, ended_run, team_run
 from agentpar.runtime import open_runtime
 from agentpar.runtime.hogwild.opening import open_group
 from agentpar.runtime.redacted import RedactedRuntime
@@ -890,9 +890,11 @@ class Agent:
             journal = await self._journal.begin(run.id, question, agent=self.name, setup=setup)
         past = () if journal is None else journal.history
         if past and isinstance(past[-1], RunFinished):
-            for event in past:
+            assert self._journal is not None
+            told, answer = await ended_run(self._journal, await self._journal.find(run.id))
+            for event in told:
                 run._heard(event)
-            run._ended(recorded_teams(run.id, past, await self._recorded(run, teams, past)))
+            run._ended(answer)
             return
 
         async def drive(team: int, hear: Callable[[Event], None]) -> Answer:
@@ -939,22 +941,6 @@ class Agent:
                 raise
             await log.close(answer.status)
         run._ended(answer)
-
-    async def _recorded(self, run: Run, teams: Teams, past: Sequence[Event]) -> list[Answer]:
-        """What the teams of a run that has ended came to: nothing of it is done again."""
-        assert self._journal is not None
-        ends = {event.team: event for event in past if isinstance(event, TeamEnded)}
-        answers = []
-        for team in range(1, teams.n + 1):
-            id, end = team_run(run.id, team), ends.get(team)
-            answer = Answer(id, run.question, status="cancelled")
-            if end is not None:
-                answer = replace(answer, text=end.conclusion, status=end.status, error=end.error)
-            if (known := await _known(self._journal, id)) is not None and known.ended:
-                own = await self._journal.begin(id, known.question, agent=self.name)
-                answer = recorded_answer(id, own.history)
-            answers.append(answer)
-        return answers
 
 
 def _refuse_sinks(tools: Mapping[str, Tool], teams: Teams) -> None:

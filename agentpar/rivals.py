@@ -30,7 +30,7 @@ from agentpar.events import (
     Usage,
 )
 from agentpar.executor.failures import described
-from agentpar.executor.journal import RunJournal
+from agentpar.executor.journal import Journal, JournaledRun, RunJournal
 from agentpar.executor.machine import Machine
 from agentpar.executor.record import RecordWriter
 from agentpar.planner.reply import asking
@@ -48,6 +48,7 @@ from agentpar.teams import (
     judged,
     together,
     vote,
+    woven,
 )
 
 Hear = Callable[[Event], None]
@@ -437,3 +438,27 @@ def recorded_teams(run_id: str, events: Iterable[Event], answers: Sequence[Answe
     if end is not None:
         whole = replace(whole, status=end.status, error=end.error)
     return whole
+
+
+async def ended_run(journal: Journal, run: JournaledRun) -> tuple[list[Event], Answer]:
+    """What happened in a run that has ended, that of its teams included, and its answer: out of
+    ``journal`` alone. Of a team that was stopped there is only how it ended."""
+    own = (await journal.begin(run.id, run.question, agent=run.agent)).history
+    if run.setup is None or run.setup.teams is None:
+        return list(own), recorded_answer(run.id, own)
+    ends = {event.team: event for event in own if isinstance(event, TeamEnded)}
+    known = {each.id: each for each in await journal.runs() if each.ended}
+    answers: list[Answer] = []
+    teams: dict[int, tuple[Event, ...]] = {}
+    for team in range(1, run.setup.teams[0] + 1):
+        id, end = team_run(run.id, team), ends.get(team)
+        if id in known:
+            kept = await journal.begin(id, known[id].question, agent=known[id].agent)
+            teams[team] = kept.history
+            answers.append(recorded_answer(id, kept.history))
+        elif end is not None:
+            text = end.conclusion
+            answers.append(Answer(id, run.question, text, status=end.status, error=end.error))
+        else:
+            answers.append(Answer(id, run.question, status="cancelled"))
+    return woven(own, teams), recorded_teams(run.id, own, answers)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeVar, get_args
 
 from agentpar.answer import Answer
 from agentpar.errors import UsageError
-from agentpar.events import Usage
+from agentpar.events import Event, FromTeam, TeamStarted, Usage
 from agentpar.memory.evidence import MARK, split_sentences
 from agentpar.plaintext import one_line
 from agentpar.plan import Ok
@@ -331,6 +331,19 @@ def _plain(found: re.Match[str]) -> str:
     return number if number == "0" else f"{found['sign']}{number}"
 
 
+def chosen_again(ended: Sequence[Ended], select: str) -> Choice | None:
+    """The choice among teams that have ended, where no model is needed for it: not of a judge."""
+    match select:
+        case "vote":
+            return vote(ended)
+        case "first":
+            return first(ended) or best(ended)
+        case "best":
+            return best(ended)
+        case _:
+            return None
+
+
 # The judge
 
 _JUDGE = """\
@@ -382,6 +395,20 @@ def judged(text: str, n: int) -> int | None:
 
 
 # What comes of it
+
+
+def woven(own: Iterable[Event], teams: Mapping[int, Iterable[Event]]) -> list[Event]:
+    """All events of a run as its iteration gives them: its ``own``, and those of each of its
+    ``teams`` as `FromTeam`, by time."""
+    own = list(own)
+    starts = {event.team: event.at for event in own if isinstance(event, TeamStarted)}
+    told = [
+        FromTeam(team, event, starts.get(team, 0.0) + event.at)
+        for team, events in teams.items()
+        for event in events
+    ]
+    # A stable sort: what is told at one time keeps its order, a team's start before its events.
+    return sorted([*own, *told], key=lambda event: event.at)
 
 
 def together(
