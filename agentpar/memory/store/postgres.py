@@ -52,7 +52,8 @@ CREATE INDEX agentpar_bank_entries_expires ON agentpar_bank_entries (expires)
   WHERE expires IS NOT NULL;
 CREATE TABLE agentpar_bank_producers (
   entry TEXT COLLATE "C" NOT NULL, run TEXT COLLATE "C" NOT NULL, task BIGINT NOT NULL,
-  team INTEGER NOT NULL, at FLOAT8 NOT NULL, seal TEXT NOT NULL, PRIMARY KEY (entry, run, task)
+  team INTEGER NOT NULL, number BIGINT NOT NULL, seal TEXT NOT NULL,
+  PRIMARY KEY (entry, run, task)
 );
 CREATE INDEX agentpar_bank_producers_run ON agentpar_bank_producers (run);
 CREATE TABLE agentpar_bank_sources (
@@ -65,7 +66,7 @@ CREATE TABLE agentpar_bank_revoked (
   entry TEXT COLLATE "C" PRIMARY KEY, why TEXT NOT NULL, at FLOAT8 NOT NULL
 );
 CREATE TABLE agentpar_bank_readings (
-  number BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY, entry TEXT COLLATE "C" NOT NULL,
+  number BIGINT PRIMARY KEY, entry TEXT COLLATE "C" NOT NULL,
   run TEXT COLLATE "C" NOT NULL, task BIGINT NOT NULL, team INTEGER NOT NULL,
   spared_seconds FLOAT8 NOT NULL, spared_tokens BIGINT NOT NULL, context_tokens BIGINT NOT NULL,
   at FLOAT8 NOT NULL, namespace TEXT COLLATE "C" NOT NULL, seal TEXT NOT NULL

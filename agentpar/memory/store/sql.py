@@ -121,7 +121,7 @@ class SqlStore(ABC):
             else:
                 assert row is not None
                 row = self._merge(execute, row, entry, numbers, number)
-            self._keep_origin(execute, entry, now)
+            self._keep_origin(execute, entry, number)
             why = self._withdrawn(execute, [entry.id, *entry.parents])
             if why is not None and not row.revoked:
                 self._withdraw(execute, [entry.id], why, number, now)
@@ -191,13 +191,20 @@ class SqlStore(ABC):
     def _index(self, execute: Execute, row: Row) -> None:
         """Tell those who look for the nearest of ``row``, which is new or has changed."""
 
-    def _keep_origin(self, execute: Execute, entry: Entry, now: float) -> None:
+    def _keep_origin(self, execute: Execute, entry: Entry, number: int) -> None:
         """Where it comes from. This stays when the entry is gone: answers were made of it."""
         run, task, team = entry.producer.run_id, entry.producer.task_id, entry.producer.team
         execute(
-            "INSERT INTO agentpar_bank_producers (entry, run, task, team, at, seal)"
+            "INSERT INTO agentpar_bank_producers (entry, run, task, team, number, seal)"
             " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (entry, run, task) DO NOTHING",
-            *(entry.id, escaped(run), task, team, now, self._producer(entry.id, run, task, team)),
+            *(
+                entry.id,
+                escaped(run),
+                task,
+                team,
+                number,
+                self._producer(entry.id, run, task, team),
+            ),
         )
         for source in dict.fromkeys(entry.sources):
             execute(
@@ -286,15 +293,16 @@ class SqlStore(ABC):
 
     def used(self, reading: Reading) -> None:
         with self._writing() as execute:
+            number, _ = self._next(execute)
             reading = replace(reading, at=self._time(execute))
             row = self._row(execute, reading.entry_id)
             execute(
                 "INSERT INTO agentpar_bank_readings (entry, run, task, team, spared_seconds,"
-                " spared_tokens, context_tokens, at, namespace, seal)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " spared_tokens, context_tokens, at, namespace, seal, number)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 *(reading.entry_id, escaped(reading.run_id), reading.task_id, reading.team),
                 *(reading.spared_seconds, reading.spared_tokens, reading.context_tokens),
-                *(reading.at, "" if row is None else row.namespace, self._read(reading)),
+                *(reading.at, "" if row is None else row.namespace, self._read(reading), number),
             )
 
     def readings(self, entry_id: str | None = None) -> list[Reading]:
@@ -312,7 +320,7 @@ class SqlStore(ABC):
         with self._reading() as execute:
             rows = execute(
                 "SELECT run, task, team, seal FROM agentpar_bank_producers WHERE entry = ?"
-                " ORDER BY at, run, task",
+                " ORDER BY number",
                 entry_id,
             ).fetchall()
         found = [(plain(run), int(task), int(team), seal) for run, task, team, seal in rows]
@@ -423,17 +431,17 @@ class SqlStore(ABC):
 
     def _answers(self, execute: Execute, ids: Sequence[str]) -> list[str]:
         """The runs that have brought or used any of ``ids``, in the order in which they did."""
-        first: dict[str, float] = {}
+        first: dict[str, int] = {}
         for some in _some(ids):
             for table in ("producers", "readings"):
                 rows = execute(
-                    f"SELECT run, min(at) FROM agentpar_bank_{table}"
+                    f"SELECT run, min(number) FROM agentpar_bank_{table}"
                     f" WHERE entry IN ({_marks(some)}) GROUP BY run",
                     *some,
                 ).fetchall()
-                for run, at in rows:
-                    first[run] = min(at, first.get(run, at))
-        return [plain(run) for run in sorted(first, key=lambda run: (first[run], run))]
+                for run, number in rows:
+                    first[run] = min(number, first.get(run, number))
+        return [plain(run) for run in sorted(first, key=first.__getitem__)]
 
     # Leases
 

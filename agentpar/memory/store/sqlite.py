@@ -38,7 +38,7 @@ CREATE INDEX entries_changed ON entries (changed, seq);
 CREATE INDEX entries_expires ON entries (expires) WHERE expires IS NOT NULL;
 CREATE TABLE producers (
   entry TEXT NOT NULL, run TEXT NOT NULL, task INTEGER NOT NULL, team INTEGER NOT NULL,
-  at REAL NOT NULL, seal TEXT NOT NULL, PRIMARY KEY (entry, run, task)
+  number INTEGER NOT NULL, seal TEXT NOT NULL, PRIMARY KEY (entry, run, task)
 ) WITHOUT ROWID;
 CREATE INDEX producers_run ON producers (run);
 CREATE TABLE sources (
