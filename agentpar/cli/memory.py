@@ -55,7 +55,7 @@ def show(
     A list has one entry a line, the oldest first: id, how often others used it, the call, what it
     brought.
     """
-    with _opened(bank) as store:
+    with opened(bank) as store:
         if entry is not None:
             _show_one(store, entry, as_json)
             return
@@ -72,7 +72,7 @@ def show(
 
 def stats(bank: BankUrl = None, namespace: Namespace = None, as_json: AsJson = False) -> None:
     """Tell what a bank holds and what it has spared, in all and by tool."""
-    with _opened(bank) as store:
+    with opened(bank) as store:
         numbers = store.statistics(namespace)
         entries = list(store.entries(namespace))
         readings = store.readings()
@@ -127,7 +127,7 @@ def revoke(
     Tells each entry, and each run whose answer used or brought one of them: those deserve another
     look. What is withdrawn is never used again, nor brought again by an equal call.
     """
-    with _opened(bank) as store:
+    with opened(bank) as store:
         known = {one.id: one for one in (*store.entries(), *store.entries(revoked=True))}
         if len(source) >= SHORT and len(ids := [id for id in known if id.startswith(source)]) == 1:
             [source] = ids
@@ -145,7 +145,8 @@ def revoke(
         typer.echo(f"answer  {_one_line(run, 0)}")
     would = "would be " if dry_run else ""
     typer.echo(
-        f"{len(gone.entries)} entries {would}withdrawn, {len(gone.answers)} answers are affected",
+        f"{would}withdrawn: {_many(len(gone.entries), 'entry', 'entries')}; answers that used or "
+        f"brought any of it: {len(gone.answers)}",
         err=True,
     )
 
@@ -159,7 +160,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a bank's entries as JSON lines, each with who brought and who used it."""
-    with _opened(bank) as store:
+    with opened(bank) as store:
         lines = (
             json.dumps(_data(store, one), ensure_ascii=True, sort_keys=True)
             for one in store.entries(namespace)
@@ -183,14 +184,14 @@ def export(
         except BaseException:
             output.unlink(missing_ok=True)  # half of it would look like the whole
             raise
-    typer.echo(f"{count} entries written to {output}", err=True)
+    typer.echo(f"{_many(count, 'entry', 'entries')} written to {output}", err=True)
 
 
 # Which bank, which entry
 
 
 @contextmanager
-def _opened(bank: str | None) -> Iterator[Store]:
+def opened(bank: str | None) -> Iterator[Store]:
     """The bank that is meant. Raises `UsageError` where there is none: a command that looks at a
     bank makes none."""
     from agentpar.memory.store import open_store
@@ -360,6 +361,10 @@ def _nothing(namespace: str | None, revoked: bool) -> str:
     what = "nothing was withdrawn from it" if revoked else "it holds no entries yet"
     where = "" if namespace is None else f" in namespace {namespace!r}"
     return f"the bank is empty{where}: {what}" if not revoked else f"{what}{where}"
+
+
+def _many(count: int, one: str, more: str) -> str:
+    return f"{count:,} {one if count == 1 else more}"
 
 
 def _time(at: float) -> str:

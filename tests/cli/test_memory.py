@@ -137,11 +137,13 @@ def test_revoke_withdraws_a_source_and_all_made_of_it(cli: Cli, entries: dict[st
         "answer  20260101-a.2",
         "answer  20260103-c",
     ]
-    assert tried.stderr == "2 entries would be withdrawn, 3 answers are affected\n"
+    assert tried.stderr == (
+        "would be withdrawn: 2 entries; answers that used or brought any of it: 3\n"
+    )
     assert len(cli("memory", "show", "--bank", AT).stdout.splitlines()) == 4
     done = cli("memory", "revoke", LIAR, "--bank", AT, "--why", "it lies")
     assert done.stdout == tried.stdout
-    assert done.stderr == "2 entries withdrawn, 3 answers are affected\n"
+    assert done.stderr == "withdrawn: 2 entries; answers that used or brought any of it: 3\n"
     assert len(cli("memory", "show", "--bank", AT).stdout.splitlines()) == 2
     gone = cli("memory", "show", "--bank", AT, "--revoked").stdout.splitlines()
     assert [line.split()[0] for line in gone] == [
