@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # isort: off
     from agentpar.plan import Failed, Ok, Skipped
     from agentpar.planner.prompts import Example
     from agentpar.runtime.scripted import ScriptedRuntime
+    from agentpar.teams import Teams
     from agentpar.tools.base import Tool
     from agentpar.tools.call import current_call, current_calls
     from agentpar.tools.function import tool
@@ -22,16 +23,15 @@ if TYPE_CHECKING:  # isort: off
 __all__ = [
     "Agent", "AgentparError", "Answer", "BackendError", "ConfigError", "Example", "Failed",
     "FetchError", "JournalError", "LeaseLost", "McpServer", "MissingPackage", "ModelServerError",
-    "Ok", "PlanError", "Rule", "Run", "RunFailed", "ScriptedRuntime", "Skipped", "Tool",
+    "Ok", "PlanError", "Rule", "Run", "RunFailed", "ScriptedRuntime", "Skipped", "Teams", "Tool",
     "UsageError", "WeightsError", "Workers", "current_call", "current_calls", "tool",
 ]  # fmt: skip
-_HOMES = {
+_HOME_OF = {name: home for home, names in {
     "agent": "Agent Run", "answer": "Answer", "permissions": "Rule", "plan": "Failed Ok Skipped",
-    "planner.prompts": "Example", "runtime.scripted": "ScriptedRuntime", "tools.base": "Tool",
-    "tools.call": "current_call current_calls", "tools.function": "tool",
+    "planner.prompts": "Example", "runtime.scripted": "ScriptedRuntime", "teams": "Teams",
+    "tools.base": "Tool", "tools.call": "current_call current_calls", "tools.function": "tool",
     "tools.mcp": "McpServer", "workers": "Workers",
-}  # fmt: skip
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+}.items() for name in names.split()}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

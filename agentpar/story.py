@@ -20,6 +20,7 @@ from agentpar.events import (
     EntryOffered,
     EntryUsed,
     Event,
+    FromTeam,
     HostThrottled,
     JoinFailed,
     JoinStarted,
@@ -41,6 +42,9 @@ from agentpar.events import (
     TaskPlanned,
     TaskReplaced,
     TaskStarted,
+    TeamChosen,
+    TeamEnded,
+    TeamStarted,
     Usage,
     Woke,
     WorkersEnded,
@@ -153,6 +157,21 @@ class RoundStory:
         return "".join(self.plan_text).rpartition("\n")[2]
 
 
+@dataclass(slots=True)
+class TeamStory:
+    """What is known of one of several teams on the question. Changed by `Story.add` only.
+
+    Times in its ``story`` count from ``began``, seconds of the run that is about all teams.
+    """
+
+    number: int
+    run_id: str = ""
+    how: str = ""
+    began: float = 0.0
+    end: TeamEnded | None = None
+    story: Story = field(default_factory=lambda: Story())
+
+
 class Story:
     """Everything a view shows about a run. One door in: `add`."""
 
@@ -171,6 +190,8 @@ class Story:
         self.faults: list[PlanFault] = []
         self.models: list[ModelUsed] = []
         self.answer: Answered | None = None
+        self.teams: dict[int, TeamStory] = {}
+        self.choice: TeamChosen | None = None
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> Self:
@@ -265,11 +286,23 @@ class Story:
                     ended.faults, ended.ended = faults, at
             case ModelUsed():
                 self.models.append(event)
+            case TeamStarted(number, run_id, how, at):
+                team = self._team(number)
+                team.run_id, team.how, team.began = run_id, how, at
+            case TeamEnded(number):
+                self._team(number).end = event
+            case TeamChosen():
+                self.choice = event
+            case FromTeam(number, told):
+                self._team(number).story.add(told)
             case RunFinished(status, error, _):
                 self.status, self.error = status, error
                 self.stopped_by = event.stopped_by
             case _:
                 assert_never(event)
+
+    def _team(self, number: int) -> TeamStory:
+        return self.teams.setdefault(number, TeamStory(number))
 
     def _round(self, number: int) -> RoundStory:
         return self.rounds.setdefault(number, RoundStory(number))

@@ -41,7 +41,7 @@ FLOORS = (
         "workers",
     ),
     ("planner", "executor", "memory", "runtime", "miniweb"),
-    ("agent", "answer", "fuzzing", "partial", "session", "teams", "thinking", "watchers"),
+    ("agent", "answer", "fuzzing", "partial", "rivals", "session", "teams", "thinking", "watchers"),
     ("config", "display", "timeline", "drawing", "story", "langgraph", "langgraph_store", "watch"),
     ("cli", "doctor", "__init__"),
 )

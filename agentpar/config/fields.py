@@ -411,6 +411,37 @@ class WorkerFields(Section):
     """Seed of the first worker's randomness; the next has the next number."""
 
 
+def _at_n(value: object) -> object:
+    """A number alone as how many."""
+    return value if isinstance(value, dict) or value is None else {"n": value}
+
+
+_OR_NUMBER = _Or(
+    {
+        "anyOf": [{"type": "integer", "minimum": 1, "maximum": 16}, {"type": "string"}],
+        "description": "How many.",
+    }
+)
+
+
+class TeamFields(Section):
+    """Several teams on each question, of whose answers one is taken."""
+
+    also = {"count": "n", "selection": "select"}
+
+    n: Annotated[
+        int,
+        BeforeValidator(count),
+        Field(ge=1, le=16),
+        _or_text("integer", r"([1-9]|1[0-6])", minimum=1, maximum=16),
+    ] = 3
+    """How many."""
+    select: Literal["vote", "first", "judge", "best"] = "vote"
+    """Whose answer is taken: that which most came to (``vote``), the first that is carried in full
+    by what was read, which stops the others (``first``), the one that the model picks (``judge``),
+    or the one of which most is carried by what was read (``best``)."""
+
+
 class LimitFields(Section):
     """Bounds on one run."""
 
@@ -479,7 +510,7 @@ class AgentFile(Section):
         "llm": "model",
         "default": "defaults",
     }
-    later = frozenset({"teams", "memory", "output_schema"})
+    later = frozenset({"memory", "output_schema"})
 
     version: Literal[1] = 1
     """Version of this format."""
@@ -493,6 +524,9 @@ class AgentFile(Section):
     """How the plan is made."""
     workers: WorkerFields | None = None
     """Several workers who think together before the answer; plans may then ``think(…)``, too."""
+    teams: Annotated[TeamFields | None, BeforeValidator(_at_n), _OR_NUMBER] = None
+    """Several teams on each question, of whose answers one is taken: how many, or ``n`` and
+    ``select``."""
     tools: list[Annotated[ToolEntry, _OR_NAME]] = []
     """What a plan can call, in the order in which the model sees it."""
     policies: list[PolicyFile] = []

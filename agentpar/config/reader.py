@@ -25,6 +25,7 @@ from agentpar.planner.prompts import Example
 from agentpar.policy import PolicyFields, Price
 from agentpar.ports import Watch
 from agentpar.redact import SHORTEST
+from agentpar.teams import Teams
 from agentpar.tools.base import Tool
 from agentpar.workers import Workers
 
@@ -98,6 +99,8 @@ class AgentSpec:
         if file.workers is not None:
             said = file.workers.model_dump(exclude={"mode"})
             arguments["workers"] = Workers(**said, backend=_BACKENDS[file.workers.mode])
+        if file.teams is not None:
+            arguments["teams"] = Teams(file.teams.n, file.teams.select)
         if self.journal is not None:
             kept = self.keep is not None
             arguments["journal"] = (

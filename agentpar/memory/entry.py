@@ -139,13 +139,26 @@ def likeness(tool: Tool, args: Mapping[str, Any]) -> str:
 
     Of the arguments that are search words (``Tool.words``) only the words themselves count, not
     their order, case, or stop words; everything else must be equal. So "population of Lima" is
-    like "Lima population", and nothing is like what names another thing or another number.
+    like "Lima population", and nothing is like what names another thing or another number. Where a
+    word says which way something goes ("from Lima to Quito"), the order counts.
     """
     loose = {
-        name: sorted(words(value)) if name in tool.words and isinstance(value, str) else value
+        name: _loose(value) if name in tool.words and isinstance(value, str) else value
         for name, value in args.items()
     }
     return call_key(tool, loose)
+
+
+_WAYS = frozenset(
+    "from to into by than before after between over under above below against without not no minus "
+    "plus times divided per versus vs".split()
+)
+"""Words after which it matters what stands where."""
+
+
+def _loose(text: str) -> list[str] | str:
+    plain = text.casefold().split()
+    return " ".join(plain) if not _WAYS.isdisjoint(plain) else sorted(words(text))
 
 
 @dataclass(frozen=True, slots=True)

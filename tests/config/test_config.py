@@ -31,6 +31,7 @@ from agentpar.miniweb import MiniWeb
 from agentpar.permissions import Rule
 from agentpar.policy import Price
 from agentpar.runtime.scripted import ScriptedRuntime
+from agentpar.teams import Teams
 from agentpar.tools.base import Tool, ToolSource
 from agentpar.tools.mcp import McpServer
 
@@ -261,7 +262,7 @@ def test_a_known_other_word_is_read_with_a_note(folder: Path) -> None:
         (
             "zzz: 1\n",
             "agent.yaml:1:1: zzz: unknown field, known here: version, name, instructions, model, "
-            "planner, workers, tools, policies, defaults, limits, permissions, journal, watch, secrets",
+            "planner, workers, teams, tools, policies, defaults, limits, permissions, journal, watch, secrets",
         ),
         ("tools:\n  - calcc\n", "agent.yaml:2:5: tools[0]: there is no tool 'calcc', did you mean calc?"),
         (
@@ -349,8 +350,39 @@ def test_every_mistake_of_a_file_is_told_at_once(folder: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "teams"),
+    [
+        ("teams: 4", Teams(4)),
+        ("teams:", Teams(3, "vote")),
+        ("teams: {n: 2, select: first}", Teams(2, "first")),
+        ("teams: '${TEAMS:-5}'", Teams(5)),
+    ],
+)
+def test_teams(folder: Path, text: str, teams: Teams) -> None:
+    """A number alone, or how many and how one is chosen."""
+    assert loaded(text + "\n").arguments()["teams"] == teams
+    assert "teams" not in loaded("tools: []\n").arguments()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("teams: 17", "agent.yaml:1:8: teams.n: must be at most 16, not 17"),
+        ("teams: {n: 0}", "agent.yaml:1:12: teams.n: must be at least 1, not 0"),
+        ("teams: {select: luck}",
+         "agent.yaml:1:17: teams.select: must be 'vote', 'first', 'judge' or 'best', not 'luck'"),
+        ("teams: some",
+         "agent.yaml:1:8: teams.n: must be a whole number such as 40 or 200k, not 'some'"),
+    ],
+)  # fmt: skip
+def test_teams_that_cannot_be(folder: Path, text: str, message: str) -> None:
+    """Each with its place."""
+    assert mistakes(text + "\n") == [message]
+
+
 NOT_BUILT = [
-    *((key, "{}", key) for key in ("teams", "memory", "output_schema")),
+    *((key, "{}", key) for key in ("memory", "output_schema")),
     ("tools", "[openapi: {spec: ./api.yaml}]", "tools[0].openapi"),
 ]
 
