@@ -36,7 +36,15 @@ from agentpar.memory.admission import Admission, Always, ByRule, Novelty
 from agentpar.memory.bank import Bank
 from agentpar.memory.embed import HashedNgrams
 from agentpar.memory.learning.recorded import Pace, RecordedTeam, recorded_team
-from agentpar.memory.learning.replay import Conditions, Oracle, ReplayBank, logged, replay, together
+from agentpar.memory.learning.replay import (
+    Conditions,
+    Oracle,
+    ReplayBank,
+    logged,
+    replay,
+    together,
+    trial,
+)
 from agentpar.memory.seat import Seat
 from agentpar.memory.settings import Memory
 from agentpar.memory.store import open_store
@@ -140,6 +148,7 @@ async def side_by_side(
     settings = Memory(lease=lease)
     embed = HashedNgrams().embed
     bank = Bank(store, admission, namespace="t", settings=settings, embed=embed)
+    bank.held += 1  # it stays when the last of its teams has gone
     await bank.start()
     seats = [Seat(bank, f"R.{team}", team=team) for team in range(1, len(scripts) + 1)]
     events = await asyncio.gather(
@@ -305,6 +314,17 @@ def test_calls_that_compute_are_nobody_else_s() -> None:
         team = recorded_team(events, tools)
         again = replay([team, team], Always(True))
         assert (again.made, again.used, again.entries) == (2, 0, 0)
+
+
+def test_a_gate_is_tried_on_the_same_episodes_as_any_other() -> None:
+    """What promotion asks for: the utility of each recorded question under any gate, in seconds,
+    never above 0, and with everything admitted at least what it is with nothing."""
+    groups = [[alone(drawn(seed, team), team=team) for team in (1, 2, 3)] for seed in range(6)]
+    tried = trial(groups, Conditions(leases=False))
+    nothing, everything = tried(lambda seen: False), tried(lambda seen: True)
+    assert len(nothing) == len(everything) == 6
+    assert all(one <= 0 for one in nothing)
+    assert sum(everything) > sum(nothing)
 
 
 def test_teams_are_put_together_by_their_question_and_run() -> None:

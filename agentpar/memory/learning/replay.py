@@ -548,6 +548,34 @@ def logged(
     return made
 
 
+def trial(
+    groups: Sequence[Sequence[RecordedTeam]],
+    conditions: Conditions | None = None,
+    prices: Prices | None = None,
+) -> Callable[[Callable[[Features], bool]], list[float]]:
+    """A paired replay, as a promotion wants it: a function that plays every group under a gate and
+    tells the utility of each, in seconds below zero: until the last team was done, and what the
+    bank's lines in prompts cost."""
+    prices = prices or Prices()
+
+    def play(gate: Callable[[Features], bool]) -> list[float]:
+        found = [replay(teams, _Gated(gate), conditions) for teams in groups]
+        return [-(one.seconds + one.offered * prices.token) for one in found]
+
+    return play
+
+
+class _Gated:
+    name = "gate"
+
+    def __init__(self, gate: Callable[[Features], bool]) -> None:
+        self._gate = gate
+
+    async def decide(self, proposal: Proposal) -> Decision:
+        admitted = self._gate(proposal.features)
+        return Decision(admitted, self.name, float(admitted))
+
+
 __all__ = [
     "Conditions",
     "Offered",
@@ -557,4 +585,5 @@ __all__ = [
     "logged",
     "replay",
     "together",
+    "trial",
 ]
