@@ -467,9 +467,8 @@ class MemoryFields(Section):
     ttl: Duration | None = None
     """How long what is in it serves, such as ``7d``; by default for ever."""
     lease: Annotated[
-        float | None,
+        Annotated[float, Field(gt=0)] | None,
         BeforeValidator(_duration_or_none),
-        Field(gt=0),
         _or_text("number", r"none|\d+(\.\d+)? ?(ms|s|m|min|h|d)?", exclusiveMinimum=0),
     ] = 30.0
     """How long an equal call that another makes is waited for; ``none``: each makes its own."""
