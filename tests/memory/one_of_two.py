@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from pathlib import Path
 
 from agentpar import Agent, Memory, ScriptedRuntime, tool
@@ -14,21 +15,21 @@ from agentpar import Agent, Memory, ScriptedRuntime, tool
 
 def main(bank: str, run: str, seconds: float, log: str) -> None:
     @tool(version="1")
-    async def lookup(query: str) -> str:
+    def lookup(query: str) -> str:
         """Look something up. query: what."""
         with Path(log).open("a") as file:
             file.write(f"{run}\n")
-        await asyncio.sleep(seconds)
+        time.sleep(seconds)
         return f"all about {query}"
 
     async def ask() -> None:
         memory = Memory(bank, scope="project", admission="all", lease=2.0)
         plan = '1. lookup(query="Lima")\njoin()'
         runtime = ScriptedRuntime([plan, "Answer: done"], chunk=1000)
-        async with Agent([lookup], runtime=runtime, memory=memory) as agent:
-            async with agent.run("What of Lima?", run_id=run) as asked:
-                async for event in asked:
-                    print(type(event).__name__, getattr(event, "via", ""), flush=True)
+        agent = Agent([lookup], runtime=runtime, memory=memory)
+        async with agent, agent.run("What of Lima?", run_id=run) as asked:
+            async for event in asked:
+                print(type(event).__name__, getattr(event, "via", ""), flush=True)
 
     asyncio.run(ask())
 
