@@ -166,6 +166,14 @@ class PostgresStore(MirroredStore):
     def _time(self, execute: Execute) -> float:
         return float(execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()[0])
 
+    def _next(self, execute: Execute) -> tuple[int, int, float]:
+        # The row stays locked until the transaction ends; the clock is read once it is ours.
+        number, dimension, now = execute(
+            "UPDATE agentpar_bank_meta SET changed = changed + 1"
+            " RETURNING changed, dimension, extract(epoch FROM clock_timestamp())::float8"
+        ).fetchone()
+        return number, dimension, now
+
     # The nearest
 
     def nearest(self, namespace: str, vector: Sequence[float], k: int) -> list[tuple[Entry, float]]:
