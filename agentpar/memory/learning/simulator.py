@@ -86,9 +86,9 @@ class Regime:
     of it at most, read before each task or (``once``) each plan; ``prefill`` tokens a second;
     ``token``: seconds that one is worth. ``pace``: calls take so many times as long, between
     these two; ``bulk`` and ``fit``: the same for what they find and for how near that is to the
-    question (embeddings differ). ``cheap``: how often calls cost no tokens. ``later``: teams that get a question of
-    the same family afterwards, and find the bank as it was left. ``wrong``: seconds that a wrong
-    answer is worth."""
+    question (embeddings differ). ``cheap``: how often calls cost no tokens. ``later``: teams that
+    get a question of the same family afterwards, and find the bank as it was left. ``wrong``:
+    seconds that a wrong answer is worth."""
 
     name: str
     families: tuple[int, ...] = (0, 1, 2, 3)
@@ -135,8 +135,8 @@ def regime_of(name: str) -> Regime:
 
 def training_mix(regime: Regime, chance: random.Random) -> Regime:
     """``regime`` as it is drawn for one episode of training: other numbers of teams, faster and
-    slower calls, with and without leases, with and without a question afterwards. What is not
-    varied is what the shifted regimes differ in."""
+    slower calls, other sizes and embeddings, with and without leases, with and without a question
+    afterwards. What is not varied is what the shifted regimes differ in."""
     return replace(
         regime,
         teams=chance.choice((2, 3, 3, 3, 4, 5)) if regime.teams == 3 else regime.teams,
