@@ -24,10 +24,10 @@ class Rule:
     ``closeness``. Below ``quality`` nothing enters; what others wait for needs ``waited`` only.
     """
 
-    quality: float = 0.35
-    waited: float = 0.2
-    early: float = 0.2
-    novelty: float = 0.25
+    quality: float = 0.4
+    waited: float = 0.1
+    early: float = 0.6
+    novelty: float = 0.1
     closeness: float = 0.4
 
     def judge(self, features: Features) -> tuple[bool, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agentpar.errors import UsageError
-from agentpar.memory.features import NAMES
+from agentpar.memory.features import NAMES, Features
 from agentpar.memory.rule import is_number
 
 
@@ -44,6 +44,26 @@ class Logged:
             raise UsageError(f"a logged decision has probability {self.probability!r}; 0 to 1")
         if self.credit is not None and not is_number(self.credit):
             raise UsageError(f"a logged decision has credit {self.credit!r}; a number, or None")
+
+    @property
+    def seen(self) -> Features:
+        """The features as they were before they became numbers, counts and sizes rounded."""
+        _, demand, waiting, seconds, tokens, length, *rest = self.features
+        novelty, closeness, quality, progress, depth, others, project = rest
+        return Features(
+            round(math.expm1(demand)),
+            round(math.expm1(waiting)),
+            math.expm1(seconds),
+            round(100 * math.expm1(tokens)),
+            round(1000 * math.expm1(length)),
+            novelty,
+            closeness,
+            quality,
+            progress,
+            round(math.expm1(depth)),
+            round(math.expm1(others)),
+            project > 0.5,
+        )
 
 
 def write(path: str | Path, decisions: Iterable[Logged], *, append: bool = False) -> int:
