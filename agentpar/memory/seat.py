@@ -355,7 +355,8 @@ class Seat:
             admitted, why = decision.admitted, decision.why
             if admitted and kept is None:
                 admitted, why = False, "another has taken the call over meanwhile"
-            self._tell_offer(entry, attempt, admitted, decision.policy, decision.probability, why)
+            odds, seen = decision.probability, features.vector()
+            self._tell_offer(entry, attempt, admitted, decision.policy, odds, why, seen)
         except Exception as error:
             self._failed(error, entry.producer.task_id)
         finally:
@@ -364,10 +365,27 @@ class Seat:
                 bank.clear(flight)
 
     def _tell_offer(
-        self, entry: Entry, attempt: int, admitted: bool, policy: str, odds: float, why: str
+        self,
+        entry: Entry,
+        attempt: int,
+        admitted: bool,
+        policy: str,
+        odds: float,
+        why: str,
+        seen: tuple[float, ...] = (),
     ) -> None:
-        id = entry.producer.task_id
-        self._told(EntryOffered(id, entry.id, admitted, policy, odds, why, attempt=attempt))
+        self._told(
+            EntryOffered(
+                entry.producer.task_id,
+                entry.id,
+                admitted,
+                policy,
+                odds,
+                why,
+                attempt=attempt,
+                features=seen,
+            )
+        )
 
     # What a finding is
 
