@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agentpar.errors import UsageError
 from agentpar.events import (
     Answered,
+    AttemptFailed,
     EntryUsed,
     Event,
     JoinFailed,
@@ -62,9 +63,10 @@ class RecordedCall:
     run stood for it, the call number ``twin``. ``like`` is that of all calls that ask for the same
     (`likeness`), ``question`` the call as a text, ``value`` a hash of what it brought and ``chars``
     its length as JSON, in bytes.
-    ``shared``: it may serve, and be served by, other teams. ``pieces`` of the planner's text had
-    been written when its line was: a server sends one a token. ``quality`` is what is known of
-    how sound it looks (`agentpar.memory.seat.quality`).
+    ``tries`` are its attempts, where they were several: the seconds of the pause before each, and
+    its own. ``shared``: it may serve, and be served by, other teams. ``pieces`` of the planner's
+    text had been written when its line was: a server sends one a token. ``quality`` is what is
+    known of how sound it looks (`agentpar.memory.seat.quality`).
     """
 
     id: int
@@ -81,6 +83,12 @@ class RecordedCall:
     shared: bool = True
     pieces: int = 0
     quality: float = 1.0
+    tries: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def attempts(self) -> tuple[tuple[float, float], ...]:
+        """Each attempt: the seconds of the pause before it, and its own."""
+        return self.tries or ((0.0, self.seconds or 0.0),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,13 +206,13 @@ def _call_data(call: RecordedCall) -> list[Any]:
     seconds = None if call.seconds is None else round(call.seconds, 3)
     written, needs = round(call.written, 3), list(call.needs)
     found = [int(call.ok), call.twin, call.value, call.chars, int(call.shared), call.pieces]
-    found.append(round(call.quality, 2))
+    found += [round(call.quality, 2), [[round(n, 3) for n in each] for each in call.tries]]
     return [call.id, call.tool, call.question, call.like, written, seconds, needs, *found]
 
 
 def _call_of(data: list[Any]) -> RecordedCall:
     id, tool, question, like, written, seconds, needs, *found = data
-    ok, twin, value, chars, shared, pieces, quality = found
+    ok, twin, value, chars, shared, pieces, quality, tries = found
     return RecordedCall(
         id,
         tool,
@@ -220,6 +228,7 @@ def _call_of(data: list[Any]) -> RecordedCall:
         bool(shared),
         pieces,
         quality,
+        tuple((pause, took) for pause, took in tries),
     )
 
 
@@ -248,7 +257,8 @@ def recorded_team(
     """
     rounds: dict[int, _Round] = {}
     args: dict[int, Mapping[str, Any]] = {}
-    started: dict[int, float] = {}
+    started: dict[int, list[float]] = {}
+    failed: dict[int, list[float]] = {}
     done: dict[int, TaskDone] = {}
     spared: dict[int, float] = {}
     usage, seconds, question = Usage(), None, ""
@@ -271,7 +281,9 @@ def recorded_team(
                 rounds[round].planned = at
             case TaskStarted():
                 args.setdefault(event.task_id, event.args)
-                started.setdefault(event.task_id, event.at)
+                started.setdefault(event.task_id, []).append(event.at)
+            case AttemptFailed(id, at=at):
+                failed.setdefault(id, []).append(at)
             case EntryUsed():
                 spared[event.task_id] = event.spared
             case TaskDone():
@@ -300,13 +312,16 @@ def recorded_team(
         value = end.outcome.value if end is not None and isinstance(end.outcome, Ok) else None
         ok = end is not None and isinstance(end.outcome, Ok)
         took, twin = None, 0
+        tries: tuple[tuple[float, float], ...] = ()
         via = end.via if end is not None else ""
         if via == "bank":
             took = spared.get(task.id, 0.0)
         elif via.startswith("same call as "):
             twin = int(via.rpartition(" ")[2])
         elif end is not None and task.id in started and not via:
-            took = end.at - started[task.id]
+            took = end.at - started[task.id][0]
+            ended = (*failed.get(task.id, ()), end.at)
+            tries = _tries(started[task.id], ended[: len(started[task.id])])
         tool = None if tools is None else tools.get(task.tool)
         inputs = args.get(task.id, {} if task.needs else task.args)
         return RecordedCall(
@@ -324,6 +339,7 @@ def recorded_team(
             task.tool not in COMPUTING if tool is None else tool.may_be_shared,
             pieces,
             quality(value) if ok else 0.0,
+            tries,
         )
 
     whole = []
@@ -353,6 +369,15 @@ def recorded_team(
         text.rpartition("Answer:")[2].strip(),
         **known,
     )
+
+
+def _tries(begun: Sequence[float], ended: Sequence[float]) -> tuple[tuple[float, float], ...]:
+    """Attempts one after the other; none where they were not (a hedge)."""
+    if len(begun) < 2 or len(begun) != len(ended):
+        return ()
+    pauses = [0.0, *(b - e for b, e in zip(begun[1:], ended, strict=False))]
+    took = [e - b for b, e in zip(begun, ended, strict=True)]
+    return () if min(*pauses, *took) < 0 else tuple(zip(pauses, took, strict=True))
 
 
 def _with_parts(

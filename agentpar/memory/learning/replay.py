@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from agentpar.errors import UsageError
 from agentpar.memory.admission import Admission, Decision, Proposal
+from agentpar.memory.bank import FAILURES
 from agentpar.memory.credit import Ledger, Prices, worth
 from agentpar.memory.embed import HashedNgrams
 from agentpar.memory.entry import Entry, Producer, Reading
@@ -185,12 +186,20 @@ class _Team:
 
 
 @dataclass(slots=True)
+class _Line:
+    """Who waits for a call, and how many calls they have seen fail."""
+
+    waiting: list[tuple[_Team, RecordedCall]] = field(default_factory=list)
+    failures: int = 0
+
+
+@dataclass(slots=True)
 class _Held:
     """A lease: who makes the call, and who waits for it."""
 
     team: int
     fence: int
-    waiting: list[tuple[_Team, RecordedCall]] = field(default_factory=list)
+    line: _Line
 
 
 class _World:
@@ -325,10 +334,10 @@ class _World:
 
     # Calls
 
-    def claim(self, team: _Team, call: RecordedCall) -> None:
+    def claim(self, team: _Team, call: RecordedCall, attempt: int = 1) -> None:
         """The call is about to be made: unless the bank has it, or another makes it."""
         if self.admission is None or not call.shared:
-            self.make(team, call, None)
+            self.make(team, call, attempt, None)
             return
         kept = self.bank.kept.get(call.like)
         if kept is not None:
@@ -336,51 +345,66 @@ class _World:
             return
         held = self.leases.get(call.like)
         if not self.conditions.leases:
-            self.make(team, call, None)
+            self.make(team, call, attempt, None)
         elif held is None:
-            self.lease(team, call)
+            self.lease(team, call, attempt, _Line())
+        elif attempt > 1:  # it has failed once: made again, beside whoever makes it now
+            self.make(team, call, attempt, None)
         else:
-            held.waiting.append((team, call))
+            self.awaited += 1
+            held.line.waiting.append((team, call))
 
-    def lease(
-        self, team: _Team, call: RecordedCall, waiting: Iterable[tuple[_Team, RecordedCall]] = ()
-    ) -> None:
+    def lease(self, team: _Team, call: RecordedCall, attempt: int, line: _Line) -> None:
         self.fences += 1
-        held = self.leases[call.like] = _Held(team.number, self.fences, list(waiting))
+        held = self.leases[call.like] = _Held(team.number, self.fences, line)
         self.after(self.conditions.hold, lambda: self.run_out(call.like, held.fence))
-        self.make(team, call, held)
+        self.make(team, call, attempt, held)
 
     def run_out(self, like: str, fence: int) -> None:
         """The lease's time is over: the first that waits makes the call, the others wait on."""
         held = self.leases.get(like)
-        if held is None or held.fence != fence or not held.waiting:
-            return
-        (team, call), *others = held.waiting
-        held.waiting = []
-        self.lease(team, call, others)
+        if held is not None and held.fence == fence and held.line.waiting:
+            team, call = held.line.waiting.pop(0)
+            self.lease(team, call, 1, held.line)
 
-    def make(self, team: _Team, call: RecordedCall, held: _Held | None) -> None:
-        self.made += 1
-        seconds = call.seconds or 0.0
-        self.after(seconds, lambda: self.bring(team, call, held))
+    def make(self, team: _Team, call: RecordedCall, attempt: int, held: _Held | None) -> None:
+        self.made += attempt == 1
+        _, seconds = call.attempts[attempt - 1]
+        self.after(seconds, lambda: self.bring(team, call, attempt, held))
 
-    def bring(self, team: _Team, call: RecordedCall, held: _Held | None) -> None:
-        """A call has ended: what it brought is offered, and whoever waited goes on."""
-        if held is not None and self.leases.get(call.like) is held:
+    def bring(self, team: _Team, call: RecordedCall, attempt: int, held: _Held | None) -> None:
+        """An attempt has ended: what it brought is offered, and whoever waited goes on."""
+        ok = call.ok and attempt == len(call.attempts)
+        late = held is not None and self.leases.get(call.like) is not held
+        line = held.line if held is not None and not late else _Line()
+        if held is not None and not late:
             del self.leases[call.like]
-        waiting = held.waiting if held is not None else []
         found = None
-        if call.ok and call.shared and self.admission is not None:
-            found = self.offer(team, call, len(waiting))
+        if ok and call.shared and not late and self.admission is not None:
+            found = self.offer(team, call, len(line.waiting))
         if found is not None:
-            for other, theirs in waiting:
-                self.awaited += 1
+            for other, theirs in line.waiting:
                 self.use(other, theirs, found)
-        elif waiting:
-            (other, theirs), *others = waiting
-            self.lease(other, theirs, others)
-        # Those who waited go on first: the bank has told them when the call's own run hears of it.
-        self.after(self.conditions.read, lambda: self.settle(team, call))
+        elif line.waiting:
+            line.failures += not ok
+            self.pass_on(line)
+        if ok or attempt == len(call.attempts):
+            # Those who waited go on first: the bank has told them when the call's run hears of it.
+            self.after(self.conditions.read, lambda: self.settle(team, call))
+        else:
+            pause, _ = call.attempts[attempt]
+            self.after(pause, lambda: self.claim(team, call, attempt + 1))
+
+    def pass_on(self, line: _Line) -> None:
+        """The next who waits makes the call; where it keeps failing all do, side by side."""
+        (team, call), *others = line.waiting
+        if line.failures < FAILURES:
+            line.waiting = others
+            self.lease(team, call, 1, line)
+            return
+        self.lease(team, call, 1, _Line())
+        for other, theirs in others:
+            self.make(other, theirs, 1, None)
 
     def use(self, team: _Team, call: RecordedCall, kept: Kept) -> None:
         self.used += 1
