@@ -90,7 +90,8 @@ def tool(
     makes up to ``batch_size`` (16) calls as one: it takes a list of their arguments (each a dict)
     and returns the list of results, or exceptions, in the same order. ``words`` names arguments
     that are search words: see `Tool`. ``called`` says how the tool is called: the fields of
-    `Policy` (``timeout``, ``retries``, ``cache``, …). A result is kept under its ``version``, which by default changes with the function's code.
+    `Policy` (``timeout``, ``retries``, ``cache``, …). A result is kept under its ``version``, which
+    by default changes with the function's code.
 
     The tool still works as the plain function. Raises `UsageError` where the signature
     cannot be a schema: a parameter without annotation, ``*args``, ``**kwargs``,

@@ -37,6 +37,7 @@ class Place:
     another process has it; ``wait`` lets the store's time pass."""
 
     kind: str
+    url: str
     make: Callable[..., Any]
     wait: Callable[[float], None]
     opened: list[Any] = field(default_factory=list)
@@ -66,7 +67,8 @@ def place_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> Place:
         from agentpar.memory.store.postgres import PostgresStore
 
         url = request.getfixturevalue(kind).new_database()
-        return Place(kind, lambda **limits: PostgresStore(url, **limits), time.sleep)
+        return Place(kind, url, lambda **limits: PostgresStore(url, **limits), time.sleep)
     clock = Clock()
     path = ":memory:" if kind == "memory" else folder / "bank.db"
-    return Place(kind, lambda **limits: SqliteStore(path, clock=clock, **limits), clock.wait)
+    url = f"sqlite:///{path}"
+    return Place(kind, url, lambda **limits: SqliteStore(path, clock=clock, **limits), clock.wait)

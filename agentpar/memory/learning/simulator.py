@@ -59,7 +59,8 @@ FAMILIES = (
     Family(16, 8, 11, 0.9, (0.35, 0.35, 0.20, 0.10), (0.97, 0.50, 0.97, 0.90), 0.30, 0.5, 0.3),
 )
 SECONDS = (9.0, 22.0, 14.0, 6.0)
-LENGTHS = (600, 1400, 350, 250)
+LENGTHS = (600, 1400, 350, 250)  # in tokens
+CHARS = 4  # of a token
 DEAD_SECONDS, DEAD_LENGTH = 12.0, 180
 OWN_SECONDS, OWN_LENGTH = 4.0, 220
 
@@ -84,9 +85,10 @@ class Regime:
     ends take; ``signal`` by which quality differs; tokens a ``line`` of a prompt takes, ``lines``
     of it at most, read before each task or (``once``) each plan; ``prefill`` tokens a second;
     ``token``: seconds that one is worth. ``pace``: calls take so many times as long, between
-    these two. ``cheap``: how often calls cost no tokens. ``later``: teams that get a question of
-    the same family afterwards, and find the bank as it was left. ``wrong``: seconds that a wrong
-    answer is worth."""
+    these two; ``bulk`` and ``fit``: the same for what they find and for how near that is to the
+    question (embeddings differ). ``cheap``: how often calls cost no tokens. ``later``: teams that
+    get a question of the same family afterwards, and find the bank as it was left. ``wrong``:
+    seconds that a wrong answer is worth."""
 
     name: str
     families: tuple[int, ...] = (0, 1, 2, 3)
@@ -100,6 +102,8 @@ class Regime:
     prefill: float = 6000.0
     token: float = 1 / 2000
     pace: tuple[float, float] = (1.0, 1.0)
+    bulk: tuple[float, float] = (1.0, 1.0)
+    fit: tuple[float, float] = (1.0, 1.0)
     cheap: float = 0.0
     later: int = 0
     wrong: float = 200.0
@@ -131,13 +135,15 @@ def regime_of(name: str) -> Regime:
 
 def training_mix(regime: Regime, chance: random.Random) -> Regime:
     """``regime`` as it is drawn for one episode of training: other numbers of teams, faster and
-    slower calls, with and without leases, with and without a question afterwards. What is not
-    varied is what the shifted regimes differ in."""
+    slower calls, other sizes and embeddings, with and without leases, with and without a question
+    afterwards. What is not varied is what the shifted regimes differ in."""
     return replace(
         regime,
         teams=chance.choice((2, 3, 3, 3, 4, 5)) if regime.teams == 3 else regime.teams,
         leases=chance.random() < 0.75,
         pace=(0.02, 1.5) if chance.random() < 0.3 else regime.pace,
+        bulk=(0.02, 2.0) if chance.random() < 0.3 else regime.bulk,
+        fit=(0.1, 1.1) if chance.random() < 0.5 else regime.fit,
         cheap=0.2,
         later=chance.choice((0, 0, 0, 0, 0, 1, 3)),
         lines=8 if chance.random() < 0.2 else regime.lines,
@@ -203,8 +209,10 @@ def world(seed: int | str, regime: Regime, family: int | None = None) -> World:
     dead = [chance.random() < kind.dead for _ in pool]
     right = [chance.random() < kind.right[kinds[i]] for i in pool]
     close = [chance.gauss(0.6, 0.08) for _ in pool]
-    low, high = regime.pace
-    pace = low * (high / low) ** chance.random()
+    pace, bulk, fit = (
+        low * (high / low) ** chance.random()
+        for low, high in (regime.pace, regime.bulk, regime.fit)
+    )
     thrift = 0 if chance.random() < regime.cheap else 1
     weight = [math.exp(-4 * kind.core * i / kind.pool) for i in pool]
 
@@ -215,7 +223,7 @@ def world(seed: int | str, regime: Regime, family: int | None = None) -> World:
         same = chance.random() < COMMON
         fine = (right[need] if same else found) if answers else False
         quality = 0.5 + (regime.signal if fine else -regime.signal) + chance.gauss(0, 0.22)
-        length = int(length * math.exp(chance.gauss(0, 0.35)))
+        length = int(length * bulk * math.exp(chance.gauss(0, 0.35)))
         return Call(
             key,
             seconds * pace * math.exp(chance.gauss(0, 0.3)),
@@ -224,7 +232,7 @@ def world(seed: int | str, regime: Regime, family: int | None = None) -> World:
             fine,
             is_dead,
             chance.random(),
-            (close[need] if key else chance.gauss(0.52, 0.12)) + chance.gauss(0, 0.05),
+            fit * ((close[need] if key else chance.gauss(0.52, 0.12)) + chance.gauss(0, 0.05)),
             min(1.0, max(0.0, quality)),
             chance.gauss(0, 0.05),
         )
@@ -580,7 +588,7 @@ class _Play:
             waiting,
             call.seconds,
             call.tokens,
-            call.length,
+            CHARS * call.length,
             1 - min(1.0, max(0.0, like + call.jitter)),
             call.closeness,
             call.quality,

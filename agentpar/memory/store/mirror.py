@@ -21,11 +21,12 @@ class Mirror:
         self.upto = (0, 0)
         self._spaces: dict[str, _Space] = {}
 
-    def take(self, namespace: str, seq: int, vector: bytes, expires: float | None) -> None:
+    def take(self, namespace: str, rows: Sequence[tuple[int, bytes, float | None]]) -> None:
+        """Rows, each once: its ``seq``, its vector, and when it expires."""
         space = self._spaces.get(namespace)
         if space is None:
-            space = self._spaces[namespace] = _Space(len(vector) // 4)
-        space.take(seq, vector, expires)
+            space = self._spaces[namespace] = _Space(len(rows[0][1]) // 4)
+        space.take(rows)
 
     def drop(self, namespace: str, seq: int) -> None:
         if (space := self._spaces.get(namespace)) is not None:
@@ -40,7 +41,7 @@ class Mirror:
 
 
 class _Space:
-    """Rows of unit vectors; one that was dropped keeps its place until they are packed anew."""
+    """Rows of unit vectors; one that was dropped keeps its place until they are packed."""
 
     def __init__(self, dimension: int) -> None:
         self._np = numpy()
@@ -60,39 +61,44 @@ class _Space:
             until[:n] = self._until[:n]
         self._vectors, self._seqs, self._until = vectors, seqs, until
 
-    def take(self, seq: int, vector: bytes, expires: float | None) -> None:
-        place = self._places.get(seq)
-        if place is None:
-            if self._n == len(self._seqs):
-                self._make_room()
-            place = self._places[seq] = self._n
-            self._n += 1
-        self._vectors[place] = unit(self._np.frombuffer(vector, "<f4"))
-        self._seqs[place] = seq
-        self._until[place] = self._np.inf if expires is None else expires
+    def take(self, rows: Sequence[tuple[int, bytes, float | None]]) -> None:
+        np, places = self._np, []
+        for seq, _, _ in rows:
+            place = self._places.get(seq)
+            if place is None:
+                if self._n == len(self._seqs):
+                    self._grow(2 * self._n, self._vectors.shape[1])
+                place = self._places[seq] = self._n
+                self._n += 1
+            places.append(place)
+        vectors = np.frombuffer(b"".join(vector for _, vector, _ in rows), "<f4")
+        self._vectors[places] = unit(vectors.reshape(len(rows), -1))
+        self._seqs[places] = [seq for seq, _, _ in rows]
+        self._until[places] = [np.inf if until is None else until for _, _, until in rows]
 
     def drop(self, seq: int) -> None:
         place = self._places.pop(seq, None)
         if place is not None:
             self._until[place] = -self._np.inf
 
-    def _make_room(self) -> None:
-        dimension = self._vectors.shape[1]
-        if 2 * len(self._places) < self._n:
-            kept = self._np.array(sorted(self._places.values()), self._np.int64)
-            vectors, seqs, until = self._vectors[kept], self._seqs[kept], self._until[kept]
-            self._n = 0
-            self._grow(max(64, 2 * len(kept)), dimension)
-            self._n = len(kept)
-            self._vectors[: self._n], self._seqs[: self._n] = vectors, seqs
-            self._until[: self._n] = until
-            self._places = {int(seq): place for place, seq in enumerate(seqs)}
-        else:
-            self._grow(2 * self._n, dimension)
+    def pack(self, now: float) -> None:
+        """Give up the places of what was dropped or has expired, where that is most of them."""
+        standing = self._until[: self._n] > now
+        if self._n < 128 or 2 * int(standing.sum()) > self._n:
+            return
+        kept = self._np.flatnonzero(standing)
+        vectors, seqs, until = self._vectors[kept], self._seqs[kept], self._until[kept]
+        self._n = 0
+        self._grow(max(64, 2 * len(kept)), vectors.shape[1])
+        self._n = len(kept)
+        self._vectors[: self._n], self._seqs[: self._n] = vectors, seqs
+        self._until[: self._n] = until
+        self._places = {int(seq): place for place, seq in enumerate(seqs)}
 
     def nearest(
         self, vector: Sequence[float], k: int, now: float
     ) -> Iterator[list[tuple[int, float]]]:
+        self.pack(now)
         np, n = self._np, self._n
         scores = self._vectors[:n] @ unit(np.asarray(vector, np.float32))
         scores[self._until[:n] <= now] = -np.inf
@@ -112,11 +118,11 @@ class _Space:
             scores[best] = -np.inf
 
 
-def unit(vector: Any) -> Any:
-    """``vector`` with length 1, or zeros where it has none."""
+def unit(vectors: Any) -> Any:
+    """``vectors``, in the last axis, with length 1, or zeros where one has none."""
     np = numpy()
-    length = float(np.sqrt(np.dot(vector.astype(np.float64), vector.astype(np.float64))))
-    return (vector / length if length else vector).astype(np.float32)
+    lengths = np.sqrt(np.square(vectors, dtype=np.float64).sum(-1, keepdims=True))
+    return (vectors / np.where(lengths, lengths, 1.0)).astype(np.float32)
 
 
 def numpy() -> Any:

@@ -60,11 +60,14 @@ class MirroredStore(SqlStore):
                 f" ORDER BY changed, seq LIMIT {_BATCH}",
                 *mirror.upto,
             ).fetchall()
+            taken: dict[str, list[tuple[int, bytes, float | None]]] = {}
             for _, seq, space, vector, expires, revoked in rows:
                 if revoked:
                     mirror.drop(space, seq)
                 elif vector is not None:
-                    mirror.take(space, seq, vector, expires)
+                    taken.setdefault(space, []).append((seq, vector, expires))
+            for space, some in taken.items():
+                mirror.take(space, some)
             if rows:
                 mirror.upto = rows[-1][:2]
             if len(rows) < _BATCH:

@@ -1,21 +1,25 @@
 """A bank in Postgres, for agents on several machines.
 
 Knows SQL and psycopg; must never know a tool or a run. The server's clock alone counts, so the
-clocks of the machines may differ. A connection that breaks is made anew by the next call.
+clocks of the machines may differ. A connection that breaks is made anew by the next call. Where
+the server has pgvector when the first vector comes, it finds the nearest, by an HNSW index; else
+each process mirrors the vectors, as it does those of a file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hmac
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from agentpar.errors import BankError, MissingPackage, UsageError
+from agentpar.memory.entry import Entry
 from agentpar.memory.store import key
 from agentpar.memory.store.mirrored import MirroredStore
-from agentpar.memory.store.rows import Seals
+from agentpar.memory.store.rows import COLUMNS, Row, Seals, check_size, escaped, little, packed
 from agentpar.memory.store.sql import VERSION, Execute
 
 if TYPE_CHECKING:
@@ -81,6 +85,21 @@ CREATE TABLE agentpar_bank_leases (
 """
 
 
+_VECTORS = """
+CREATE TABLE agentpar_bank_vectors (
+  seq BIGINT PRIMARY KEY REFERENCES agentpar_bank_entries ON DELETE CASCADE,
+  namespace TEXT COLLATE "C" NOT NULL, vector vector({dimension}) NOT NULL
+);
+CREATE INDEX agentpar_bank_vectors_namespace ON agentpar_bank_vectors (namespace);
+"""
+_HNSW = """
+CREATE INDEX agentpar_bank_vectors_hnsw ON agentpar_bank_vectors
+  USING hnsw (vector vector_cosine_ops);
+"""
+_MOST_INDEXED = 2_000
+"""Numbers of a vector that pgvector's index takes; longer ones are looked at one by one."""
+
+
 class PostgresStore(MirroredStore):
     """A `Store` in the database at ``url``, in tables that begin with ``agentpar_bank_``. Rows are
     sealed where the environment has a key. For the keywords see `SqlStore`."""
@@ -105,6 +124,7 @@ class PostgresStore(MirroredStore):
         self._url = psycopg.conninfo.make_conninfo(**{**_CONNECTION, **known}, options=options)
         self._connected: psycopg.Connection[Any] | None = None
         self._opened = False
+        self._pgvector = False
 
     def open(self) -> None:
         secret = key.from_environment()
@@ -138,13 +158,78 @@ class PostgresStore(MirroredStore):
 
     def close(self) -> None:
         connection, self._connected = self._connected, None
-        self._opened = False
+        self._opened = self._pgvector = False
         self._forget()
         if connection is not None:
             connection.close()
 
     def _time(self, execute: Execute) -> float:
         return float(execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()[0])
+
+    def _next(self, execute: Execute) -> tuple[int, int, float]:
+        # The row stays locked until the transaction ends; the clock is read once it is ours.
+        number, dimension, now = execute(
+            "UPDATE agentpar_bank_meta SET changed = changed + 1"
+            " RETURNING changed, dimension, extract(epoch FROM clock_timestamp())::float8"
+        ).fetchone()
+        return number, dimension, now
+
+    # The nearest
+
+    def nearest(self, namespace: str, vector: Sequence[float], k: int) -> list[tuple[Entry, float]]:
+        data = packed(vector)
+        assert data is not None
+        if k < 1:
+            return []
+        with self._reading() as execute:
+            check_size(data, self._dimension(execute))
+            if any(data) and self._has_pgvector(execute):
+                # Of an index and a condition come too few at times, and not the nearest.
+                found = self._nearest(execute, namespace, data, k)
+                if len(found) < k:
+                    execute("SET LOCAL enable_indexscan = off")
+                    found = self._nearest(execute, namespace, data, k)
+                return found
+        return super().nearest(namespace, vector, k)
+
+    def _nearest(
+        self, execute: Execute, namespace: str, data: bytes, k: int
+    ) -> list[tuple[Entry, float]]:
+        execute("SET LOCAL hnsw.iterative_scan = strict_order")
+        rows = execute(
+            f"SELECT {', '.join(f'e.{name}' for name in COLUMNS.split(', '))},"
+            " v.vector <=> ?::vector AS distance FROM agentpar_bank_vectors v"
+            " JOIN agentpar_bank_entries e ON e.seq = v.seq WHERE v.namespace = ?"
+            " AND e.revoked = 0 AND (e.expires IS NULL OR e.expires > ?)"
+            " ORDER BY distance LIMIT ?",
+            *(_numbers(data), escaped(namespace), self._time(execute), k),
+        ).fetchall()
+        found = [(Row.of(values[:-1]), 1.0 - values[-1]) for values in rows]
+        return [(row.entry(), cosine) for row, cosine in found if self._believed(row)]
+
+    def _index(self, execute: Execute, row: Row) -> None:
+        if not self._has_pgvector(execute):
+            return  # the mirror looks for itself
+        execute("DELETE FROM agentpar_bank_vectors WHERE seq = ?", row.seq)
+        if not row.revoked and row.vector is not None and any(row.vector):
+            execute(
+                "INSERT INTO agentpar_bank_vectors VALUES (?, ?, ?::vector)",
+                *(row.seq, row.namespace, _numbers(row.vector)),
+            )
+
+    def _has_pgvector(self, execute: Execute) -> bool:
+        """Whether the vectors lie in pgvector's table; once they do, they always will."""
+        if not self._pgvector:
+            (there,) = execute("SELECT to_regclass('agentpar_bank_vectors')").fetchone()
+            self._pgvector = there is not None
+        return self._pgvector
+
+    def _set_dimension(self, execute: Execute, dimension: int) -> None:
+        super()._set_dimension(execute, dimension)
+        if _makes_pgvector(execute):
+            execute(_VECTORS.format(dimension=dimension))
+            if dimension <= _MOST_INDEXED:
+                execute(_HNSW)
 
     # The connection
 
@@ -196,6 +281,34 @@ class PostgresStore(MirroredStore):
 def _execute(connection: psycopg.Connection[Any], statement: str, *parameters: Any) -> Any:
     # Without parameters several statements may go at once, and a "%" means itself.
     return connection.execute(statement.replace("?", "%s"), parameters or None)
+
+
+def _makes_pgvector(execute: Execute) -> bool:
+    """Whether the server has pgvector, of a version that goes on looking where a condition left
+    too few; it is made part of the database where that is allowed."""
+    import psycopg
+
+    try:
+        execute("SAVEPOINT pgvector")
+        row = execute(
+            "SELECT default_version FROM pg_available_extensions WHERE name = 'vector'"
+        ).fetchone()
+        if row is None:
+            return False
+        execute("CREATE EXTENSION IF NOT EXISTS vector")
+        (version,) = execute(
+            "SELECT extversion FROM pg_extension WHERE extname = 'vector'"
+        ).fetchone()
+        (found,) = execute("SELECT to_regtype('vector')").fetchone()
+        return found is not None and [int(part) for part in version.split(".")[:2]] >= [0, 8]
+    except psycopg.errors.InsufficientPrivilege:
+        execute("ROLLBACK TO SAVEPOINT pgvector")
+        return False
+
+
+def _numbers(vector: bytes) -> str:
+    """A vector as pgvector writes it."""
+    return f"[{','.join(map(repr, little(array('f', vector))))}]"
 
 
 def _text(error: Exception) -> str:

@@ -103,12 +103,11 @@ class SqlStore(ABC):
                 f"{self.place} takes {self._max_bytes:,} at most: it is not kept"
             )
         with self._writing() as execute:
-            number, dimension = self._next(execute)
+            number, dimension, now = self._next(execute)
             if numbers is not None:
                 check_size(numbers, dimension)
                 if not dimension:
                     self._set_dimension(execute, len(numbers) // 4)
-            now = self._time(execute)
             row = self._row(execute, entry.id)
             new = (
                 row is None
@@ -117,6 +116,8 @@ class SqlStore(ABC):
             )
             if new:
                 self._count(execute, entry.producer.run_id)
+                if row is not None:  # it has expired, or another program has changed it
+                    execute("DELETE FROM agentpar_bank_entries WHERE seq = ?", row.seq)
                 row = self._insert(execute, entry, body, numbers, number, now)
             else:
                 assert row is not None
@@ -141,8 +142,6 @@ class SqlStore(ABC):
         number: int,
         now: float,
     ) -> Row:
-        # In the place of one that has expired, or that another program has changed.
-        execute("DELETE FROM agentpar_bank_entries WHERE id = ?", entry.id)
         row = Row(
             number,
             entry.id,
@@ -223,13 +222,10 @@ class SqlStore(ABC):
         """One more new entry of ``run``."""
         if self._max_entries is None:
             return
-        execute(
-            "INSERT INTO agentpar_bank_runs (run, entries) VALUES (?, 0)"
-            " ON CONFLICT (run) DO NOTHING",
-            escaped(run),
-        )
         done = execute(
-            "UPDATE agentpar_bank_runs SET entries = entries + 1 WHERE run = ? AND entries < ?",
+            "INSERT INTO agentpar_bank_runs (run, entries) VALUES (?, 1) ON CONFLICT (run)"
+            " DO UPDATE SET entries = agentpar_bank_runs.entries + 1"
+            " WHERE agentpar_bank_runs.entries < ?",
             *(escaped(run), self._max_entries),
         )
         if done.rowcount != 1:
@@ -293,8 +289,8 @@ class SqlStore(ABC):
 
     def used(self, reading: Reading) -> None:
         with self._writing() as execute:
-            number, _ = self._next(execute)
-            reading = replace(reading, at=self._time(execute))
+            number, _, now = self._next(execute)
+            reading = replace(reading, at=now)
             row = self._row(execute, reading.entry_id)
             execute(
                 "INSERT INTO agentpar_bank_readings (entry, run, task, team, spared_seconds,"
@@ -347,10 +343,8 @@ class SqlStore(ABC):
         if not source:
             raise UsageError("say what to revoke: an address, an entry's id or a run's")
         with contextlib.suppress(_Undo), self._writing(durable=True) as execute:
-            number, _ = self._next(execute)
-            entries = self._withdraw(
-                execute, self._of_source(execute, source), why, number, self._time(execute)
-            )
+            number, _, now = self._next(execute)
+            entries = self._withdraw(execute, self._of_source(execute, source), why, number, now)
             answers = self._answers(execute, entries)
             if dry_run:
                 raise _Undo
@@ -454,8 +448,7 @@ class SqlStore(ABC):
         if held is not None:
             return held
         with self._writing() as execute:
-            fence, _ = self._next(execute)  # of the whole bank: it grows for each ``like``
-            now = self._time(execute)
+            fence, _, now = self._next(execute)  # of the whole bank: it grows for each ``like``
             held = self._held(execute, namespace, like, now)
             if held is not None:
                 return held
@@ -550,12 +543,11 @@ class SqlStore(ABC):
 
     # What is said once for the whole bank
 
-    def _next(self, execute: Execute) -> tuple[int, int]:
-        """A number larger than all before it, and how long vectors are (0: there is none yet).
-        Nobody else has one until the transaction ends, so they are written in their order."""
-        execute("UPDATE agentpar_bank_meta SET changed = changed + 1")
-        number, dimension = execute("SELECT changed, dimension FROM agentpar_bank_meta").fetchone()
-        return int(number), int(dimension)
+    @abstractmethod
+    def _next(self, execute: Execute) -> tuple[int, int, float]:
+        """A number larger than all before it, how long vectors are (0: there is none yet), and
+        the time. Nobody else has a number until the transaction ends, so what is written under
+        one is seen in the order of the numbers."""
 
     def _set_dimension(self, execute: Execute, dimension: int) -> None:
         execute("UPDATE agentpar_bank_meta SET dimension = ?", dimension)

@@ -186,6 +186,10 @@ class SqliteStore(MirroredStore):
     def _time(self, execute: Execute) -> float:
         return self._clock()
 
+    def _next(self, execute: Execute) -> tuple[int, int, float]:
+        execute("UPDATE meta SET changed = changed + 1")
+        return (*execute("SELECT changed, dimension FROM meta").fetchone(), self._clock())
+
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Execute]:
         """What is read is of one moment."""
