@@ -10,6 +10,7 @@ is that teams on one model server wait for each other, but for a constant ``slow
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -39,15 +40,19 @@ class Conditions:
     """Under which recorded teams run again.
 
     ``leases``: of equal calls one is made while the others wait, ``hold`` seconds at most, and
-    have what it brings, admitted or not. ``concurrency`` calls of one
-    team run at once. ``slowdown`` multiplies what the model took. ``read`` is what asking the bank
-    takes, in seconds. ``offers`` calls that the bank can answer are shown to a planner at most.
+    have what it brings, admitted or not. ``concurrency`` calls of one team run at once. The model
+    server writes ``texts`` at once while others wait in order (None: as many as are asked for, each
+    as fast as one alone). ``slowdown`` multiplies what the model took, ``calls`` what calls did.
+    ``read`` is what asking the bank takes, in seconds. ``offers`` calls that the bank can answer
+    are shown to a planner at most.
     """
 
     leases: bool = True
     hold: float = 30.0
     concurrency: int = 64
+    texts: int | None = None
     slowdown: float = 1.0
+    calls: float = 1.0
     read: float = 0.0
     offers: int = 8
 
@@ -229,6 +234,8 @@ class _World:
         self.order = 0
         self.now = 0.0
         self.made = self.used = self.awaited = self.changed = self.offered = 0
+        self.writing = 0
+        self.queue: deque[Callable[[], None]] = deque()
         self.decisions: list[Offered] = []
         self.readings: list[Reading] = []
 
@@ -271,12 +278,41 @@ class _World:
         if team.round >= len(team.recorded.rounds):
             team.at = self.now
             return
+        self.ask(lambda: self.plan(team))
+
+    def plan(self, team: _Team) -> None:
+        """The model begins to write the plan."""
         if self.admission is not None:
             self.offered += self.shown(team)
         round, slow = team.recorded.rounds[team.round], self.conditions.slowdown
         for call in round.calls:
             self.after(call.written * slow, partial(self.write, team, call))
         self.after(round.plan_seconds * slow, lambda: self.end_plan(team))
+
+    def join(self, team: _Team) -> None:
+        """The model begins to write the answer, or that a result is missing."""
+        seconds = team.recorded.rounds[team.round].join_seconds * self.conditions.slowdown
+        self.after(seconds, lambda: self.end_join(team))
+
+    def end_join(self, team: _Team) -> None:
+        self.asked()
+        self.begin_round(team)
+
+    def ask(self, begin: Callable[[], None]) -> None:
+        """Have the model write, as soon as its server does."""
+        most = self.conditions.texts
+        if most is not None and self.writing >= most:
+            self.queue.append(begin)
+        else:
+            self.writing += 1
+            begin()
+
+    def asked(self) -> None:
+        """A text is written: the server takes the next."""
+        if self.queue:
+            self.queue.popleft()()
+        else:
+            self.writing -= 1
 
     def shown(self, team: _Team) -> int:
         """Tokens of the lines that tell its planner what the bank can answer."""
@@ -298,6 +334,7 @@ class _World:
 
     def end_plan(self, team: _Team) -> None:
         team.plan_ended = True
+        self.asked()
         self.look(team)
 
     def look(self, team: _Team) -> None:
@@ -320,8 +357,7 @@ class _World:
             self.claim(team, call)
         if team.plan_ended and all(call.id in team.ended for call in team.calls):
             team.plan_ended = False
-            joining = team.recorded.rounds[team.round].join_seconds * self.conditions.slowdown
-            self.after(joining, lambda: self.begin_round(team))
+            self.ask(lambda: self.join(team))
 
     def end(self, team: _Team, call: RecordedCall) -> None:
         team.ended[call.id] = call.ok
@@ -370,7 +406,7 @@ class _World:
     def make(self, team: _Team, call: RecordedCall, attempt: int, held: _Held | None) -> None:
         self.made += attempt == 1
         _, seconds = call.attempts[attempt - 1]
-        self.after(seconds, lambda: self.bring(team, call, attempt, held))
+        self.after(seconds * self.conditions.calls, lambda: self.bring(team, call, attempt, held))
 
     def bring(self, team: _Team, call: RecordedCall, attempt: int, held: _Held | None) -> None:
         """An attempt has ended: what it brought is offered, and whoever waited goes on."""
