@@ -259,6 +259,17 @@ def test_a_project_s_bank_spares_the_next_day_its_calls() -> None:
     assert len(second.readings) == second.used
 
 
+def test_a_server_that_writes_one_text_at_a_time_puts_the_teams_in_a_line() -> None:
+    """Plans and answers wait for each other: the last team is done no sooner than all of them
+    were written, and then it finds in the bank what the first has found."""
+    script = finding(drawn(0, 1))
+    teams = [alone(script, team=team) for team in (1, 2, 3)]
+    free, one = replay(teams, Always(True)), replay(teams, Always(True), Conditions(texts=1))
+    writing = 3 * (script.plan + script.join)
+    assert free.seconds < writing <= one.seconds
+    assert one.made == free.made == replay(teams[:1], Always(True)).made
+
+
 def test_a_lease_that_runs_out_is_taken_over() -> None:
     """Who has waited as long as a lease holds makes the call itself."""
     slow, quick = drawn(0, 1), drawn(0, 1)
