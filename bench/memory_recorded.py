@@ -226,7 +226,9 @@ def accuracy(groups: Sequence[list[RecordedTeam]], seeds: int) -> Iterator[str]:
         yield f"| {n} | {told(by_question(right), 2)} |"
 
 
-def report(recorded: Sequence[RecordedTeam], seeds: int) -> Iterator[str]:
+def report(
+    recorded: Sequence[RecordedTeam], seeds: int, controller: Path | None = None
+) -> Iterator[str]:
     pace = pace_of(recorded)
     whole = [teams for teams in together(t.at(pace) for t in recorded) if len(teams) >= 8]
     held = [teams for teams in whole if teams[0].family in HELD_OUT]
@@ -275,6 +277,8 @@ def report(recorded: Sequence[RecordedTeam], seeds: int) -> Iterator[str]:
     )
     began = time.perf_counter()
     own = learn(rest, seeds)
+    if controller is not None:
+        own.save(controller)
     POLICIES["learned here"] = lambda: Learned(replace(own, promoted=True))
     found = own.record["promotion"]
     yield (
@@ -315,6 +319,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--recording", type=Path, default=RECORDING)
     options.add_argument("--seeds", type=int, default=10)
+    options.add_argument("--controller", type=Path, help="write what is learned here to this file")
     options.add_argument("--save", action="store_true", help="write a page to bench/results")
     chosen = options.parse_args()
     text = chosen.recording.read_text(encoding="utf-8")
@@ -322,7 +327,7 @@ def main() -> None:
     lines = [
         *machine_facts.lines(),
         f"- recorded: {chosen.recording.name}, {len(recorded)} runs",
-        *report(recorded, chosen.seeds),
+        *report(recorded, chosen.seeds, chosen.controller),
     ]
     print("\n".join(lines))
     if chosen.save:
