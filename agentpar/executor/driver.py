@@ -172,6 +172,7 @@ class Driver:
         self._alarms: dict[Key, asyncio.TimerHandle] = {}  # when to give up on those
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop
+        self._plain_tasks = False  # whether `create_task` only makes an `asyncio.Task`
         self._over: asyncio.Future[None] | None = None  # while the run may start things
 
     async def run(self, *events: Event, due: Iterable[Command] = ()) -> None:
@@ -181,7 +182,9 @@ class Driver:
         told to the observers is `RunFinished`, unless a command was held. Raises what an
         observer raised: a run that cannot be recorded ends.
         """
-        self._loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
+        own = type(loop).create_task is asyncio.BaseEventLoop.create_task
+        self._plain_tasks = own and loop.get_task_factory() is None
         over = self._over = self._loop.create_future()
         try:
             try:
@@ -217,13 +220,12 @@ class Driver:
         the machine see every fact in one and the same order.
         """
         inbox, beside, redact = self._inbox, self._beside, self._redact
-        inbox.append(event)
         if self._draining:
+            inbox.append(event)
             return
         self._draining = True
         try:
-            while inbox:
-                event = inbox.popleft()
+            while True:
                 if redact is not None:
                     event = redact(event)
                 for observe in self._observers:
@@ -234,6 +236,9 @@ class Driver:
                     self._perform(command)
                 if beside is not None and (work := beside(event)) is not None:
                     self._start_beside(work)
+                if not inbox:
+                    return
+                event = inbox.popleft()
         except Exception as error:
             raise _Broken from error
         finally:
@@ -268,7 +273,11 @@ class Driver:
                 if self._over is not None:
                     key = ("call", command.task.id, command.attempt)
                     work = self._execute(command, key)
-                    self._work[key] = self._loop.create_task(work, name=command.task.tool)
+                    if self._plain_tasks:
+                        task = asyncio.Task(work, loop=self._loop, name=command.task.tool)
+                    else:
+                        task = self._loop.create_task(work, name=command.task.tool)
+                    self._work[key] = task
             case Expand(_, parts):
                 round, now = self.machine.round, self.clock.now()
                 self._inbox.extend(TaskPlanned(round, part, now) for part in parts)

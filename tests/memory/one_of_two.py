@@ -23,7 +23,7 @@ def main(bank: str, run: str, seconds: float, log: str) -> None:
         return f"all about {query}"
 
     async def ask() -> None:
-        memory = Memory(bank, scope="project", admission="all", lease=2.0)
+        memory = Memory(bank, scope="project", admission="all", lease=20.0)
         plan = '1. lookup(query="Lima")\njoin()'
         runtime = ScriptedRuntime([plan, "Answer: done"], chunk=1000)
         agent = Agent([lookup], runtime=runtime, memory=memory)

@@ -114,6 +114,10 @@ def test_teams_share_by_default_and_runs_without_teams_do_not() -> None:
         ("population of Lima in 2010", "population of Lima in 2011", 2),
         ("flights from Lima to Quito", "flights from Quito to Lima", 2),
         ("countries not in Europe", "countries in Europe", 2),
+        ("WHO report", "IT report", 2),
+        ("The A", "a the", 1),
+        ("growth 1.5 to 5.1", "growth 5.1 to 1.5", 2),
+        ("tutorial for C", "tutorial for C++", 2),
     ],
 )
 def test_only_the_same_question_in_other_words_is_settled(

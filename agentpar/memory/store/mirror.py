@@ -130,7 +130,7 @@ def numpy() -> Any:
         import numpy
     except ImportError:
         raise MissingPackage(
-            "numpy", extra="memory", purpose="to look for the nearest entries of a bank"
+            "numpy", extra="embeddings", purpose="looking for the nearest entries of a bank"
         ) from None
     return numpy
 
