@@ -18,35 +18,50 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+    nullcontext,
+)
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from agentpar.answer import Answer
 from agentpar.errors import RunFailed, UsageError
-from agentpar.events import Event
+from agentpar.events import Event, RunFinished
 from agentpar.executor.approval import Approve
 from agentpar.executor.commands import Command
-from agentpar.executor.driver import running
-from agentpar.executor.journal import Journal, RunJournal, open_journal
+from agentpar.executor.driver import RunClock, running
+from agentpar.executor.journal import Journal, JournaledRun, RunJournal, open_journal
 from agentpar.executor.results import JournalResults, MemoryResults
 from agentpar.executor.setup import Setup, changes
 from agentpar.ids import new_run_id
+from agentpar.memory.admission import admission_of
+from agentpar.memory.banks import Banks, default_embedding
+from agentpar.memory.controller import load as load_controller
 from agentpar.memory.evidence import check, sources
+from agentpar.memory.seat import Seat
+from agentpar.memory.settings import Memory, memory_of
+from agentpar.memory.store import open_store
 from agentpar.permissions import Rule
 from agentpar.planner.joiner import Joiner
 from agentpar.planner.planner import Planner
 from agentpar.planner.prompts import Example
 from agentpar.planner.warmer import Warmer
 from agentpar.policy import Limits, Policy, PolicyFields, PolicyRule, Price, with_rules
-from agentpar.ports import Message, Named, Results, RunInfo, Runtime, Watch
+from agentpar.ports import Message, ModelRequest, Named, Results, RunInfo, Runtime, Watch
 from agentpar.redact import SHORTEST, Redactor, url_credentials
+from agentpar.rivals import Rivals, TeamsLog, ended_run, team_run
 from agentpar.runtime import open_runtime
 from agentpar.runtime.hogwild.opening import open_group
 from agentpar.runtime.redacted import RedactedRuntime
 from agentpar.session import Session, Settings, terms_of
+from agentpar.teams import Teams, teams_of, variation
 from agentpar.thinking import think_tool
 from agentpar.tools.base import Tool, ToolSource
 from agentpar.tools.function import toolbox
@@ -66,19 +81,31 @@ class Run:
     """One run in progress: iterate it for events; `answer` is there when it has ended."""
 
     def __init__(
-        self, id: str, question: str, *, deadline: float | None = None, strict: bool = False
+        self,
+        id: str,
+        question: str,
+        *,
+        deadline: float | None = None,
+        strict: bool = False,
+        teams: Teams | None = None,
+        team: int = 0,
     ) -> None:
         self.id = id
         self.question = question
         self.deadline = deadline
         self.strict = strict
+        self.teams = teams
+        self.team = team
         self._events: list[Event] = []
         self._news = asyncio.Event()
         self._answer: Answer | None = None
         self._error: Exception | None = None
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        """Every event from the first on, as it happens, until the run ends."""
+        """Every event from the first on, as it happens, until the run ends.
+
+        Of a run of several teams: what is about all of them, and what each does as `FromTeam`.
+        """
         seen = 0
         while True:
             while seen < len(self._events):
@@ -141,6 +168,11 @@ class Agent:
     Small models take up what ``examples`` show, and hardly what they are told: for the built-in
     tools two come with it.
 
+    With ``teams`` (a number, or `Teams`), several of it work on each question side by side, each a
+    run of its own (``RUN.1``, ``RUN.2``, …) with all that a run may spend; one of their answers is
+    taken. Team 1 is the agent as it is, the others plan with a seed, an outline and an order of
+    tools of their own. Tools that write or send have no place there: each team would call them.
+
     With ``workers``, several think about what was found, each reading what the others write as
     they write it, before the answer is written; and plans may call ``think(question, given)``,
     which has them think about a question of its own. See `Workers`.
@@ -175,6 +207,10 @@ class Agent:
     and asks nobody, one that broke off is carried on; no call that has a result is made
     again.
 
+    ``memory`` is a bank of what calls have brought, which serves equal calls: see `Memory`. An
+    address alone (``"sqlite:///bank.db"``) keeps it for the runs to come. Without it the teams of
+    one question still share what they find, until it is answered.
+
     Use as ``async with Agent(…) as agent`` or call `aclose` to release connections.
     """
 
@@ -195,6 +231,7 @@ class Agent:
         temperature: float = 0.0,
         seed: int | None = None,
         workers: Workers | None = None,
+        teams: Teams | int | None = None,
         max_plan_tokens: int = 768,
         max_plan_lines: int = 24,
         max_answer_tokens: int = 512,
@@ -217,6 +254,7 @@ class Agent:
         approve: Approve | None = None,
         runs: str | Path | None = None,
         journal: str | Journal | None = None,
+        memory: Memory | str | None = None,
         watch: Iterable[Watch] = (),
         secrets: Iterable[str] = (),
     ) -> None:
@@ -274,6 +312,7 @@ class Agent:
         self._temperature = temperature
         self._seed = seed
         self._workers = workers
+        self._teams = teams_of(teams)
         self._max_plan_tokens = max_plan_tokens
         self._max_plan_lines = max_plan_lines
         self._extended_plans = extended_plans
@@ -314,6 +353,9 @@ class Agent:
         self._results: Results = (
             MemoryResults() if self._journal is None else JournalResults(self._journal)
         )
+        self._memory = memory_of(memory)
+        self._banks_of: dict[Memory, Banks] = {}
+        self._banks(self._memory)  # what is wrong with it is said now
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()  # protects the one-time opening from concurrent asks
         self._one_loop = threading.Lock()  # held by the thread whose loop has the connections
@@ -339,15 +381,22 @@ class Agent:
         return cls(**(arguments | changes))
 
     async def ask(
-        self, question: str, *, run_id: str | None = None, deadline: float | None = None
+        self,
+        question: str,
+        *,
+        run_id: str | None = None,
+        deadline: float | None = None,
+        teams: Teams | int | None = None,
     ) -> Answer:
         """Answer ``question``; within ``deadline`` seconds, if given, from what is known then.
 
-        With a journal, ``run_id`` names a run of any time: see `Agent`. Raises `RunFailed` where
-        the run ends without an answer, and `UsageError` where ``run_id`` is another question's,
-        or is at work elsewhere.
+        ``teams`` is how many work on it, if not as many as the agent has: see `Agent`; what each
+        came to, which was taken and why, is in ``answer.teams``, ``chosen`` and ``why``. With a
+        journal, ``run_id`` names a run of any time: see `Agent`. Raises `RunFailed` where the run
+        ends without an answer, and `UsageError` where ``run_id`` is another question's, or is at
+        work elsewhere.
         """
-        run = self._new_run(question, run_id, deadline)
+        run = self._new_run(question, run_id, deadline, teams=teams)
         await self._drive(run)
         return run.answer
 
@@ -366,7 +415,7 @@ class Agent:
         """
         journal = await self._kept()
         question = (await journal.find(run_id)).question
-        run = self._new_run(question, run_id, deadline, strict)
+        run = self._new_run(question, run_id, deadline, strict, teams=1)
         await self._drive(run)
         return run.answer
 
@@ -382,7 +431,12 @@ class Agent:
         return run.answer
 
     def ask_sync(
-        self, question: str, *, run_id: str | None = None, deadline: float | None = None
+        self,
+        question: str,
+        *,
+        run_id: str | None = None,
+        deadline: float | None = None,
+        teams: Teams | int | None = None,
     ) -> Answer:
         """`ask` for callers without an event loop; connections are closed before it returns.
 
@@ -391,7 +445,9 @@ class Agent:
         """
         if _loop_is_running():
             raise UsageError("an event loop is running here already: use `await agent.ask(…)`")
-        return self._alone(lambda: self.ask(question, run_id=run_id, deadline=deadline))
+        return self._alone(
+            lambda: self.ask(question, run_id=run_id, deadline=deadline, teams=teams)
+        )
 
     @asynccontextmanager
     async def run(
@@ -401,6 +457,7 @@ class Agent:
         run_id: str | None = None,
         deadline: float | None = None,
         strict: bool = False,
+        teams: Teams | int | None = None,
     ) -> AsyncIterator[Run]:
         """Answer ``question`` while you watch; leaving the block early cancels the run. The
         keywords are those of `ask`, and for a run that is carried on ``strict`` of `resume`.
@@ -409,7 +466,7 @@ class Agent:
         ...     async for event in run: ...
         ... run.answer.text
         """
-        run = self._new_run(question, run_id, deadline, strict)
+        run = self._new_run(question, run_id, deadline, strict, teams=teams)
         async with running(self._drive(run)):
             yield run
 
@@ -419,8 +476,14 @@ class Agent:
         The graph pauses (``interrupt``) before the calls that need approval; resume it with
         ``Command(resume=True)``, or with a verdict for each call, by task id as text or by
         what the approval is bound to: ``Command(resume={"2": True, "3": "not today"})``.
-        Needs the ``langgraph`` extra, and a checkpointer to be resumed from.
+        Needs the ``langgraph`` extra, and a checkpointer to be resumed from. A graph is one run,
+        and its state is that run's record: an agent with ``teams`` is refused (`UsageError`).
         """
+        if self._teams is not None:
+            raise UsageError(
+                f"as_graph() runs one team and the agent has {self._teams.n}: make it without "
+                "teams, or call `await agent.ask(…)` in a node of your own"
+            )
         from agentpar.langgraph import build_graph
 
         return build_graph(
@@ -483,7 +546,13 @@ class Agent:
     # Wiring
 
     def _new_run(
-        self, question: str, run_id: str | None, deadline: float | None, strict: bool = False
+        self,
+        question: str,
+        run_id: str | None,
+        deadline: float | None,
+        strict: bool = False,
+        *,
+        teams: Teams | int | None = None,
     ) -> Run:
         if not question.strip():
             raise UsageError("the question is empty")
@@ -491,7 +560,10 @@ class Agent:
             raise UsageError(
                 f"run_id {run_id!r} cannot name a folder: use letters, digits, '_', '-' and '.'"
             )
-        return Run(run_id or new_run_id(), question, deadline=deadline, strict=strict)
+        several = self._teams if teams is None else teams_of(teams)
+        return Run(
+            run_id or new_run_id(), question, deadline=deadline, strict=strict, teams=several
+        )
 
     async def _open(self) -> None:
         """Open what lives as long as the agent: runtime, tool sources, tools' connections."""
@@ -503,6 +575,8 @@ class Agent:
                     await self._journal.start()
                     stack.push_async_callback(self._journal.stop)
                     self._latencies = {**await self._journal.latencies(), **self._latencies}
+                if (banks := self._banks(self._memory)) is not None:
+                    stack.push_async_callback(banks.aclose)
                 runtime = self._runtime
                 if runtime is None:
                     assert self._model is not None
@@ -587,26 +661,29 @@ class Agent:
         hold: Callable[[Command], bool] | None = None,
         observers: Sequence[Callable[[Event], None]] = (),
         journal: RunJournal | None = None,
+        team: int = 0,
     ) -> Session:
         """The wiring of one run; see `Session` for the keywords. The run is held in the
-        agent's journal, unless the caller holds it."""
+        agent's journal, unless the caller holds it. ``team`` is its number among several on one
+        question; 0: it is alone."""
         await self._open()
         assert self._tools is not None
         assert self._runtime is not None
         redactor = self._redactor()
         runtime = RedactedRuntime(self._runtime, redactor) if redactor else self._runtime
+        differs = variation(team, temperature=self._temperature, seed=self._seed)
         planner = Planner(
             runtime,
-            self._tools,
+            differs.ordered(self._tools),
             examples=self._examples,
-            instructions=self._instructions,
+            instructions=differs.instructed(self._instructions),
             grammar=self._grammar,
             max_lines=self._max_plan_lines,
             extended=self._extended_plans,
             surgery=self._extended_plans,
             max_tokens=self._max_plan_tokens,
-            temperature=self._temperature,
-            seed=self._seed,
+            temperature=differs.temperature,
+            seed=differs.seed,
         )
         joiner = Joiner(
             runtime,
@@ -614,7 +691,7 @@ class Agent:
             instructions=self._instructions,
             max_tokens=self._max_answer_tokens,
             temperature=self._temperature,
-            seed=self._seed,
+            seed=differs.seed,
             workers=self._workers,
             open_group=self._open_group,
         )
@@ -622,24 +699,8 @@ class Agent:
         if self._prefill is not False:
             always = self._prefill is True
             warmer = Warmer(runtime, sources, instructions=self._instructions, always=always)
-        limits = self._settings.limits
-        if deadline is not None:
-            limits = replace(limits, deadline=deadline)
-        settings = replace(
-            self._settings,
-            limits=limits,
-            note=self._note(),
-            latencies=self._latencies,
-            results=self._results,
-        )
-        if self._runs is not None:
-            settings = replace(settings, record=self._runs / run_id / "events.jsonl")
-        setup = Setup.of(
-            terms_of(run_id, self._tools, settings),
-            self._tools,
-            model=redactor.text(self._model_name()),
-            instructions=self._instructions,
-        )
+        settings = self._settings_of(run_id, deadline)
+        setup = self._setup(run_id, settings, team=team)
         if journal is None and self._journal is not None:
             if strict:
                 await _refuse_changed(self._journal, run_id, setup)
@@ -661,10 +722,86 @@ class Agent:
             journal=journal,
             warmer=warmer,
             watch=self._watch,
-            info=RunInfo(run_id, self.name, named, past),
+            info=RunInfo(run_id, self.name, named, past, team),
             redactor=redactor,
+            seat=self._seat(run_id, team),
             setup=setup,
             deadline=deadline,
+        )
+
+    def _banks(self, memory: Memory | None) -> Banks | None:
+        """The banks of this agent; None where it shares nothing."""
+        if memory is None or (memory.admission == "none" and memory.lease is None):
+            return None
+        if memory not in self._banks_of:
+            store = partial(open_store, memory.bank, max_entry_bytes=memory.max_entry_bytes)
+            store()  # a wrong address is the caller's mistake
+            own = None if memory.controller is None else load_controller(memory.controller)
+            self._banks_of[memory] = Banks(
+                memory,
+                agent=self.name,
+                open_store=store,
+                admission=partial(
+                    admission_of,
+                    memory.admission,
+                    seed=self._seed or 0,
+                    ask=self._judge,
+                    controller=own,
+                ),
+                embed=default_embedding(),
+            )
+        return self._banks_of[memory]
+
+    def _seat(self, run_id: str, team: int) -> Seat | None:
+        """Where the run sits at the bank; the teams of one question, R.1, R.2, …, sit together."""
+        memory = self._memory
+        if memory is None and team:
+            memory = Memory()
+        banks = self._banks(memory)
+        if banks is None:
+            return None
+        together = run_id.rpartition(".")[0] if team else run_id
+        return banks.seat(run_id, question_run=together, team=team)
+
+    def _sharing(self, run_id: str) -> AbstractAsyncContextManager[None]:
+        """While teams work on the question of ``run_id``: what one finds is there for the next."""
+        banks = self._banks(self._memory or Memory())
+        return nullcontext() if banks is None else banks.holding(run_id)
+
+    async def _judge(self, prompt: str) -> str:
+        """What the model says of a finding: a word or two."""
+        assert self._runtime is not None
+        runtime = RedactedRuntime(self._runtime, self._redactor())
+        request = ModelRequest((Message("user", prompt),), max_tokens=8)
+        async with aclosing(runtime.stream(request)) as pieces:
+            return "".join([piece async for piece in pieces if isinstance(piece, str)])
+
+    def _settings_of(self, run_id: str, deadline: float | None) -> Settings:
+        """How the run is executed."""
+        limits = self._settings.limits
+        if deadline is not None:
+            limits = replace(limits, deadline=deadline)
+        return replace(
+            self._settings,
+            limits=limits,
+            record=None if self._runs is None else self._runs / run_id / "events.jsonl",
+            note=self._note(),
+            latencies=self._latencies,
+            results=self._results,
+        )
+
+    def _setup(
+        self, run_id: str, settings: Settings, *, team: int = 0, teams: Teams | None = None
+    ) -> Setup:
+        """The agent as it is now, opened."""
+        assert self._tools is not None
+        return Setup.of(
+            terms_of(run_id, self._tools, settings),
+            self._tools,
+            model=self._redactor().text(self._model_name()),
+            instructions=self._instructions,
+            team=team,
+            teams=None if teams is None else (teams.n, teams.select),
         )
 
     def _model_name(self) -> str:
@@ -697,28 +834,142 @@ class Agent:
     async def _drive(self, run: Run, journal: RunJournal | None = None) -> None:
         """One whole run, or the rest of it; what came of it, an error included, is in ``run``."""
         try:
-            session = await self._session(
-                run.id,
-                run.question,
-                deadline=run.deadline,
-                strict=run.strict,
-                observers=[run._heard],
-                journal=journal,
-            )
-            for event in session.events:
-                run._heard(event)
-            begin = [] if session.events else [session.started(run.question)]
-            try:
-                await session.run(*begin)
-            finally:
-                run._ended(session.answer())
-            await self._learn(session.machine.latency.samples())
+            await self._open()
+            await self._as_begun(run, journal)
+            if run.teams is None:
+                await self._drive_one(run, journal)
+            else:
+                await self._drive_teams(run, run.teams, journal)
         except Exception as error:
             run._ended(error=error)
         finally:
             if not run.ended:  # cancelled while it opened
                 error_text = "cancelled by the caller"
                 run._ended(Answer(run.id, run.question, status="cancelled", error=error_text))
+
+    async def _as_begun(self, run: Run, journal: RunJournal | None) -> None:
+        """A run that the journal knows is carried on as the team, or by the teams, it began as."""
+        setup = None if journal is None else journal.setup
+        if journal is None and self._journal is not None:
+            setup = await _setup_in(self._journal, run.id)
+        if setup is not None:
+            teams = setup.teams
+            run.teams = None if teams is None else Teams(teams[0], teams[1])  # type: ignore[arg-type]
+            run.team = setup.team
+
+    async def _drive_one(self, run: Run, journal: RunJournal | None) -> None:
+        session = await self._session(
+            run.id,
+            run.question,
+            deadline=run.deadline,
+            strict=run.strict,
+            observers=[run._heard],
+            journal=journal,
+            team=run.team,
+        )
+        try:
+            await self._run_session(session, run.question, run._heard)
+        finally:
+            run._ended(session.answer())
+
+    async def _run_session(
+        self, session: Session, question: str, hear: Callable[[Event], None]
+    ) -> None:
+        for event in session.events:
+            hear(event)
+        await session.run(*([] if session.events else [session.started(question)]))
+        await self._learn(session.machine.latency.samples())
+
+    async def _drive_teams(self, run: Run, teams: Teams, journal: RunJournal | None) -> None:
+        """Several teams on the question, each a run of its own, and one of their answers."""
+        assert self._tools is not None
+        assert self._runtime is not None
+        _refuse_sinks(self._tools, teams)
+        redactor = self._redactor()
+        runtime = RedactedRuntime(self._runtime, redactor) if redactor else self._runtime
+        settings = self._settings_of(run.id, run.deadline)
+        setup = self._setup(run.id, settings, teams=teams)
+        question = redactor.text(run.question)
+        if journal is None and self._journal is not None:
+            if run.strict:
+                await _refuse_changed(self._journal, run.id, setup)
+            journal = await self._journal.begin(run.id, question, agent=self.name, setup=setup)
+        past = () if journal is None else journal.history
+        if past and isinstance(past[-1], RunFinished):
+            assert self._journal is not None
+            told, answer = await ended_run(self._journal, await self._journal.find(run.id))
+            for event in told:
+                run._heard(event)
+            run._ended(answer)
+            return
+
+        async def drive(team: int, hear: Callable[[Event], None]) -> Answer:
+            session = await self._session(
+                team_run(run.id, team),
+                run.question,
+                deadline=run.deadline,
+                strict=run.strict,
+                observers=[hear],
+                team=team,
+            )
+            await self._run_session(session, run.question, hear)
+            return session.answer()
+
+        def how(team: int) -> str:
+            return variation(team, temperature=self._temperature, seed=self._seed).how
+
+        log = TeamsLog(
+            settings.record,
+            setup.terms.machine(),
+            journal,
+            hear=run._heard,
+            redact=redactor.data if redactor else None,
+        )
+        async with self._sharing(run.id), log:
+            rivals = Rivals(
+                run.id,
+                question,
+                teams,
+                drive=drive,
+                tell=log.tell,
+                hear=run._heard,
+                how=how,
+                runtime=runtime,
+                clock=RunClock(past[-1].at if past else 0.0),
+                note=settings.note,
+                deadline=settings.limits.deadline,
+                history=past,
+            )
+            try:
+                answer = await rivals.run()
+            except asyncio.CancelledError:
+                run._ended(rivals.cancelled())
+                raise
+            await log.close(answer.status)
+        run._ended(answer)
+
+
+def _refuse_sinks(tools: Mapping[str, Tool], teams: Teams) -> None:
+    """`UsageError` where something would be written or sent once by each team."""
+    if sinks := [name for name, tool in tools.items() if tool.sink]:
+        raise UsageError(
+            f"teams: the tool {sinks[0]!r} writes or sends, and each of {teams.n} teams would call "
+            "it: leave it out, or ask with teams=1; one that only reads says effect='read'"
+        )
+
+
+async def _known(journal: Journal, run_id: str) -> JournaledRun | None:
+    """The run, where the journal has it."""
+    try:
+        return await journal.find(run_id)
+    except UsageError:
+        return None
+
+
+async def _setup_in(journal: Journal, run_id: str) -> Setup | None:
+    """What the agent was when the run began; None where that is not known."""
+    known = await _known(journal, run_id)
+    return None if known is None else known.setup
 
 
 async def _refuse_changed(journal: Journal, run_id: str, now: Setup) -> None:

@@ -34,6 +34,12 @@ class Answer:
     before its plan was done; the text then says what is missing. ``prefill`` is the part of it
     that read the joiner's prompt ahead. ``seconds`` is wall time. ``changes`` says what had changed
     in the agent when the run was carried on.
+
+    Of a run of several ``teams`` these are their answers, by number, each with its own usage;
+    ``chosen`` is the number of the one that is this answer (0: there were no teams, or none
+    answered), ``why`` says for what reason. Text, citations, tasks and outcomes are that team's;
+    ``usage`` and ``prefill`` are the sum over all teams and the judge, but for ``stopped_by`` and
+    ``cut``; ``seconds`` are those of all.
     """
 
     run_id: str
@@ -51,6 +57,9 @@ class Answer:
     changes: tuple[str, ...] = ()
     status: Literal["answered", "failed", "cancelled"] = "answered"
     error: str = ""
+    teams: tuple[Answer, ...] = ()
+    chosen: int = 0
+    why: str = ""
 
     @property
     def conclusion(self) -> str:
@@ -104,6 +113,9 @@ class Answer:
             "rounds": self.rounds,
             "seconds": round(self.seconds, 3),
             "changes": list(self.changes),
+            "chosen": self.chosen,
+            "why": self.why,
+            "teams": [team.as_dict() for team in self.teams],
         }
 
 

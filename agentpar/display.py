@@ -20,10 +20,15 @@ from agentpar.events import (
     ApprovalAsked,
     ApprovalGiven,
     AttemptFailed,
+    BankFailed,
+    EntryOffered,
+    EntryUsed,
     Event,
+    FromTeam,
     HostThrottled,
     JoinFailed,
     JoinStarted,
+    LeaseAwaited,
     PlanEnded,
     PlanFailed,
     PlanFault,
@@ -36,6 +41,9 @@ from agentpar.events import (
     TaskDone,
     TaskPlanned,
     TaskStarted,
+    TeamChosen,
+    TeamEnded,
+    TeamStarted,
     WorkersEnded,
     WorkersStarted,
 )
@@ -43,7 +51,7 @@ from agentpar.memory.evidence import spans
 from agentpar.plaintext import one_line, seconds, visible
 from agentpar.plan import Failed, Ok, Skipped
 from agentpar.ports import Progress
-from agentpar.story import RoundStory, State, Story, TaskStory, arguments, call
+from agentpar.story import RoundStory, State, Story, TaskStory, TeamStory, arguments, call
 from agentpar.tools.page import unread_of
 
 if TYPE_CHECKING:  # rich loads when something is shown, not when this file is read
@@ -69,6 +77,7 @@ _ASCII_ICONS: dict[State, str] = {
     "waiting": ".", "asking": "?", "running": ">", "ok": "+", "failed": "x", "skipped": "-",
     "stopped": "#",
 }  # fmt: skip
+_ENDS: dict[str, State] = {"answered": "ok", "failed": "failed", "cancelled": "stopped"}
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _REFRESH = 8  # frames a second
 _BAR_FROM = 64  # columns of terminal from which the time bars fit
@@ -159,8 +168,38 @@ class TerminalDisplay:
             yield self._text(("yellow", f"changed since the run began: {one_line(change, 300)}"))
         if story.note:
             yield self._text(("yellow", one_line(story.note, 500)))
+        if not story.teams:
+            yield from self._part(story, now, rows, final)
+            return
+        # The lines of a team besides its tasks: what it is, and what it writes.
+        each = max(1, (rows + 8) // len(story.teams) - 2) if not final else rows
+        for number in sorted(story.teams):
+            team = story.teams[number]
+            line = self._team(team)
+            line.truncate(self._console.width, overflow=self._cut)
+            yield line
+            yield from self._part(team.story, now - team.began, each, final)
+        if story.choice is not None:
+            chosen = f"team {story.choice.team} chosen ({one_line(story.choice.select, 20)})"
+            yield self._text(("bold green", chosen), ("", f": {one_line(story.choice.why, 300)}"))
+
+    def _team(self, team: TeamStory) -> Text:
+        """What a team is, and what it has come to."""
+        end, name = team.end, f"team {team.number}"
+        how = ("dim", f" ({one_line(team.how, 120)})" if team.how else "")
+        if end is None:
+            return self._text(("bold cyan", name), how)
+        state = _ENDS[end.status]
+        choice = self._story.choice
+        taken = choice is not None and choice.team == team.number
+        style = "bold green" if taken else _STYLES[state]
+        said = one_line(end.conclusion if end.status == "answered" else end.error, 120)
+        return self._text(("bold", name), (style, f" {self._icon(state)} {said}"), how)
+
+    def _part(self, story: Story, now: float, rows: int, final: bool) -> Iterator[RenderableType]:
+        """What was planned and is done in one run, or in one team's."""
         if story.tasks:
-            yield self._tasks(now, rows)
+            yield self._tasks(story, now, rows)
         for fault in story.faults[-5:] if not final else story.faults:
             yield self._text(("red", "plan: "), ("", one_line(fault.message, 300)))
         for round_ in story.rounds.values():
@@ -177,15 +216,15 @@ class TerminalDisplay:
             line = self._text(("magenta", f"{spin} planning "), ("dim", writing))
             line.truncate(self._console.width, overflow=self._cut)
             yield line
-        yield from self._workers(last, spin)
+        yield from self._workers(story, last, spin)
         if last.join_started is not None and last.join_ended is None:
             # The end of it, in at most six lines: the view must not outgrow the screen.
             text = visible("".join(last.join_text))[-6 * self._console.width :]
             yield self._text(("cyan", f"{spin} joining "), ("", text))
 
-    def _workers(self, last: RoundStory, spin: str) -> Iterator[RenderableType]:
+    def _workers(self, story: Story, last: RoundStory, spin: str) -> Iterator[RenderableType]:
         """A line for each worker that may write: the end of its text, where something happens."""
-        story, width = self._story, self._console.width
+        width = self._console.width
         groups = [
             (f"{task.task.label}. ", task.group)
             for task in story.tasks.values()
@@ -200,11 +239,10 @@ class TerminalDisplay:
             line.truncate(width, overflow=self._cut)
             yield line
 
-    def _tasks(self, now: float, rows: int) -> Table:
+    def _tasks(self, story: Story, now: float, rows: int) -> Table:
         from rich.table import Table
         from rich.text import Text
 
-        story = self._story
         shown, hidden = _chosen(story, rows)
         width = self._console.width
         bars = min(44, width // 3) if width >= _BAR_FROM else 0
@@ -224,6 +262,8 @@ class TerminalDisplay:
             note = seconds(span[1] - span[0]) if span else "" if state == "waiting" else state
             if isinstance(task.outcome, Skipped):
                 note = f"needs {task.outcome.because}"
+            if task.used is not None:
+                note = f"{_whose(task.used.team, task.used.producer[0])} {note}"
             row: list[RenderableType] = [
                 Text(self._icon(state), style=_STYLES[state]),
                 task.task.label,
@@ -231,7 +271,7 @@ class TerminalDisplay:
                 Text(note, style=_STYLES[state]),
             ]
             if bars:
-                row.append(self._bar(task, state, now, bars))
+                row.append(self._bar(story, task, state, now, bars))
             table.add_row(*row)
         return table
 
@@ -248,14 +288,14 @@ class TerminalDisplay:
         line.overflow = self._cut
         return line
 
-    def _bar(self, task: TaskStory, state: State, now: float, width: int) -> Text:
+    def _bar(self, story: Story, task: TaskStory, state: State, now: float, width: int) -> Text:
         """The task on the run's time axis: waiting thin, running thick."""
         from rich.text import Text
 
-        length = max(now - self._story.began, 1e-3)
+        length = max(now - story.began, 1e-3)
 
         def column(at: float) -> int:
-            return max(0, min(width, round((at - self._story.began) / length * width)))
+            return max(0, min(width, round((at - story.began) / length * width)))
 
         thin, thick = ("┈", "━") if self._unicode() else (".", "=")
         planned = column(task.planned)
@@ -321,6 +361,11 @@ class TerminalDisplay:
     def _summary(self) -> str:
         story, usage = self._story, self._story.usage()
         parts = [seconds(story.wall())]
+        if story.teams:
+            parts.append(f"{len(story.teams)} teams")
+        if reused := [task.used for _, task in story.all_tasks() if task.used is not None]:
+            spared = seconds(sum(used.spared for used in reused))
+            parts.append(f"{len(reused)} results of others, {spared} spared")
         if story.stopped_by:
             parts.append(f"stopped by {story.stopped_by}")
         if story.tool_wall() > 0:
@@ -386,6 +431,18 @@ def _chosen(story: Story, rows: int) -> tuple[list[TaskStory], str]:
 def _event_line(event: Event, story: Story) -> str:
     """What the plain view says of an event; empty for pieces of a stream."""
     match event:
+        case FromTeam(_, RunStarted() | RunFinished()):
+            what = ""  # told of the team
+        case FromTeam(number, told):
+            what = _told(told, story.teams[number].story)
+            what = f"team {number}: {what}" if what else ""
+        case _:
+            what = _told(event, story)
+    return f"{event.at - story.began:8.2f} s  {what}" if what else ""
+
+
+def _told(event: Event, story: Story) -> str:
+    match event:
         case RunStarted(run_id, question, note):
             what = f"run {one_line(run_id, 80)}: {one_line(question, 500)}"
             what += f" ({one_line(note, 500)})" if note else ""
@@ -429,6 +486,27 @@ def _event_line(event: Event, story: Story) -> str:
             what = f"cancelled {id}: {one_line(why, 300)}"
         case TaskDone(id, outcome):
             what = _outcome_line(story.tasks[id], outcome)
+        case LeaseAwaited(id, (run, _), number):
+            whose = f"team {number}" if number else f"run {one_line(run, 60)}"
+            what = f"call {story.tasks[id].task.label}: {whose} makes an equal call, waiting for it"
+        case EntryUsed(id, _, (run, _), number, spared):
+            whose = _whose(number, run)
+            what = f"call {story.tasks[id].task.label}: its result is there, {whose}"
+            what += f" ({seconds(spared)} spared)"
+        case EntryOffered(id, _, admitted, policy, why=why):
+            kept = "keeps" if admitted else "does not keep"
+            reason = ": ".join(filter(None, (one_line(policy, 20), one_line(why, 200))))
+            what = f"call {story.tasks[id].task.label}: the bank {kept} it ({reason})"
+        case BankFailed(error):
+            what = f"the bank: {one_line(error, 500)}"
+        case TeamStarted(number, run_id, how):
+            what = f"team {number}: run {one_line(run_id, 80)}"
+            what += f" ({one_line(how, 200)})" if how else ""
+        case TeamEnded(number, status, conclusion, error):
+            said = conclusion if status == "answered" else error
+            what = f"team {number}: {status}: {one_line(said, 300)}"
+        case TeamChosen(number, select, why):
+            what = f"team {number} chosen ({one_line(select, 20)}): {one_line(why, 300)}"
         case WorkersStarted(_, workers, backend, why):
             how = "in one KV cache" if backend == "rows" else f"in a log ({one_line(why, 200)})"
             what = f"{_thinking(event, story)}: {', '.join(workers)} think together {how}"
@@ -448,7 +526,12 @@ def _event_line(event: Event, story: Story) -> str:
             what += f", stopped by {event.stopped_by}" if event.stopped_by else ""
         case _:
             return ""
-    return f"{event.at - story.began:8.2f} s  {what}"
+    return what
+
+
+def _whose(team: int, run: str) -> str:
+    """Who has found what is used here."""
+    return f"from team {team}" if team else f"from run {one_line(run, 60)}"
 
 
 def _thinking(event: WorkersStarted | WorkersEnded, story: Story) -> str:

@@ -276,7 +276,8 @@ class EntryUsed:
 @dataclass(frozen=True, slots=True)
 class EntryOffered:
     """What this attempt brought was offered to the bank: ``admitted`` by ``policy``, which would
-    have done so with ``probability``, and ``why`` (in words)."""
+    have done so with ``probability``, and ``why`` (in words). ``features`` are the numbers that it
+    looked at, from which others can learn; empty where it had none."""
 
     task_id: int
     entry: str
@@ -286,6 +287,7 @@ class EntryOffered:
     why: str = ""
     at: float = 0.0
     attempt: int = 1
+    features: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,12 +428,14 @@ class ModelUsed:
     Where workers wrote an answer, "join" is all that they and the answer took; "think" is all
     that an ``attempt`` of the task ``task_id`` took.
 
+    "judge" is the choice between the answers of several teams.
+
     "prefill" is a call whose text nobody reads: the server has read ahead what the joiner
     will be asked. ``error`` says why such a call came to nothing; then its tokens are not
     known, as the server tells them at the end.
     """
 
-    purpose: Literal["plan", "join", "prefill", "think"]
+    purpose: Literal["plan", "join", "prefill", "think", "judge"]
     round: int
     usage: Usage
     first_token: float = 0.0
@@ -453,6 +457,50 @@ class RunFinished:
     stopped_by: str = ""
     steps: int = 0
     cost_usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TeamStarted:
+    """A team has begun its work on the run's question: ``run_id``, a run with a record of its
+    own. ``how`` says in words what sets it apart from the others."""
+
+    team: int
+    run_id: str
+    how: str = ""
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TeamEnded:
+    """A team has ended, with what it came to or with why it came to nothing."""
+
+    team: int
+    status: Literal["answered", "failed", "cancelled"]
+    conclusion: str = ""
+    error: str = ""
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TeamChosen:
+    """The answer of ``team`` is the run's, by ``select`` and for the reason ``why``. ``votes``
+    are the teams behind each conclusion."""
+
+    team: int
+    select: str
+    why: str = ""
+    votes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class FromTeam:
+    """What a team of this run did. It stands in the team's own record, and ``told.at`` counts
+    from that one's beginning; ``at`` from this run's."""
+
+    team: int
+    told: Event
+    at: float = 0.0
 
 
 Event = (
@@ -488,5 +536,9 @@ Event = (
     | Answered
     | JoinFailed
     | ModelUsed
+    | TeamStarted
+    | TeamEnded
+    | TeamChosen
+    | FromTeam
     | RunFinished
 )

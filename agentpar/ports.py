@@ -136,12 +136,14 @@ class RunInfo:
     """What a watcher is told of a run, or of one more part of it, before the first event.
 
     ``history`` is what happened in earlier parts of the same run, which others have watched.
+    ``team`` is its number among several teams on one question, 0 where it is alone.
     """
 
     run_id: str
     agent: str = "agent"
     runtime: Named | None = None
     history: tuple[Event, ...] = ()
+    team: int = 0
 
 
 Watch = Callable[[RunInfo], AbstractContextManager[Callable[[Event], None]]]

@@ -20,6 +20,7 @@ from agentpar.events import (
     EntryOffered,
     EntryUsed,
     Event,
+    FromTeam,
     HostThrottled,
     JoinFailed,
     JoinStarted,
@@ -41,6 +42,9 @@ from agentpar.events import (
     TaskPlanned,
     TaskReplaced,
     TaskStarted,
+    TeamChosen,
+    TeamEnded,
+    TeamStarted,
     Usage,
     Woke,
     WorkersEnded,
@@ -108,6 +112,8 @@ class TaskStory:
     failures: list[AttemptFailed] = field(default_factory=list)
     via: str = ""
     group: GroupStory | None = None  # who thought about it, in the attempt that began last
+    awaited: LeaseAwaited | None = None
+    used: EntryUsed | None = None
 
     def span(self, now: float) -> Span | None:
         """From start to end, or to ``now`` while it runs; None for a task that never ran."""
@@ -153,6 +159,21 @@ class RoundStory:
         return "".join(self.plan_text).rpartition("\n")[2]
 
 
+@dataclass(slots=True)
+class TeamStory:
+    """What is known of one of several teams on the question. Changed by `Story.add` only.
+
+    Times in its ``story`` count from ``began``, seconds of the run that is about all teams.
+    """
+
+    number: int
+    run_id: str = ""
+    how: str = ""
+    began: float = 0.0
+    end: TeamEnded | None = None
+    story: Story = field(default_factory=lambda: Story())
+
+
 class Story:
     """Everything a view shows about a run. One door in: `add`."""
 
@@ -171,6 +192,8 @@ class Story:
         self.faults: list[PlanFault] = []
         self.models: list[ModelUsed] = []
         self.answer: Answered | None = None
+        self.teams: dict[int, TeamStory] = {}
+        self.choice: TeamChosen | None = None
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> Self:
@@ -230,7 +253,11 @@ class Story:
                 self.tasks[task.id] = TaskStory(task, number, at)
             case HostThrottled() | TaskItem() | TaskCancelled() | AttemptEnded() | Woke():
                 pass  # what comes of it is told by other events
-            case LeaseAwaited() | EntryUsed() | EntryOffered() | BankFailed():
+            case LeaseAwaited(id):
+                self._task(id).awaited = event
+            case EntryUsed(id):
+                self._task(id).used = event
+            case EntryOffered() | BankFailed():
                 pass
             case JoinStarted(number, at):
                 round_ = self._round(number)
@@ -265,11 +292,23 @@ class Story:
                     ended.faults, ended.ended = faults, at
             case ModelUsed():
                 self.models.append(event)
+            case TeamStarted(number, run_id, how, at):
+                team = self._team(number)
+                team.run_id, team.how, team.began = run_id, how, at
+            case TeamEnded(number):
+                self._team(number).end = event
+            case TeamChosen():
+                self.choice = event
+            case FromTeam(number, told):
+                self._team(number).story.add(told)
             case RunFinished(status, error, _):
                 self.status, self.error = status, error
                 self.stopped_by = event.stopped_by
             case _:
                 assert_never(event)
+
+    def _team(self, number: int) -> TeamStory:
+        return self.teams.setdefault(number, TeamStory(number))
 
     def _round(self, number: int) -> RoundStory:
         return self.rounds.setdefault(number, RoundStory(number))
@@ -311,6 +350,25 @@ class Story:
         last = self.rounds[max(self.rounds)] if self.rounds else RoundStory(1)
         return "".join(last.join_text)
 
+    def parts(self) -> Iterator[tuple[int, Story]]:
+        """Each team's number and story; of a run without teams 0 and this one."""
+        if not self.teams:
+            yield 0, self
+        for number in sorted(self.teams):
+            yield number, self.teams[number].story
+
+    def taken(self) -> Story:
+        """The story in which the answer came about: that of the team that was chosen, or this."""
+        if self.choice is not None and self.choice.team in self.teams:
+            return self.teams[self.choice.team].story
+        return self
+
+    def all_tasks(self) -> Iterator[tuple[Story, TaskStory]]:
+        """Every task, with the story that it belongs to."""
+        for _, story in self.parts():
+            for task in story.tasks.values():
+                yield story, task
+
     def groups(self) -> Iterator[tuple[str, GroupStory]]:
         """Workers who wrote together, and for what, round by round."""
         for number in sorted({*self.rounds, *(task.round for task in self.tasks.values())}):
@@ -322,8 +380,9 @@ class Story:
                 yield f"Join {number}", round_.group
 
     def usage(self) -> Usage:
-        """Tokens of all model calls together."""
-        return sum((model.usage for model in self.models), Usage())
+        """Tokens of all model calls together, those of teams included."""
+        own = sum((model.usage for model in self.models), Usage())
+        return sum((team.story.usage() for team in self.teams.values()), own)
 
     def first_answer_text(self) -> float | None:
         """When the first piece of the answer was there."""
@@ -349,7 +408,7 @@ class Story:
         return self.tool_seconds() / wall if wall > 0 else 1.0
 
     def overlap(self) -> float:
-        """Seconds in which tools ran while a planner was still writing."""
+        """Seconds in which tools ran while a planner was still writing; not of several teams."""
         spans = (round_.plan_span(self.now) for round_ in self.rounds.values())
         planning = _union(span for span in spans if span is not None)
         return _length(_common(planning, _union(self._tool_spans())))
@@ -402,8 +461,13 @@ class Story:
         return found
 
     def _tool_spans(self) -> list[Span]:
-        spans = (task.span(self.now) for task in self.tasks.values())
-        return [span for span in spans if span is not None]
+        calls = (task for task in self.tasks.values() if task.used is None)
+        spans = (task.span(self.now) for task in calls)
+        own = [span for span in spans if span is not None]
+        for team in self.teams.values():
+            shifted = team.story._tool_spans()
+            own += [(start + team.began, end + team.began) for start, end in shifted]
+        return own
 
 
 def arguments(task: Task) -> str:

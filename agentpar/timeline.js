@@ -5,6 +5,7 @@
 const tasks = JSON.parse(document.getElementById("tasks").textContent);
 const gantt = document.getElementById("gantt");
 const arrows = document.getElementById("arrows");
+const reuse = document.getElementById("reuse");
 const details = document.getElementById("details");
 const rows = new Map(
   [...gantt.querySelectorAll(".row.task")].map((row) => [row.dataset.task, row]),
@@ -30,6 +31,7 @@ function show(id) {
   const add = (title, text, className) => {
     if (text) parts.push(element("h3", "", title), element("pre", className, text));
   };
+  if (task.whose) parts.push(element("p", "", `Not called: its result is there, ${task.whose}.`));
   if (task.thought) parts.push(element("h3", "", "Thought"), element("p", "", task.thought));
   add("Call", task.call);
   add("Arguments as filled in", task.filled);
@@ -61,6 +63,31 @@ function pick(id, focus) {
   }
   if (focus) rows.get(id ?? before)?.querySelector("button").focus();
   draw(id);
+  drawReuse();  // the panel at the side has made the lanes narrower, or wider again
+}
+
+// From the end of the call that found something to where it settled another team's.
+function drawReuse() {
+  reuse.replaceChildren();
+  const base = gantt.getBoundingClientRect();
+  const made = (tag, attributes) => {
+    const shape = document.createElementNS(reuse.namespaceURI, tag);
+    for (const [name, value] of Object.entries(attributes)) shape.setAttribute(name, value);
+    reuse.append(shape);
+  };
+  for (const [id, task] of Object.entries(tasks)) {
+    const [from, to] = [task.from, id].map((key) =>
+      rows.get(String(key))?.querySelector(".bar")?.getBoundingClientRect());
+    if (!task.from || !from || !to) continue;
+    const [x, y] = [from.right - base.left, (from.top + from.bottom) / 2 - base.top];
+    const [ex, ey] = [to.right - base.left, (to.top + to.bottom) / 2 - base.top];
+    const down = ey > y ? 1 : -1;
+    const tip = ey - down * 6;  // the arrow comes from above or below, and ends at the bar's edge
+    const bend = Math.max(18, Math.min(60, Math.abs(ey - y) / 3)) * down;
+    made("circle", { cx: x, cy: y, r: 3 });
+    made("path", { d: `M${x} ${y}C${x + 14} ${y + bend} ${ex} ${tip - bend} ${ex} ${tip - down * 7}` });
+    made("path", { class: "head", d: `M${ex - 4} ${tip - down * 8}L${ex} ${tip}L${ex + 4} ${tip - down * 8}Z` });
+  }
 }
 
 function draw(id) {
@@ -129,12 +156,16 @@ document.addEventListener("keydown", (event) => {
   if (picked === null) picked = document.activeElement.closest(".row")?.dataset.task ?? null;
   move(event.key === "ArrowDown" ? 1 : -1);
 });
-window.addEventListener("resize", () => draw(picked));
+window.addEventListener("resize", () => {
+  draw(picked);
+  drawReuse();
+});
 
 function followHash() {
-  const id = /^#task-(\d+)$/.exec(location.hash)?.[1];
+  const id = /^#task-([\d.]+)$/.exec(location.hash)?.[1];
   if (id && tasks[id]) pick(id);
 }
 window.addEventListener("hashchange", followHash);
 followHash();
+drawReuse();
 document.documentElement.dataset.ready = "yes";

@@ -19,11 +19,20 @@ from importlib import resources
 from typing import Any
 
 from agentpar.drawing import svg
-from agentpar.events import Answered, Citation, Event
+from agentpar.events import Answered, Citation, EntryUsed, Event
 from agentpar.memory.evidence import MARK, sentence_spans, spans, unmarked
 from agentpar.plaintext import one_line, seconds, visible
 from agentpar.plan import Failed, Ok, Skipped
-from agentpar.story import GroupStory, RoundStory, Span, Story, TaskStory, arguments, call
+from agentpar.story import (
+    GroupStory,
+    RoundStory,
+    Span,
+    Story,
+    TaskStory,
+    TeamStory,
+    arguments,
+    call,
+)
 from agentpar.tools.page import pages_of
 
 _SHOWN = 4_000  # characters of a result or an argument; the record of the run has the rest
@@ -39,6 +48,18 @@ _LEGEND = """<ul class="legend">
 <li class="critical"><svg><rect class="bar" x="1" y="1" width="18" height="8" rx="3"/></svg>critical path</li>
 <li><svg><rect class="join-wait" width="7" height="10" rx="3"/><rect class="join-bar" x="7" width="13" height="10" rx="3"/></svg>joining</li>
 </ul>"""  # noqa: E501 - markup reads better unbroken
+
+
+_REUSED = """<li class="reused"><svg><rect class="bar" width="20" height="10" rx="3"/></svg>found by another</li>
+<li class="reuse"><svg><path d="M0 5H14"/><path class="head" d="M13 1L20 5L13 9Z"/></svg>reuse</li>
+</ul>"""  # noqa: E501 - markup reads better unbroken
+
+
+def _legend(story: Story) -> str:
+    """What the marks mean that this page may have."""
+    if any(task.used is not None for _, task in story.all_tasks()):
+        return _LEGEND.replace("</ul>", _REUSED)
+    return _LEGEND
 
 
 def render_timeline(events: Iterable[Event]) -> str:
@@ -57,10 +78,11 @@ def render_timeline(events: Iterable[Event]) -> str:
         "title": escape(one_line(story.question, 80) or "agentpar run"),
         "header": _header(story),
         "answer": _answer(story),
-        "legend": _LEGEND,
+        "legend": _legend(story),
         "gantt": _gantt(story),
         "faults": _faults(story),
         "plan": _plan(story),
+        "teams": _teams(story),
         "workers": _workers(story),
         "data": _data(story),
     }
@@ -101,25 +123,33 @@ def _header(story: Story) -> str:
 
 def _totals(story: Story) -> Iterator[tuple[str, str, str]]:
     yield "Wall time", seconds(story.wall()), "question to end"
+    if story.teams:
+        choice = story.choice
+        taken = f"team {choice.team} by {_safe(choice.select)}" if choice else "none"
+        yield "Teams", f"{len(story.teams)}", f"chosen: {taken}"
+    if reused := [task.used for _, task in story.all_tasks() if task.used is not None]:
+        spared = seconds(sum(used.spared for used in reused))
+        yield "Reused", f"{len(reused)}", f"results of others, {spared} spared"
     first = story.first_answer_text()
     if first is not None:
         yield "First words", seconds(first - story.began), "of the answer"
     if story.tool_wall() > 0:
         work, wall = seconds(story.tool_seconds()), seconds(story.tool_wall())
         yield "Tools in parallel", f"{story.speedup():.2f}×", f"{work} of calls in {wall}"
-        yield "Planning overlap", seconds(story.overlap()), "tools ran while planning"
+        if not story.teams:
+            yield "Planning overlap", seconds(story.overlap()), "tools ran while planning"
     usage = story.usage()
     if usage.calls:
         cached = f", {usage.cached_tokens:,} cached" if usage.cached_tokens else ""
         note = f"{usage.prompt_tokens:,} read{cached}, {usage.completion_tokens:,} written"
         yield "Tokens", f"{usage.prompt_tokens + usage.completion_tokens:,}", note
     counts: dict[str, int] = {}
-    for task in story.tasks.values():
-        state = story.state(task)
+    for part, task in story.all_tasks():
+        state = part.state(task)
         counts[state] = counts.get(state, 0) + 1
     if counts:
         note = ", ".join(f"{count} {state}" for state, count in counts.items())
-        yield "Tasks", f"{len(story.tasks):,}", note
+        yield "Tasks", f"{sum(counts.values()):,}", note
 
 
 # --- answer -----------------------------------------------------------------------------
@@ -204,15 +234,16 @@ def _evidence(number: int, citation: Citation, story: Story) -> str:
     # What is no page has its call for a title and for an address.
     title = f"{_safe(citation.title)} " if citation.title not in ("", url) else ""
     n = f'<span class="n">[{citation.n}]</span>'
-    if citation.task_id in story.tasks:
+    if citation.task_id in story.taken().tasks:
+        key = _key(story.choice.team if story.choice else 0, citation.task_id)
         told = "The call that read it"
-        n = f'<a class="n" href="#task-{citation.task_id}" title="{told}">[{citation.n}]</a>'
+        n = f'<a class="n" href="#task-{key}" title="{told}">[{citation.n}]</a>'
     return f'<li id="evidence-{number}">{n} {title}<span class="url">{link}</span>{body}</li>'
 
 
 def _context(citation: Citation, story: Story) -> tuple[str, str]:
     """What stands before and after the passage in the result it was found in."""
-    task = story.tasks.get(citation.task_id)
+    task = story.taken().tasks.get(citation.task_id)
     if task is None or not isinstance(task.outcome, Ok):
         return "", ""
     value = task.outcome.value
@@ -245,10 +276,13 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 class _Scale:
-    """Seconds of the run to percent of the lanes' width."""
+    """Seconds of the run, or of one of its teams, to percent of the lanes' width.
 
-    def __init__(self, story: Story) -> None:
-        self.began = story.began
+    ``later`` is how long after the run the team began: its own times count from there.
+    """
+
+    def __init__(self, story: Story, later: float = 0.0) -> None:
+        self.began = story.began - later
         self.length = max(story.wall(), 1e-3)
 
     def x(self, at: float) -> float:
@@ -279,19 +313,52 @@ class _Scale:
             yield self.x(self.began + number * step), f"{number * step:.{digits}f} s"
 
 
+def _key(team: int, id: int) -> str:
+    """What a task is called on the page: its number, behind that of its team where there are
+    several."""
+    return f"{team}.{id}" if team else f"{id}"
+
+
 def _gantt(story: Story) -> str:
-    scale = _Scale(story)
+    rows = [_grid(story, _Scale(story))]
+    for team, part in story.parts():
+        scale = _Scale(story, story.teams[team].began if team else 0.0)
+        if team:
+            rows.append(_team_row(story.teams[team], story))
+        rows.append(_lanes(team, part, scale))
+    return "".join(rows)
+
+
+def _team_row(team: TeamStory, story: Story) -> str:
+    """What stands above a team's lanes."""
+    taken = story.choice is not None and story.choice.team == team.number
+    status = team.end.status if team.end is not None else "running"
+    said = ""
+    if team.end is not None:
+        said = team.end.conclusion if status == "answered" else team.end.error
+    mark = '<span class="taken">chosen</span>' if taken else ""
+    how = f'<span class="how">{_safe(one_line(team.how, 200))}</span>' if team.how else ""
+    return (
+        f'<div class="row team{" chosen" if taken else ""}" id="team-{team.number}"><span>'
+        f"<b>Team {team.number}</b>{mark}"
+        f'<span class="status {status}">{status}</span>{_safe(one_line(said, 160))}{how}'
+        "</span></div>"
+    )
+
+
+def _lanes(team: int, story: Story, scale: _Scale) -> str:
+    """Planner, tasks and joiner of a run, or of one team, round by round."""
     critical = set(story.critical_path())
     tasks_of: dict[int, list[TaskStory]] = {}
     for task in story.tasks.values():
         tasks_of.setdefault(task.round, []).append(task)
-    parts = [_grid(story, scale)]
+    parts: list[str] = []
     for number in sorted({*story.rounds, *tasks_of}):
         round_ = story.rounds.get(number, RoundStory(number))
         tasks = tasks_of.get(number, [])
         parts.append(_planner_lane(round_, tasks, story, scale))
         for task in tasks:
-            parts.append(_task_row(task, story, scale, task.task.id in critical))
+            parts.append(_task_row(team, task, story, scale, task.task.id in critical))
             parts.extend(_worker_lanes(task.group, scale))
         parts.extend(_worker_lanes(round_.group, scale))
         parts.append(_joiner_lane(round_, story, scale))
@@ -368,21 +435,24 @@ def _lane(name: str, bars: str, span: Span, error: str, scale: _Scale) -> str:
     return row + (f'<div class="row why"><span>✕ {_safe(error)}</span></div>' if error else "")
 
 
-def _task_row(task: TaskStory, story: Story, scale: _Scale, critical: bool) -> str:
-    state, id = story.state(task), task.task.id
+def _task_row(team: int, task: TaskStory, story: Story, scale: _Scale, critical: bool) -> str:
+    state, key = story.state(task), _key(team, task.task.id)
     span = task.span(story.now)
     until = task.ended if task.ended is not None else story.now
     if span is None:  # it never ran: skipped, or failed before its call
         shown, note = (task.planned, until), str(state)
     else:
         shown, note = span, seconds(span[1] - span[0]) + ("" if state == "ok" else f" {state}")
+        if task.used is not None:
+            note += f", {_whose(task.used)}"
     wait = ""
     if span is not None and span[0] > task.planned:
         wait = scale.rect("wait", (task.planned, span[0]), 12, 2)
     args = one_line(arguments(task.task), 90)
+    kind = (" critical" if critical else "") + (" reused" if task.used is not None else "")
     return (
-        f'<div class="row task {state}{" critical" if critical else ""}" id="task-{id}" '
-        f'data-task="{id}"><button class="name" type="button" '
+        f'<div class="row task {state}{kind}" id="task-{key}" '
+        f'data-task="{key}"><button class="name" type="button" '
         f'title="{escape(one_line(call(task.task), 400))}">'
         f'<span class="id">{task.task.label}</span>'
         f'<b>{escape(one_line(task.task.tool, 40))}</b><span class="args">{escape(args)}</span>'
@@ -391,13 +461,49 @@ def _task_row(task: TaskStory, story: Story, scale: _Scale, critical: bool) -> s
     )
 
 
+def _whose(used: EntryUsed) -> str:
+    """Who has found what settled a task."""
+    found = f"team {used.team}" if used.team else f"run {_safe(one_line(used.producer[0], 60))}"
+    return f"from {found}"
+
+
 # --- below the lanes --------------------------------------------------------------------
+
+
+def _teams(story: Story) -> str:
+    """What each team came to, how they voted, and why one was chosen."""
+    if not story.teams:
+        return ""
+    why, votes = "", ""
+    if (choice := story.choice) is not None:
+        why = f"<p>Team {choice.team} was chosen ({_safe(choice.select)}): {_safe(choice.why)}.</p>"
+        votes = "".join(
+            f"<li><b>{len(teams)}</b> {_safe(said)} <small>team {', '.join(map(str, teams))}"
+            "</small></li>"
+            for said, teams in choice.votes.items()
+        )
+    items = "".join(
+        f'<li><a href="#team-{number}">Team {number}</a> <code>{_safe(team.run_id)}</code> '
+        f"{_safe(_came_to(team))}</li>"
+        for number, team in sorted(story.teams.items())
+    )
+    ballot = f'<ul class="votes">{votes}</ul>' if votes else ""
+    return (
+        f'<section class="teams"><h2>Teams</h2>{why}{ballot}<ul class="each">{items}</ul></section>'
+    )
+
+
+def _came_to(team: TeamStory) -> str:
+    if team.end is None:
+        return "has not ended"
+    said = team.end.conclusion if team.end.status == "answered" else team.end.error
+    return f"{team.end.status}: {one_line(said, 300)}" if said else team.end.status
 
 
 def _workers(story: Story) -> str:
     """What workers wrote, group by group."""
     parts = []
-    for where, group in story.groups():
+    for where, group in _groups(story):
         how = "one KV cache" if group.backend == "rows" else "one log"
         notes = "; ".join(filter(None, (group.why, *group.faults)))
         why = f": {_safe(notes)}" if notes else ""
@@ -412,12 +518,20 @@ def _workers(story: Story) -> str:
     return f"<section><h2>Workers</h2>{''.join(parts)}</section>" if parts else ""
 
 
+def _groups(story: Story) -> Iterator[tuple[str, GroupStory]]:
+    for team, part in story.parts():
+        for where, group in part.groups():
+            yield f"Team {team}: {where}" if team else where, group
+
+
 def _faults(story: Story) -> str:
-    if not story.faults:
+    faults = [(team, fault) for team, part in story.parts() for fault in part.faults]
+    if not faults:
         return ""
     items = "".join(
-        f"<li>{_safe(fault.message)}<br><code>{_safe(fault.line)}</code></li>"
-        for fault in story.faults
+        f"<li>{f'Team {team}: ' if team else ''}{_safe(fault.message)}<br>"
+        f"<code>{_safe(fault.line)}</code></li>"
+        for team, fault in faults
     )
     return (
         '<section aria-labelledby="faults-title"><h2 id="faults-title">Plan lines that could not '
@@ -426,6 +540,10 @@ def _faults(story: Story) -> str:
 
 
 def _plan(story: Story) -> str:
+    """The plan's graph; of several teams, that of the one that was chosen."""
+    title = "Plan"
+    if story.choice is not None:
+        title, story = f"Plan of team {story.choice.team}", story.taken()
     if not story.tasks:
         return ""
     if len(story.tasks) > _DRAWN:
@@ -433,7 +551,7 @@ def _plan(story: Story) -> str:
     else:
         tasks = (task.task for task in story.tasks.values())
         body = f'<div class="scroll">{svg(tasks, story.outcomes(), embedded=True)}</div>'
-    return f"<section><details open><summary>Plan</summary>{body}</details></section>"
+    return f"<section><details open><summary>{title}</summary>{body}</details></section>"
 
 
 # --- details ----------------------------------------------------------------------------
@@ -441,11 +559,22 @@ def _plan(story: Story) -> str:
 
 def _data(story: Story) -> str:
     """What the side panel shows, as JSON that is inert inside a script element."""
-    users: dict[int, list[int]] = {}
-    for task in story.tasks.values():
-        for need in task.task.needs:
-            users.setdefault(need, []).append(task.task.id)
-    data = {id: _details(task, users.get(id, []), story) for id, task in story.tasks.items()}
+    team_of = {team.run_id: number for number, team in story.teams.items()}
+    data: dict[str, dict[str, Any]] = {}
+    for team, part in story.parts():
+        users: dict[int, list[int]] = {}
+        for task in part.tasks.values():
+            for need in task.task.needs:
+                users.setdefault(need, []).append(task.task.id)
+        for id, task in part.tasks.items():
+            details = data[_key(team, id)] = _details(task, users.get(id, []), part)
+            if team:
+                for edge in ("needs", "users"):
+                    details[edge] = [_key(team, other) for other in details[edge]]
+            if task.used is not None:
+                run, produced = task.used.producer
+                details["whose"] = f"{_whose(task.used)}, task {produced}"
+                details["from"] = _key(team_of[run], produced) if run in team_of else ""
     return json.dumps(data, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
 
 

@@ -41,8 +41,8 @@ FLOORS = (
         "workers",
     ),
     ("planner", "executor", "memory", "runtime", "miniweb"),
-    ("agent", "answer", "fuzzing", "partial", "session", "teams", "thinking", "watchers"),
-    ("config", "display", "timeline", "drawing", "story", "langgraph", "watch"),
+    ("agent", "answer", "fuzzing", "partial", "rivals", "session", "teams", "thinking", "watchers"),
+    ("config", "display", "timeline", "drawing", "story", "langgraph", "langgraph_store", "watch"),
     ("cli", "doctor", "__init__"),
 )
 ROOMS = FLOORS[2]  # on one floor, and no door between them

@@ -47,6 +47,8 @@ class Wish:
     journaled: bool = True
     run_id: str | None = None
     strict: bool = False
+    teams: int | None = None
+    select: str | None = None
 
     def spec(self) -> dict[str, Any]:
         """What it takes to carry the run on, as data."""
@@ -76,6 +78,7 @@ async def answered(wish: Wish) -> int:
 
     from agentpar.agent import Agent
     from agentpar.cli.approve import AskAtTerminal, allow_all
+    from agentpar.cli.teams import wanted
     from agentpar.config import load
     from agentpar.executor.journal import open_journal
     from agentpar.ids import new_run_id
@@ -85,6 +88,7 @@ async def answered(wish: Wish) -> int:
     console = Console(highlight=False, stderr=wish.output != "view")
     if wish.model_url or wish.model:  # the file's key goes to no other server
         arguments |= {"model_id": None, "api_key": None}
+    arguments["teams"] = wanted(wish.teams, wish.select, arguments.get("teams"))
     arguments |= await _model(wish, arguments.get("model"))
     arguments |= {
         "runs": wish.runs,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from agentpar.cli.teams import chosen_record, teams_among
 from agentpar.errors import UsageError
 
 if TYPE_CHECKING:  # loads when a record is read, not when the command line is
@@ -23,10 +24,15 @@ def find_run(name: str, runs: Path) -> Path:
         return given
     if (given / RECORD).is_file():
         return given / RECORD
-    records = sorted(runs.glob(f"*/{RECORD}"))  # ids sort by time
+    if (runs / name / RECORD).is_file():
+        return runs / name / RECORD
+    everything = sorted(runs.glob(f"*/{RECORD}"))  # ids sort by time
+    parts = teams_among([record.parent.name for record in everything])
+    records = [record for record in everything if record.parent.name not in parts]
     if name == "last" and records:
         return records[-1]
-    found = [record for record in records if record.parent.name.startswith(name)]
+    among = everything if "." in name else records
+    found = [record for record in among if record.parent.name.startswith(name)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -40,12 +46,15 @@ def find_run(name: str, runs: Path) -> Path:
 
 
 def run_plan(name: str, runs: Path) -> tuple[list[Task], Mapping[int, Outcome]]:
-    """What a recorded run planned, and how it came out."""
+    """What a recorded run planned, and how it came out; of several teams, the chosen one."""
     from agentpar.events import TaskDone, TaskPlanned, TaskReplaced
     from agentpar.executor.record import read_record
     from agentpar.plan import whole
 
-    events = list(read_record(find_run(name, runs)).events)
+    record = find_run(name, runs)
+    events = list(read_record(record).events)
+    if (chosen := chosen_record(record, events)) is not None:
+        events = list(read_record(chosen).events)
     tasks = {e.task.id: e.task for e in events if isinstance(e, TaskPlanned | TaskReplaced)}
     ends = {e.task_id: e.outcome for e in events if isinstance(e, TaskDone)}
     planned, outcomes = whole(tasks, ends)

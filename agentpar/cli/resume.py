@@ -6,6 +6,7 @@ The run's row says how its agent is made; nothing else has to be told again.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,9 +17,11 @@ from agentpar.cli.asking import Output, Wish, answered, show
 from agentpar.cli.journals import AgentWithJournal, Place, place_of
 from agentpar.cli.run import AsJson, JournalUrl, Quiet, output_of
 from agentpar.cli.runs import RunsFolder
+from agentpar.cli.teams import teams_among
 from agentpar.errors import UsageError
 
 if TYPE_CHECKING:
+    from agentpar.answer import Answer
     from agentpar.events import Event
     from agentpar.executor.journal import JournaledRun
 
@@ -66,6 +69,7 @@ class _How:
 
 async def _one(how: _How, name: str) -> int:
     from agentpar.executor.journal import open_journal
+    from agentpar.rivals import ended_run
 
     async with open_journal(how.place.url) as journal:
         known_runs = await journal.runs()
@@ -73,8 +77,7 @@ async def _one(how: _How, name: str) -> int:
             _refuse_older(known_runs, how.place.folder)
         run = _chosen(known_runs, name, journal.place)
         if run.ended:
-            known = await journal.begin(run.id, run.question, agent=run.agent)
-            return _shown(_wish(run, how), run, known.history)
+            return _shown(_wish(run, how), run, *await ended_run(journal, run))
     return await answered(_wish(run, how))
 
 
@@ -82,7 +85,9 @@ async def _orphans(how: _How) -> int:
     from agentpar.executor.journal import open_journal
 
     async with open_journal(how.place.url) as journal:
-        runs = [run for run in await journal.runs() if run.status == "running" and not run.held]
+        left = [run for run in await journal.runs() if run.status == "running" and not run.held]
+    parts = teams_among([run.id for run in left])
+    runs = [run for run in left if run.id not in parts]  # the others are carried on with theirs
     if not runs:
         typer.echo("no run is left behind", err=True)
     failed = 0
@@ -99,19 +104,20 @@ async def _orphans(how: _How) -> int:
 def _refuse_older(runs: list[JournaledRun], folder: Path) -> None:
     """``last`` means the newest run of the folder, which the journal may not know."""
     newest = max((path.parent.name for path in folder.glob("*/events.jsonl")), default="")
-    if runs and newest > runs[-1].id and newest not in {run.id for run in runs}:
+    ids = [run.id for run in runs]
+    if ids and newest > max(ids) and newest not in ids:
         raise UsageError(
             f"the newest run, {newest}, is in no journal here (demo and --no-journal keep none); "
-            f"the newest that can be carried on is {runs[-1].id}"
+            f"the newest that can be carried on is {_last(runs).id}"
         )
 
 
 def _chosen(runs: list[JournaledRun], name: str, place: str) -> JournaledRun:
     """The run that ``name`` means; `UsageError` with the nearest ones where there is none."""
     if name == "last" and runs:
-        return runs[-1]
+        return _last(runs)
     exact = [run for run in runs if run.id == name]
-    found = exact or [run for run in runs if run.id.startswith(name)]
+    found = exact or _alone([run for run in runs if run.id.startswith(name)])
     if len(found) == 1:
         return found[0]
     if found:
@@ -122,6 +128,16 @@ def _chosen(runs: list[JournaledRun], name: str, place: str) -> JournaledRun:
         f"there is no run {name!r} in {place}"
         + (f"; the newest are {newest}" if newest else ", which holds none")
     )
+
+
+def _alone(runs: list[JournaledRun]) -> list[JournaledRun]:
+    """Without those that are a team of another."""
+    parts = teams_among([run.id for run in runs])
+    return [run for run in runs if run.id not in parts]
+
+
+def _last(runs: list[JournaledRun]) -> JournaledRun:
+    return _alone(runs)[-1]
 
 
 def _wish(run: JournaledRun, how: _How) -> Wish:
@@ -147,9 +163,8 @@ def _wish(run: JournaledRun, how: _How) -> Wish:
     )
 
 
-def _shown(wish: Wish, run: JournaledRun, history: tuple[Event, ...]) -> int:
+def _shown(wish: Wish, run: JournaledRun, history: Sequence[Event], answer: Answer) -> int:
     """A run that has ended, out of its journal: no model and no tool is asked."""
-    from agentpar.answer import recorded_answer
     from agentpar.display import TerminalDisplay
 
     folder = wish.runs / run.id
@@ -158,4 +173,4 @@ def _shown(wish: Wish, run: JournaledRun, history: tuple[Event, ...]) -> int:
             display.folder = folder
             for event in history:
                 display.handle(event)
-    return show(recorded_answer(run.id, history), wish, folder, printed=True)
+    return show(answer, wish, folder, printed=True)

@@ -37,6 +37,14 @@ JournalUrl = Annotated[
         metavar="URL", help="sqlite:///FILE or postgresql://…; by default journal.db in --runs."
     ),
 ]
+TeamCount = Annotated[
+    int | None,
+    typer.Option("--teams", metavar="N", help="So many teams on the question, up to 16."),
+]
+Selection = Annotated[
+    str | None,
+    typer.Option(metavar="HOW", help="Whose answer is taken: vote, first, judge or best."),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Approve calls that change things.")]
 
 
@@ -51,6 +59,8 @@ def run(
     allow_module: AllowModule = None,
     yes: Yes = False,
     deadline: Deadline = None,
+    teams: TeamCount = None,
+    select: Selection = None,
     journal: JournalUrl = None,
     no_journal: Annotated[
         bool, typer.Option("--no-journal", help="Keep no journal: a crash loses the run.")
@@ -60,14 +70,16 @@ def run(
 
     Shows its plan and its tools at work, then the answer with its checked citations. The
     run's folder gets events.jsonl, timeline.html and plan.mmd; a journal keeps the run, so
-    that 'agentpar resume' can carry it on.
+    that 'agentpar resume' can carry it on. Each of several --teams has a run and a folder of its
+    own, RUN.1, RUN.2, …
     """
     if journal is not None and no_journal:
         raise UsageError("--journal and --no-journal exclude each other")
     modules = tuple(allow_module or ())
     wish = Wish(agent, question, model_url, model, output_of(json, quiet), runs, modules, yes)
     within = seconds_of("--deadline", deadline)
-    ask(replace(wish, deadline=within, journal=journal, journaled=not no_journal))
+    wish = replace(wish, deadline=within, teams=teams, select=select)
+    ask(replace(wish, journal=journal, journaled=not no_journal))
 
 
 def demo(

@@ -15,6 +15,7 @@ from agentpar.cache import write_whole
 from agentpar.cli.optimizing import optimized
 from agentpar.cli.records import find_run, read_plan, run_plan, run_sinks
 from agentpar.cli.run import AllowModule
+from agentpar.cli.teams import all_events, chosen_again, team_records
 from agentpar.errors import UsageError
 
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
@@ -115,8 +116,6 @@ def trace(
     runs: RunsFolder = Path("runs"),
 ) -> None:
     """Show the timeline of a run again."""
-    from agentpar.executor.record import read_record
-
     record = find_run(run, runs)
     if html:
         from agentpar.cli.views import write_timeline
@@ -125,7 +124,7 @@ def trace(
         return
     from agentpar.display import TerminalDisplay
 
-    events = list(read_record(record).events)
+    events = all_events(record)
     with TerminalDisplay() as display:
         display.folder = record.parent
         for event in events:
@@ -135,12 +134,28 @@ def trace(
 def replay(run: RunName = "last", runs: RunsFolder = Path("runs")) -> None:
     """Prove a run: same facts, same decisions.
 
-    Exits with 1 and tells the first difference where there is one.
+    Exits with 1 and tells the first difference where there is one. Of a run of several teams each
+    team is proved, and that of what they came to the same answer is taken.
     """
+    from agentpar.executor.record import read_record
+
+    record = find_run(run, runs)
+    teams = team_records(record, read_record(record).events)
+    for one in teams.values():
+        _prove(one)
+    if teams:
+        if difference := chosen_again(record):
+            typer.echo(f"{record}: {difference}", err=True)
+            raise typer.Exit(1)
+        typer.echo(f"{record}: of {len(teams)} teams the same is chosen again")
+    else:
+        _prove(record)
+
+
+def _prove(record: Path) -> None:
     from agentpar.executor.record import read_record
     from agentpar.executor.record import replay as prove
 
-    record = find_run(run, runs)
     found = prove(read_record(record))
     if found.difference:
         place = f"after {found.events} events and {found.commands} commands"

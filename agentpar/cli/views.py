@@ -9,6 +9,7 @@ from pathlib import Path
 
 from agentpar.cache import write_whole
 from agentpar.cli.records import RECORD, run_plan
+from agentpar.cli.teams import all_events, team_records
 
 
 def write_views(folder: Path) -> None:
@@ -16,7 +17,10 @@ def write_views(folder: Path) -> None:
     if not (folder / RECORD).is_file():
         return  # the run ended before it began
     from agentpar.drawing import mermaid
+    from agentpar.executor.record import read_record
 
+    for record in team_records(folder / RECORD, read_record(folder / RECORD).events).values():
+        write_views(record.parent)
     write_timeline(folder)
     tasks, outcomes = run_plan(str(folder), folder.parent)
     write_whole(folder / "plan.mmd", mermaid(tasks, outcomes))
@@ -24,10 +28,9 @@ def write_views(folder: Path) -> None:
 
 def write_timeline(folder: Path) -> Path:
     """Write ``timeline.html`` from the record in ``folder``; its path."""
-    from agentpar.executor.record import read_record
     from agentpar.timeline import render_timeline
 
-    page = render_timeline(read_record(folder / RECORD).events)
+    page = render_timeline(all_events(folder / RECORD))
     path = folder / "timeline.html"
     write_whole(path, page.encode("utf-8", "replace"))
     return path

@@ -411,6 +411,74 @@ class WorkerFields(Section):
     """Seed of the first worker's randomness; the next has the next number."""
 
 
+def _at_n(value: object) -> object:
+    """A number alone as how many."""
+    return value if isinstance(value, dict) or value is None else {"n": value}
+
+
+_OR_NUMBER = _Or(
+    {
+        "anyOf": [{"type": "integer", "minimum": 1, "maximum": 16}, {"type": "string"}],
+        "description": "How many.",
+    }
+)
+
+
+class TeamFields(Section):
+    """Several teams on each question, of whose answers one is taken."""
+
+    also = {"count": "n", "selection": "select"}
+
+    n: Annotated[
+        int,
+        BeforeValidator(count),
+        Field(ge=1, le=16),
+        _or_text("integer", r"([1-9]|1[0-6])", minimum=1, maximum=16),
+    ] = 3
+    """How many."""
+    select: Literal["vote", "first", "judge", "best"] = "vote"
+    """Whose answer is taken: that which most came to (``vote``), the first that is carried in full
+    by what was read, which stops the others (``first``), the one that the model picks (``judge``),
+    or the one of which most is carried by what was read (``best``)."""
+
+
+def _at_bank(value: object) -> object:
+    """An address alone as a bank that every run keeps for the next."""
+    return {"bank": value, "scope": "project"} if isinstance(value, str) else value
+
+
+def _duration_or_none(value: object) -> float | None:
+    """Seconds; ``none`` for None."""
+    return None if value in (None, "none") else duration(value)
+
+
+class MemoryFields(Section):
+    """A bank of what calls have brought, which serves equal calls of other teams and runs."""
+
+    also = {"url": "bank", "policy": "admission"}
+
+    bank: Annotated[SecretStr | None, BeforeValidator(_no_empty)] = None
+    """``sqlite:///FILE`` beside this one, or ``postgresql://…``; by default in this process, and
+    gone with it."""
+    admission: Literal["none", "all", "novelty", "rule", "judge", "learned"] = "rule"
+    """Who decides what enters it."""
+    controller: Annotated[str | None, Field(min_length=1)] = None
+    """With ``admission: learned``: the file, beside this one, of a controller that ``agentpar
+    memory train`` has made; by default the one that ships."""
+    scope: Literal["run", "project"] = "run"
+    """For the teams of one question (``run``), or for every run to come (``project``)."""
+    ttl: Duration | None = None
+    """How long what is in it serves, such as ``7d``; by default for ever."""
+    lease: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        BeforeValidator(_duration_or_none),
+        _or_text("number", r"none|\d+(\.\d+)? ?(ms|s|m|min|h|d)?", exclusiveMinimum=0),
+    ] = 30.0
+    """How long an equal call that another makes is waited for; ``none``: each makes its own."""
+    namespace: Annotated[str, Field(max_length=200)] = ""
+    """Keeps apart what lies in one bank; by default the agent's name."""
+
+
 class LimitFields(Section):
     """Bounds on one run."""
 
@@ -479,7 +547,7 @@ class AgentFile(Section):
         "llm": "model",
         "default": "defaults",
     }
-    later = frozenset({"teams", "memory", "output_schema"})
+    later = frozenset({"output_schema"})
 
     version: Literal[1] = 1
     """Version of this format."""
@@ -493,6 +561,9 @@ class AgentFile(Section):
     """How the plan is made."""
     workers: WorkerFields | None = None
     """Several workers who think together before the answer; plans may then ``think(…)``, too."""
+    teams: Annotated[TeamFields | None, BeforeValidator(_at_n), _OR_NUMBER] = None
+    """Several teams on each question, of whose answers one is taken: how many, or ``n`` and
+    ``select``."""
     tools: list[Annotated[ToolEntry, _OR_NAME]] = []
     """What a plan can call, in the order in which the model sees it."""
     policies: list[PolicyFile] = []
@@ -508,6 +579,11 @@ class AgentFile(Section):
     ] = None
     """Where runs are kept as they go: ``sqlite:///FILE`` beside this one, ``postgresql://…``; or
     ``url`` and ``keep``."""
+    memory: Annotated[
+        MemoryFields | None, BeforeValidator(_at_bank), BeforeValidator(_no_empty), _OR_ADDRESS
+    ] = None
+    """A bank of what calls have brought, which serves equal calls of other teams and runs; an
+    address alone is one that every run keeps for the next."""
     watch: WatchFields = WatchFields()
     """Who watches the runs besides the record."""
     secrets: list[SecretStr] = []

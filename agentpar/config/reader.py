@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -12,19 +12,29 @@ from pydantic import ValidationError
 
 from agentpar.config.complaints import complaints
 from agentpar.config.environment import fill
-from agentpar.config.fields import AgentFile, LimitFields, ToolEntry, WatchFields, revealed
+from agentpar.config.fields import (
+    AgentFile,
+    LimitFields,
+    MemoryFields,
+    ToolEntry,
+    WatchFields,
+    revealed,
+)
 from agentpar.config.notes import idle_rules, outside, unmatched
 from agentpar.config.shape import Remark, Shape, dotted
 from agentpar.config.source import Loc, Mark, Node, read_text, read_yaml
 from agentpar.config.tools import Make, makers
 from agentpar.errors import ConfigError, UsageError
 from agentpar.executor.journal import open_journal
+from agentpar.memory.settings import Memory
+from agentpar.memory.store import open_store
 from agentpar.permissions import Rule
 from agentpar.planner.planner import plan_problems
 from agentpar.planner.prompts import Example
 from agentpar.policy import PolicyFields, Price
 from agentpar.ports import Watch
 from agentpar.redact import SHORTEST
+from agentpar.teams import Teams
 from agentpar.tools.base import Tool
 from agentpar.workers import Workers
 
@@ -63,6 +73,11 @@ class AgentSpec:
         """Seconds for which the journal keeps a run that has ended; None for ever."""
         return None if self.fields.journal is None else self.fields.journal.keep
 
+    @property
+    def memory(self) -> Memory | None:
+        """What it says of its bank; a file's name is seen from the folder of ``path``."""
+        return None if self.fields.memory is None else _memory(self.fields.memory, self.path)
+
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for `agentpar.agent.Agent`.
 
@@ -98,6 +113,10 @@ class AgentSpec:
         if file.workers is not None:
             said = file.workers.model_dump(exclude={"mode"})
             arguments["workers"] = Workers(**said, backend=_BACKENDS[file.workers.mode])
+        if file.teams is not None:
+            arguments["teams"] = Teams(file.teams.n, file.teams.select)
+        if self.memory is not None:
+            arguments["memory"] = self.memory
         if self.journal is not None:
             kept = self.keep is not None
             arguments["journal"] = (
@@ -115,6 +134,20 @@ class AgentSpec:
             if model.price.model_fields_set:
                 arguments["price"] = Price(model.price.prompt, model.price.completion)
         return arguments
+
+
+def _memory(said: MemoryFields, path: Path) -> Memory:
+    """The bank; a file's name is seen from the folder of ``path``."""
+    bank = revealed(said.bank)
+    return Memory(
+        None if bank is None else _from(path, bank),
+        said.scope,
+        said.admission,
+        said.ttl,
+        said.lease,
+        said.namespace,
+        controller=said.controller and str(path.resolve().parent / said.controller),
+    )
 
 
 def _policies(file: AgentFile) -> dict[str, PolicyFields]:
@@ -143,9 +176,23 @@ def load_journal(
     path: str | os.PathLike[str], *, env: Mapping[str, str] | None = None
 ) -> AgentSpec:
     """What `load` reads, of ``journal:`` alone: no module need be allowed for it."""
+    return _load_alone("journal", _check_journal, path, env)
+
+
+def load_memory(path: str | os.PathLike[str], *, env: Mapping[str, str] | None = None) -> AgentSpec:
+    """What `load` reads, of ``memory:`` alone: no module need be allowed for it."""
+    return _load_alone("memory", _check_memory, path, env)
+
+
+def _load_alone(
+    name: str,
+    check: Callable[[AgentFile, Node, Shape], None],
+    path: str | os.PathLike[str],
+    env: Mapping[str, str] | None,
+) -> AgentSpec:
     path = Path(path)
     root = _root(path)
-    root = replace(root, value={k: v for k, v in root.value.items() if k == "journal"})
+    root = replace(root, value={k: v for k, v in root.value.items() if k == name})
     shape = Shape()
     root, unfilled = fill(root, os.environ if env is None else env)
     for loc, message in unfilled:
@@ -153,7 +200,7 @@ def load_journal(
     root = shape.fitted(root)
     fields = _fields(root, shape, {loc for loc, _ in unfilled})
     if fields is not None and not unfilled:
-        _check_journal(fields, root, shape)
+        check(fields, root, shape)
     if fields is None or shape.problems:
         raise ConfigError("\n".join(map(str, sorted(shape.problems))))
     return AgentSpec(path, fields, (), ())
@@ -200,6 +247,8 @@ def load(
             _check_model(fields, root, shape)
         if not any(loc[0] == "journal" for loc, _ in unfilled):
             _check_journal(fields, root, shape)
+        if not any(loc[0] == "memory" for loc, _ in unfilled):
+            _check_memory(fields, root, shape)
         if not shape.problems:
             _check_examples(fields, root, known, shape)
             _add_notes(fields, root, known, shape)
@@ -270,6 +319,18 @@ def _check_journal(fields: AgentFile, root: Node, shape: Shape) -> None:
         shape.problems.append(Remark(at, f"journal: {error}"))
 
 
+def _check_memory(fields: AgentFile, root: Node, shape: Shape) -> None:
+    if fields.memory is None:
+        return
+    try:
+        memory = _memory(fields.memory, Path("agent.yaml"))
+        if memory.bank is not None:
+            open_store(memory.bank)
+    except UsageError as error:
+        text = str(error).removeprefix("memory: ")
+        shape.problems.append(Remark(root.find(("memory",)).mark, f"memory: {text}"))
+
+
 def _from(path: Path, url: str) -> str:
     """``url`` with the name of its file, where it has one, seen from the folder of ``path``."""
     start = "sqlite:///"
@@ -298,8 +359,11 @@ def _add_notes(fields: AgentFile, root: Node, known: Mapping[str, Tool], shape: 
     more = any(entry.kind == "mcp" for entry in fields.tools)
     shape.notes += unmatched(fields, root, known, more=more)
     shape.notes += idle_rules(rules(fields), root, known, more=more)
+    file = Path(root.mark.file).name
     if fields.journal is not None:
-        shape.notes += outside(revealed(fields.journal.url), Path(root.mark.file).name, root)
+        shape.notes += outside(revealed(fields.journal.url), file, root, ("journal", "url"))
+    if fields.memory is not None and fields.memory.bank is not None:
+        shape.notes += outside(revealed(fields.memory.bank), file, root, ("memory", "bank"))
 
 
 def _watchers(fields: WatchFields) -> Iterator[Watch]:

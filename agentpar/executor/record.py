@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Literal, TextIO, get_args
 
 from agentpar.errors import PlanError, UsageError
-from agentpar.events import Citation, Event, Usage
+from agentpar.events import Citation, Event, FromTeam, Usage
 from agentpar.executor.commands import Ask, Command, Execute, Expand, Settle
 from agentpar.executor.machine import Machine
 from agentpar.fingerprint import fingerprint
@@ -42,6 +42,8 @@ _OUTCOME_NAMES = {kind: name for name, kind in _OUTCOMES.items()}
 def encode(event: Event) -> dict[str, Any]:
     """``event`` as JSON-like data; `decode` gives back an equal event."""
     data: dict[str, Any] = {"event": type(event).__name__}
+    if isinstance(event, FromTeam):
+        return {**data, "team": event.team, "told": encode(event.told), "at": event.at}
     for name in _names(type(event)):
         data[name] = _encode(getattr(event, name))
     return data
@@ -122,10 +124,14 @@ def _decode_field(name: str, value: Any) -> Any:
             return Usage(**value)
         case "citations":
             return tuple(Citation(**item) for item in value)
-        case "unsupported" | "changes" | "workers" | "faults":
+        case "unsupported" | "changes" | "workers" | "faults" | "features":
             return tuple(value)
         case "permissions":
             return Permissions.from_data(value)
+        case "told":
+            return decode(value)
+        case "votes":
+            return {said: tuple(teams) for said, teams in _decode(value).items()}
         case _:
             return _decode(value)
 

@@ -31,24 +31,35 @@ class Setup:
     """An agent at the time at which a run begins.
 
     ``terms`` are all that the machine decides by. ``model`` names the model, empty where nobody
-    knows it; ``instructions`` is a SHA-256 of them.
+    knows it; ``instructions`` is a SHA-256 of them. ``team`` is the number of one of several that
+    work on a question (0: it is none); a run that is about all of them has how many they are and
+    how one of their answers is taken: ``teams``.
     """
 
     terms: Terms
     tools: Mapping[str, Signature]
     model: str = ""
     instructions: str = ""
+    team: int = 0
+    teams: tuple[int, str] | None = None
 
     @classmethod
     def of(
-        cls, terms: Terms, tools: Mapping[str, Tool], *, model: str = "", instructions: str = ""
+        cls,
+        terms: Terms,
+        tools: Mapping[str, Tool],
+        *,
+        model: str = "",
+        instructions: str = "",
+        team: int = 0,
+        teams: tuple[int, str] | None = None,
     ) -> Setup:
         """That of an agent with ``tools`` which works by ``terms``."""
         signatures = {
             name: Signature(tool.version, fingerprint([tool.parameters, tool.output]))
             for name, tool in tools.items()
         }
-        return cls(terms, signatures, model, fingerprint(instructions))
+        return cls(terms, signatures, model, fingerprint(instructions), team, teams)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-like data; `from_dict` gives back an equal setup."""
@@ -57,13 +68,17 @@ class Setup:
             "tools": {name: [one.version, one.schema] for name, one in self.tools.items()},
             "model": self.model,
             "instructions": self.instructions,
+            **({"team": self.team} if self.team else {}),
+            **({"teams": list(self.teams)} if self.teams else {}),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Setup:
         """What `as_dict` gave; raises `KeyError`, `TypeError` or `UsageError` where it did not."""
         tools = {name: Signature(*one) for name, one in data["tools"].items()}
-        return cls(Terms.from_dict(data["terms"]), tools, data["model"], data["instructions"])
+        terms, words = Terms.from_dict(data["terms"]), (data["model"], data["instructions"])
+        teams = tuple(data["teams"]) if "teams" in data else None
+        return cls(terms, tools, *words, data.get("team", 0), teams)
 
     def terms_with(self, now: Setup, *, deadline: float | None = None) -> Terms:
         """By what a run that began with this setup goes on with the agent of ``now``.

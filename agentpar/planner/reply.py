@@ -33,7 +33,7 @@ class Reply:
             self._first_text = self._clock.now()
         return piece
 
-    def used(self, purpose: Literal["plan", "join", "prefill"], round: int) -> ModelUsed:
+    def used(self, purpose: Literal["plan", "join", "prefill", "judge"], round: int) -> ModelUsed:
         """What the call took, up to now."""
         now = self._clock.now()
         first = 0.0 if self._first_text is None else self._first_text - self._started

@@ -31,13 +31,21 @@ class Hang:
     text: str
 
 
+@dataclass(frozen=True)
+class Always:
+    """What is said to every planner and to every joiner, in whichever order they ask."""
+
+    plan: str
+    answer: str | Hang
+
+
 class ModelServer(ThreadingHTTPServer):
     """Speaks OpenAI's streaming protocol on loopback; gives its texts in order."""
 
     daemon_threads = False
     block_on_close = True
 
-    def __init__(self, *texts: str | Hang) -> None:
+    def __init__(self, *texts: str | Hang | Always) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.texts = list(texts)
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
@@ -56,8 +64,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer()
 
     def _answer(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
-        text = self.server.texts.pop(0)
+        asked = self.rfile.read(int(self.headers["content-length"]))
+        if isinstance(text := self.server.texts[0], Always):
+            text = text.answer if b"You answer a question" in asked else text.plan
+        else:
+            self.server.texts.pop(0)
         self._head(200, "text/event-stream")
         said = text.text if isinstance(text, Hang) else text
         for start in range(0, len(said), 16):

@@ -27,10 +27,12 @@ from agentpar.config.fields import AgentFile, Section, section_in
 from agentpar.config.source import Node, read_yaml, resolve_plain
 from agentpar.config.web import mini_web_options
 from agentpar.errors import ConfigError, FetchError, UsageError
+from agentpar.memory.settings import Memory
 from agentpar.miniweb import MiniWeb
 from agentpar.permissions import Rule
 from agentpar.policy import Price
 from agentpar.runtime.scripted import ScriptedRuntime
+from agentpar.teams import Teams
 from agentpar.tools.base import Tool, ToolSource
 from agentpar.tools.mcp import McpServer
 
@@ -261,7 +263,7 @@ def test_a_known_other_word_is_read_with_a_note(folder: Path) -> None:
         (
             "zzz: 1\n",
             "agent.yaml:1:1: zzz: unknown field, known here: version, name, instructions, model, "
-            "planner, workers, tools, policies, defaults, limits, permissions, journal, watch, secrets",
+            "planner, workers, teams, tools, policies, defaults, limits, permissions, journal, memory, watch, secrets",
         ),
         ("tools:\n  - calcc\n", "agent.yaml:2:5: tools[0]: there is no tool 'calcc', did you mean calc?"),
         (
@@ -349,8 +351,39 @@ def test_every_mistake_of_a_file_is_told_at_once(folder: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "teams"),
+    [
+        ("teams: 4", Teams(4)),
+        ("teams:", Teams(3, "vote")),
+        ("teams: {n: 2, select: first}", Teams(2, "first")),
+        ("teams: '${TEAMS:-5}'", Teams(5)),
+    ],
+)
+def test_teams(folder: Path, text: str, teams: Teams) -> None:
+    """A number alone, or how many and how one is chosen."""
+    assert loaded(text + "\n").arguments()["teams"] == teams
+    assert "teams" not in loaded("tools: []\n").arguments()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("teams: 17", "agent.yaml:1:8: teams.n: must be at most 16, not 17"),
+        ("teams: {n: 0}", "agent.yaml:1:12: teams.n: must be at least 1, not 0"),
+        ("teams: {select: luck}",
+         "agent.yaml:1:17: teams.select: must be 'vote', 'first', 'judge' or 'best', not 'luck'"),
+        ("teams: some",
+         "agent.yaml:1:8: teams.n: must be a whole number such as 40 or 200k, not 'some'"),
+    ],
+)  # fmt: skip
+def test_teams_that_cannot_be(folder: Path, text: str, message: str) -> None:
+    """Each with its place."""
+    assert mistakes(text + "\n") == [message]
+
+
 NOT_BUILT = [
-    *((key, "{}", key) for key in ("teams", "memory", "output_schema")),
+    *((key, "{}", key) for key in ("output_schema",)),
     ("tools", "[openapi: {spec: ./api.yaml}]", "tools[0].openapi"),
 ]
 
@@ -364,6 +397,40 @@ def test_what_is_not_built_yet_is_refused_by_name(
     assert re.fullmatch(
         rf"agent\.yaml:1:\d+: {re.escape(name)}: not available in agentpar 0\.1 yet", message
     )
+
+
+def test_memory_is_a_bank(folder: Path) -> None:
+    """A file's name counts from the folder of the agent's file; an address alone is for good."""
+    said = "memory: {bank: 'sqlite:///b.db', admission: learned, scope: project, ttl: 7d, lease: none}\n"
+    assert loaded(said).arguments()["memory"] == Memory(
+        f"sqlite:///{folder.resolve()}/b.db", "project", "learned", 7 * 86400.0, None
+    )
+    assert loaded("memory: sqlite:///b.db\n").arguments()["memory"] == Memory(
+        f"sqlite:///{folder.resolve()}/b.db", "project"
+    )
+    assert loaded("memory: {lease: 10s}\n").arguments()["memory"] == Memory(lease=10.0)
+    assert "memory" not in loaded("name: x\n").arguments()
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("{bank: ftp://x}", "1:9: memory: a bank is at sqlite:///FILE or postgresql://…"),
+        ("{scope: project}", "memory: with scope 'project' the bank outlives the run"),
+        ("{scope: team}", "memory.scope: must be 'run' or 'project', not 'team'"),
+        ("{lease: soon}", "memory.lease: "),
+        ("{admision: all}", "memory.admision: unknown field, did you mean admission?"),
+    ],
+)
+def test_a_memory_that_cannot_be_is_a_mistake(folder: Path, said: str, message: str) -> None:
+    """Told with its place, before anything runs."""
+    (found,) = mistakes(f"memory: {said}\n")
+    assert message in found
+
+
+def test_a_banks_password_is_not_shown(folder: Path) -> None:
+    """As with a journal."""
+    assert "hunter2" not in repr(loaded("memory: postgresql://u:hunter2@h/d\n").fields)
 
 
 def test_an_example_plan_that_cannot_run_is_a_mistake(folder: Path) -> None:

@@ -18,6 +18,7 @@ from agentpar.errors import UsageError
 from agentpar.events import (
     Citation,
     Event,
+    FromTeam,
     JoinStarted,
     PlanEnded,
     RunFinished,
@@ -68,7 +69,9 @@ FIELDS = {
     "permissions": st.sampled_from(
         [PERMISSIONS, replace(PERMISSIONS, besides=(Rule("*", "ask"),))]
     ),
+    "votes": st.dictionaries(text, st.lists(ids, max_size=3).map(tuple), max_size=3),
     "round": ids,
+    "team": ids,
     "task_id": ids,
     **dict.fromkeys(("at", "first_token", "seconds"), st.floats(0, 1e6)),
 }
@@ -79,7 +82,10 @@ def events_of(kind: type) -> st.SearchStrategy[Any]:
     return st.builds(kind, **{name: FIELDS.get(name, text) for name in names})
 
 
-events = st.one_of([events_of(kind) for kind in typing.get_args(Event)])
+KINDS = [kind for kind in typing.get_args(Event) if kind is not FromTeam]
+events = st.one_of([events_of(kind) for kind in KINDS])
+from_teams = st.builds(FromTeam, ids, events, FIELDS["at"])
+events |= from_teams
 
 
 @given(st.lists(events, max_size=4))

@@ -5,12 +5,16 @@ Its third task reads two pages, so that the number of a source is not that of it
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from agentpar.events import (
     Answered,
     Citation,
+    EntryUsed,
     Event,
     JoinStarted,
     JoinText,
+    LeaseAwaited,
     ModelUsed,
     PlanEnded,
     PlanFault,
@@ -23,10 +27,14 @@ from agentpar.events import (
     TaskDone,
     TaskPlanned,
     TaskStarted,
+    TeamChosen,
+    TeamEnded,
+    TeamStarted,
     Usage,
 )
 from agentpar.memory.evidence import check
 from agentpar.plan import Failed, Ok, Outcome, Ref, Skipped, Task
+from agentpar.teams import woven
 
 CHILE = (
     "Chile is a country in western South America.\n"
@@ -155,6 +163,56 @@ def _call(id: int, start: float, end: float, outcome: Outcome, **args: object) -
     return [TaskStarted(id, args, start), TaskDone(id, outcome, end)]
 
 
+def teams_events() -> list[Event]:
+    """Three teams: team 2 waits for a call of team 1 and uses what it finds, team 3 finds it
+    there; two come to one answer, and team 3 was not done."""
+    own: list[Event] = [RunStarted("run", "Which has more people, Chile or Peru?")]
+    hows = ("", "Take the parts from the last to the first; seed 8", "Begin with what decides it")
+    own += [TeamStarted(n, f"run.{n}", hows[n - 1], 0.01 * n) for n in (1, 2, 3)]
+    own += [
+        TeamEnded(1, "answered", "Peru [2]", at=3.3),
+        TeamEnded(2, "answered", "Peru", at=3.6),
+        TeamEnded(3, "failed", error="the server is gone", at=3.0),
+        TeamChosen(1, "vote", "2 of 2 came to it", {"Peru": (1, 2)}, 3.6),
+        Answered(1, "Peru has 34 people [2].\nAnswer: Peru [2]", at=3.6,
+                 citations=(Citation(2, "Peru has 34 people.", "people(Peru)", 2, "people(Peru)",
+                                     "34"),)),
+        RunFinished("answered", at=3.6),
+    ]  # fmt: skip
+    return woven(own, {team: list(team_events(team)) for team in (1, 2, 3)})
+
+
+def team_events(team: int) -> Iterator[Event]:
+    """What one of the teams of `teams_events` does; times count from its own beginning."""
+    countries = ("Chile", "Peru") if team == 1 else ("Peru", "Chile")
+    yield RunStarted(f"run.{team}", "Which has more people, Chile or Peru?")
+    yield PlanStarted(1, 0.01)
+    for id, country in enumerate(countries, 1):
+        yield TaskPlanned(1, Task.of(id, "people", country=country), 0.2 * id + 0.1 * team)
+    yield TaskPlanned(1, Task.of(3, "larger", a=Ref(1), b=Ref(2)), 0.6 + 0.1 * team)
+    yield PlanEnded(1, 0.7 + 0.1 * team)
+    ends = {1: (1.9, 1.4), 2: (1.4, 2.2), 3: (1.45, 2.4)}[team]
+    for id, country in enumerate(countries, 1):
+        start = 1.44 if (team, id) == (3, 1) else 0.2 * id + 0.1 * team
+        yield TaskStarted(id, {"country": country}, start)
+        if country == "Peru" and team > 1:
+            if team == 2:
+                yield LeaseAwaited(id, ("run.1", 2), 1, start + 0.01)
+            yield EntryUsed(id, "e1", ("run.1", 2), 1, 0.9, ends[id - 1])
+        via = "bank" if country == "Peru" and team > 1 else ""
+        yield TaskDone(id, Ok(34 if country == "Peru" else 19), ends[id - 1], via=via)
+    if team == 3:
+        yield RunFinished("failed", "the server is gone", 2.9)
+        return
+    yield TaskStarted(3, {"a": 1, "b": 2}, 2.3)
+    yield TaskDone(3, Ok("Peru"), 2.5)
+    yield JoinStarted(1, 2.5)
+    yield JoinText(1, "Peru has 34 people [2].\nAnswer: Peru [2]", 2.8)
+    yield ModelUsed("join", 1, Usage(400, 20, calls=1), 0.3, 0.7, 3.2)
+    yield Answered(1, "Peru has 34 people [2].\nAnswer: Peru [2]", at=3.2)
+    yield RunFinished("answered", at=3.25)
+
+
 HOSTILE = (
     "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=1'>"
     "<!--<script> [bold red]{{js}}{{answer}}[/] \x1b]0;pwned\x07\x1b[2J "
@@ -191,6 +249,23 @@ def hostile_events() -> list[Event]:
         ),
         RunFinished("answered", HOSTILE, 1.0),
     ]
+
+
+def hostile_teams() -> list[Event]:
+    """Two teams of the same kind, and all that is said of them."""
+    team = [event for event in hostile_events() if not isinstance(event, Answered)]
+    used = EntryUsed(1, HOSTILE, (HOSTILE, 1), 0, 0.1, 0.4)
+    own: list[Event] = [
+        RunStarted(HOSTILE, HOSTILE, HOSTILE),
+        TeamStarted(1, HOSTILE, HOSTILE),
+        TeamStarted(2, "x", HOSTILE),
+        TeamEnded(1, "answered", HOSTILE, at=1.0),
+        TeamEnded(2, "failed", error=HOSTILE, at=1.0),
+        TeamChosen(1, HOSTILE, HOSTILE, {HOSTILE: (1, 2)}, 1.0),
+        *(event for event in hostile_events() if isinstance(event, Answered)),
+        RunFinished("answered", HOSTILE, 1.0),
+    ]
+    return woven(own, {1: team, 2: [*team[:-1], used, team[-1]]})
 
 
 def big_events(count: int = 1000) -> list[Event]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
-from sample import big_events, events, hostile_events
+from sample import big_events, events, hostile_events, hostile_teams, teams_events
 
 from agentpar.display import TerminalDisplay, progress_bar
 from agentpar.events import (
@@ -356,3 +356,52 @@ def test_outside_a_terminal_workers_are_told_of_when_they_begin_and_where_they_f
     assert "call 1: Bob broke off: HTTP 400" in output
     assert "round 1: Carol think together in a log (the server runs without" in output
     assert "I check" not in output
+
+
+# Several teams
+
+
+def test_outside_a_terminal_each_line_names_its_team() -> None:
+    """With the time of the whole run; what is about all teams stands alone."""
+    lines = shown(teams_events(), console(terminal=False)).splitlines()
+    assert (
+        "    0.02 s  team 2: run run.2 (Take the parts from the last to the first; seed 8)" in lines
+    )
+    assert "    0.43 s  team 2: call 1: team 1 makes an equal call, waiting for it" in lines
+    assert "    1.42 s  team 2: call 1: its result is there, from team 1 (0.90 s spared)" in lines
+    assert "    3.00 s  team 3: failed: the server is gone" in lines
+    assert "    3.60 s  team 1 chosen (vote): 2 of 2 came to it" in lines
+    assert lines[-1].startswith("3.60 s · 3 teams · 2 results of others, 1.80 s spared · tools: 6.")
+
+
+def test_in_a_terminal_each_team_is_a_block() -> None:
+    """One below the other, on one time axis; then whose answer it is."""
+    text = record(shown(teams_events(), console(terminal=True)))
+    heads = [line for line in text.splitlines() if line.startswith("team ")]
+    assert [line.split("(")[0].strip() for line in heads] == [
+        "team 1 ✓ Peru [2]",
+        "team 2 ✓ Peru",
+        "team 3 ✗ the server is gone",
+        "team 1 chosen",
+    ]
+    assert text.count("people(country=") == 6
+    assert text.count("from team 1") == 2
+
+
+def test_a_live_view_of_many_teams_fits_the_screen() -> None:
+    """Each has fewer rows."""
+    terminal = console(terminal=True)
+    display = TerminalDisplay(terminal)
+    for event in teams_events()[:40]:
+        display.handle(event)
+    with terminal.capture() as capture:
+        terminal.print(display._frame())
+    assert len(capture.get().splitlines()) <= terminal.height
+
+
+def test_what_teams_say_is_no_markup() -> None:
+    """In both views, as of a single run."""
+    for terminal in (False, True):
+        text = shown(hostile_teams(), console(terminal=terminal))
+        assert "pwned\x07" not in text
+        assert "\u202e" not in text

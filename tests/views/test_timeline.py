@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from sample import NOTE, big_events, events, hostile_events
+from sample import NOTE, big_events, events, hostile_events, hostile_teams, teams_events
 
 from agentpar.events import (
     Answered,
@@ -281,3 +281,75 @@ def test_hostile_text_is_inert_in_a_browser(browse: Callable[[str, str], str]) -
     holed = render_timeline(events()).replace("<main>", injected, 1)
     assert "data-pwned" not in browse(holed, "")
     assert "data-pwned" in browse(holed.replace("Content-Security-Policy", "x-nothing"), "")
+
+
+# Several teams
+
+
+def test_teams_are_lanes_on_one_axis() -> None:
+    """Each team's rows stand together under its name, on the time of the whole run."""
+    html = render_timeline(teams_events())
+    page = Page(html)
+    order = [at.get("id") for _, at in page.elements if (at.get("class") or "").startswith("row t")]
+    assert order == [
+        name
+        for team in (1, 2, 3)
+        for name in (f"team-{team}", *(f"task-{team}.{id}" for id in (1, 2, 3)))
+    ]
+    chosen = [at["id"] for at in page.classes("chosen") if "id" in at]
+    assert chosen == ["team-1"]
+    first = {
+        team: float(re.search(rf'task-{team}\.1".*?x="([\d.]+)%"', html, re.DOTALL)[1])  # type: ignore[index]
+        for team in (1, 2)
+    }
+    # Team 1 began at 0.01 s and started its call 0.3 s later, team 2 at 0.02 s and 0.4 s.
+    assert first == pytest.approx({1: 0.31 / 3.6 * 100, 2: 0.42 / 3.6 * 100}, abs=0.01)
+
+
+def test_a_reuse_leads_to_the_task_that_found_it() -> None:
+    """For the arrow, and in words for who sees none."""
+    html = render_timeline(teams_events())
+    tasks = data(html)
+    assert {id: task["from"] for id, task in tasks.items() if "from" in task} == {
+        "2.1": "1.2", "3.1": "1.2",
+    }  # fmt: skip
+    assert tasks["2.1"]["whose"] == "from team 1, task 2"
+    assert tasks["2.3"]["needs"] == ["2.1", "2.2"]
+    assert html.count("s, from team 1</text>") == 2
+    assert "found by another" in html
+    assert "found by another" not in render_timeline(events())
+
+
+def test_the_page_says_who_was_chosen_and_why() -> None:
+    """Votes, each team's end, and the evidence with a link to the chosen team's call."""
+    html = render_timeline(teams_events())
+    assert "Team 1 was chosen (vote): 2 of 2 came to it." in html
+    assert "<b>2</b> Peru <small>team 1, 2</small>" in html
+    assert "failed: the server is gone" in html
+    assert 'href="#task-1.2" title="The call that read it"' in html
+    assert "Plan of team 1" in html
+
+
+def test_every_prefix_of_a_run_of_teams_is_a_page() -> None:
+    """Whatever has been told by then."""
+    told = teams_events()
+    for end in range(0, len(told), 3):
+        assert "</html>" in render_timeline(told[:end])
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_a_browser_draws_every_reuse(browse: Callable[[str, str], str]) -> None:
+    """An arrow for each, without anything being selected."""
+    dom = browse(render_timeline(teams_events()), "")
+    assert dom.split('id="reuse"')[1].split("</svg>")[0].count('class="head"') == 2
+    dom = browse(render_timeline(teams_events()), "#task-2.1")
+    details = dom.split('id="details"')[1].split("</aside>")[0]
+    assert "its result is there, from team 1, task 2" in details
+
+
+def test_what_teams_say_is_escaped() -> None:
+    """Names, reasons, conclusions and votes are text."""
+    html = render_timeline(hostile_teams())
+    assert "<img" not in html
+    assert html.count("</script>") == 2

@@ -88,9 +88,10 @@ class Store(Protocol):
         """Run, task and team of each that brought it."""
         ...
 
-    def revoke(self, source: str, why: str = "") -> Revocation:
+    def revoke(self, source: str, why: str = "", *, dry_run: bool = False) -> Revocation:
         """Withdraw what comes from ``source`` (an address or the beginning of one, an entry's id,
-        a run's id) and, over ``parents``, all that was made of it."""
+        a run's id) and, over ``parents``, all that was made of it. With ``dry_run``: only what that
+        would be."""
         ...
 
     # Leases

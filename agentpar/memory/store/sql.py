@@ -6,6 +6,7 @@ where the key of the seals lies, how the nearest are found) is for `sqlite` and 
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -338,13 +339,15 @@ class SqlStore(ABC):
 
     # Revocation
 
-    def revoke(self, source: str, why: str = "") -> Revocation:
+    def revoke(self, source: str, why: str = "", *, dry_run: bool = False) -> Revocation:
         if not source:
             raise UsageError("say what to revoke: an address, an entry's id or a run's")
-        with self._writing(durable=True) as execute:
+        with contextlib.suppress(_Undo), self._writing(durable=True) as execute:
             number, _, now = self._next(execute)
             entries = self._withdraw(execute, self._of_source(execute, source), why, number, now)
             answers = self._answers(execute, entries)
+            if dry_run:
+                raise _Undo
         return Revocation(tuple(entries), tuple(answers), why)
 
     def _of_source(self, execute: Execute, source: str) -> list[str]:
@@ -551,6 +554,10 @@ class SqlStore(ABC):
 
     def _dimension(self, execute: Execute) -> int:
         return int(execute("SELECT dimension FROM agentpar_bank_meta").fetchone()[0])
+
+
+class _Undo(Exception):
+    """Inside this file: what a transaction did was only to be looked at."""
 
 
 _READING = "entry, run, task, team, spared_seconds, spared_tokens, context_tokens, at"
