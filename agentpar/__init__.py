@@ -9,6 +9,7 @@ if TYPE_CHECKING:  # isort: off
     from agentpar.errors import AgentparError, BackendError, ConfigError, FetchError, JournalError
     from agentpar.errors import LeaseLost, MissingPackage, ModelServerError, PlanError, RunFailed
     from agentpar.errors import UsageError, WeightsError
+    from agentpar.memory.settings import Memory
     from agentpar.permissions import Rule
     from agentpar.plan import Failed, Ok, Skipped
     from agentpar.planner.prompts import Example
@@ -22,16 +23,15 @@ if TYPE_CHECKING:  # isort: off
 
 __all__ = [
     "Agent", "AgentparError", "Answer", "BackendError", "ConfigError", "Example", "Failed",
-    "FetchError", "JournalError", "LeaseLost", "McpServer", "MissingPackage", "ModelServerError",
-    "Ok", "PlanError", "Rule", "Run", "RunFailed", "ScriptedRuntime", "Skipped", "Teams", "Tool",
-    "UsageError", "WeightsError", "Workers", "current_call", "current_calls", "tool",
-]  # fmt: skip
-_HOME_OF = {name: home for home, names in {
-    "agent": "Agent Run", "answer": "Answer", "permissions": "Rule", "plan": "Failed Ok Skipped",
-    "planner.prompts": "Example", "runtime.scripted": "ScriptedRuntime", "teams": "Teams",
-    "tools.base": "Tool", "tools.call": "current_call current_calls", "tools.function": "tool",
-    "tools.mcp": "McpServer", "workers": "Workers",
-}.items() for name in names.split()}  # fmt: skip
+    "FetchError", "JournalError", "LeaseLost", "McpServer", "Memory", "MissingPackage",
+    "ModelServerError", "Ok", "PlanError", "Rule", "Run", "RunFailed", "ScriptedRuntime", "Skipped",
+    "Teams", "Tool", "UsageError", "WeightsError", "Workers", "current_call", "current_calls",
+    "tool"]  # fmt: skip
+_HOME_OF = {name: home for home, *names in map(str.split, (
+    "agent Agent Run", "answer Answer", "memory.settings Memory", "permissions Rule",
+    "plan Failed Ok Skipped", "planner.prompts Example", "runtime.scripted ScriptedRuntime",
+    "teams Teams", "tools.base Tool", "tools.call current_call current_calls", "workers Workers",
+    "tools.function tool", "tools.mcp McpServer")) for name in names}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

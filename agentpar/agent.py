@@ -18,8 +18,15 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+    nullcontext,
+)
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -34,14 +41,19 @@ from agentpar.executor.journal import Journal, JournaledRun, RunJournal, open_jo
 from agentpar.executor.results import JournalResults, MemoryResults
 from agentpar.executor.setup import Setup, changes
 from agentpar.ids import new_run_id
+from agentpar.memory.admission import admission_of
+from agentpar.memory.banks import Banks, default_embedding
 from agentpar.memory.evidence import check, sources
+from agentpar.memory.seat import Seat
+from agentpar.memory.settings import Memory, memory_of
+from agentpar.memory.store import open_store
 from agentpar.permissions import Rule
 from agentpar.planner.joiner import Joiner
 from agentpar.planner.planner import Planner
 from agentpar.planner.prompts import Example
 from agentpar.planner.warmer import Warmer
 from agentpar.policy import Limits, Policy, PolicyFields, PolicyRule, Price, with_rules
-from agentpar.ports import Message, Named, Results, RunInfo, Runtime, Watch
+from agentpar.ports import Message, ModelRequest, Named, Results, RunInfo, Runtime, Watch
 from agentpar.redact import SHORTEST, Redactor, url_credentials
 from agentpar.rivals import Rivals, TeamsLog, ended_run, team_run
 from agentpar.runtime import open_runtime
@@ -194,6 +206,10 @@ class Agent:
     and asks nobody, one that broke off is carried on; no call that has a result is made
     again.
 
+    ``memory`` is a bank of what calls have brought, which serves equal calls: see `Memory`. An
+    address alone (``"sqlite:///bank.db"``) keeps it for the runs to come. Without it the teams of
+    one question still share what they find, until it is answered.
+
     Use as ``async with Agent(…) as agent`` or call `aclose` to release connections.
     """
 
@@ -237,6 +253,7 @@ class Agent:
         approve: Approve | None = None,
         runs: str | Path | None = None,
         journal: str | Journal | None = None,
+        memory: Memory | str | None = None,
         watch: Iterable[Watch] = (),
         secrets: Iterable[str] = (),
     ) -> None:
@@ -335,6 +352,9 @@ class Agent:
         self._results: Results = (
             MemoryResults() if self._journal is None else JournalResults(self._journal)
         )
+        self._memory = memory_of(memory)
+        self._banks_of: dict[Memory, Banks] = {}
+        self._banks(self._memory)  # what is wrong with it is said now
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()  # protects the one-time opening from concurrent asks
         self._one_loop = threading.Lock()  # held by the thread whose loop has the connections
@@ -554,6 +574,8 @@ class Agent:
                     await self._journal.start()
                     stack.push_async_callback(self._journal.stop)
                     self._latencies = {**await self._journal.latencies(), **self._latencies}
+                if (banks := self._banks(self._memory)) is not None:
+                    stack.push_async_callback(banks.aclose)
                 runtime = self._runtime
                 if runtime is None:
                     assert self._model is not None
@@ -701,9 +723,52 @@ class Agent:
             watch=self._watch,
             info=RunInfo(run_id, self.name, named, past, team),
             redactor=redactor,
+            seat=self._seat(run_id, team),
             setup=setup,
             deadline=deadline,
         )
+
+    def _banks(self, memory: Memory | None) -> Banks | None:
+        """The banks of this agent; None where it shares nothing."""
+        if memory is None or (memory.admission == "none" and memory.lease is None):
+            return None
+        if memory not in self._banks_of:
+            store = partial(open_store, memory.bank, max_entry_bytes=memory.max_entry_bytes)
+            store()  # a wrong address is the caller's mistake
+            self._banks_of[memory] = Banks(
+                memory,
+                agent=self.name,
+                open_store=store,
+                admission=partial(
+                    admission_of, memory.admission, seed=self._seed or 0, ask=self._judge
+                ),
+                embed=default_embedding(),
+            )
+        return self._banks_of[memory]
+
+    def _seat(self, run_id: str, team: int) -> Seat | None:
+        """Where the run sits at the bank; the teams of one question, R.1, R.2, …, sit together."""
+        memory = self._memory
+        if memory is None and team:
+            memory = Memory()
+        banks = self._banks(memory)
+        if banks is None:
+            return None
+        together = run_id.rpartition(".")[0] if team else run_id
+        return banks.seat(run_id, question_run=together, team=team)
+
+    def _sharing(self, run_id: str) -> AbstractAsyncContextManager[None]:
+        """While teams work on the question of ``run_id``: what one finds is there for the next."""
+        banks = self._banks(self._memory or Memory())
+        return nullcontext() if banks is None else banks.holding(run_id)
+
+    async def _judge(self, prompt: str) -> str:
+        """What the model says of a finding: a word or two."""
+        assert self._runtime is not None
+        runtime = RedactedRuntime(self._runtime, self._redactor())
+        request = ModelRequest((Message("user", prompt),), max_tokens=8)
+        async with aclosing(runtime.stream(request)) as pieces:
+            return "".join([piece async for piece in pieces if isinstance(piece, str)])
 
     def _settings_of(self, run_id: str, deadline: float | None) -> Settings:
         """How the run is executed."""
@@ -847,13 +912,14 @@ class Agent:
         def how(team: int) -> str:
             return variation(team, temperature=self._temperature, seed=self._seed).how
 
-        async with TeamsLog(
+        log = TeamsLog(
             settings.record,
             setup.terms.machine(),
             journal,
             hear=run._heard,
             redact=redactor.data if redactor else None,
-        ) as log:
+        )
+        async with self._sharing(run.id), log:
             rivals = Rivals(
                 run.id,
                 question,

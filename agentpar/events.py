@@ -276,7 +276,8 @@ class EntryUsed:
 @dataclass(frozen=True, slots=True)
 class EntryOffered:
     """What this attempt brought was offered to the bank: ``admitted`` by ``policy``, which would
-    have done so with ``probability``, and ``why`` (in words)."""
+    have done so with ``probability``, and ``why`` (in words). ``features`` are the numbers that it
+    looked at, from which others can learn; empty where it had none."""
 
     task_id: int
     entry: str
@@ -286,6 +287,7 @@ class EntryOffered:
     why: str = ""
     at: float = 0.0
     attempt: int = 1
+    features: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ A session knows which room does what; it never knows where the rooms came from.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from agentpar.executor.resume import catch_up
 from agentpar.executor.setup import Setup, resumption
 from agentpar.gate import Caller, HostGate
 from agentpar.memory.evidence import sources
+from agentpar.memory.seat import Seat
 from agentpar.partial import partial_answer
 from agentpar.permissions import Permissions, Rule
 from agentpar.plan import Outcome, Task, whole
@@ -95,6 +96,7 @@ class Session:
         watch: Sequence[Watch] = (),
         info: RunInfo | None = None,
         redactor: Redactor | None = None,
+        seat: Seat | None = None,
         setup: Setup | None = None,
         deadline: float | None = None,
     ) -> None:
@@ -121,6 +123,7 @@ class Session:
             writer = RecordWriter(settings.record, self.machine, history=self._past, known=known)
         self._writer = writer
         redactor = redactor or Redactor()
+        self._seat = seat
         self._watchers = Watchers(watch, info or RunInfo(run_id), redactor.text)
         self.driver = Driver(
             self.machine,
@@ -129,6 +132,7 @@ class Session:
             join=self._join,
             conclude=self._conclude,
             results=settings.results,
+            shared=seat,
             clock=RunClock(self.events[-1].at if self.events else 0.0),
             approve=settings.approve,
             hold=hold,
@@ -139,6 +143,7 @@ class Session:
             observers=[
                 ledger.observe,
                 self.events.append,
+                *([seat.observe] if seat else []),
                 *([writer.event] if writer else []),
                 *observers,
                 *([self._watchers] if watch else []),
@@ -148,6 +153,13 @@ class Session:
             redact=redactor.data if redactor else None,
         )
         ledger.emit = lambda event: self.driver.emit(replace(event, at=self.driver.clock.now()))
+        if seat is not None:
+            seat.tools = tools
+            seat.redact = redactor.data
+            seat.read = lambda task: self.machine.read.get(task, ())
+            seat.tell = lambda event: self.driver.tell(replace(event, at=self.driver.clock.now()))
+            for event in self._past:
+                seat.observe(event)
         if journal is not None:
             journal.on_error = self.driver.fail
 
@@ -190,11 +202,13 @@ class Session:
             await journal.close("waiting" if self.held else "interrupted")
 
     async def _run(self, *events: Event) -> None:
-        with ExitStack() as stack:
+        async with AsyncExitStack() as stack:
             if self._writer is not None:
                 stack.enter_context(self._writer)
             stack.enter_context(self._watchers)
             stack.callback(self._gate.close)
+            if self._seat is not None:
+                await stack.enter_async_context(self._seat)
             if self._resumed is not None:
                 events = (*events, replace(self._resumed, at=self.driver.clock.now()))
             await self.driver.run(*events, due=self.due)
@@ -205,16 +219,19 @@ class Session:
     async def _plan(self, command: Plan, emit: Emit) -> None:
         before, standing, anew = _broken_off(self._past, command.round)
         clock = self.driver.clock
+        there = [] if self._seat is None else await self._seat.offers()
+        offers = tuple((offer.tool, offer.args) for offer in there)
         if standing:  # the plan broke off: it is asked for again, in the same words
             asked = Terms.of(self.machine).machine()
             catch_up(asked, before)
             request = _plan_request(asked, asked.next_id, command, standing, anew)
-            if await self._planner.plan(replace(request, ended=self._ended), emit, clock):
+            request = replace(request, ended=self._ended, offers=offers)
+            if await self._planner.plan(request, emit, clock):
                 return
             anew = True
         first_id = self.machine.next_id if anew else command.first_id
         request = _plan_request(self.machine, first_id, command, (), anew)
-        await self._planner.plan(replace(request, ended=self._ended), emit, clock)
+        await self._planner.plan(replace(request, ended=self._ended, offers=offers), emit, clock)
 
     @property
     def _ended(self) -> Collection[int]:

@@ -239,6 +239,9 @@ def test_commands_of_the_pages_exist() -> None:
             continue
         found += 1
         command = group.commands.get(words[0])
+        if parts := getattr(command, "commands", None):  # a group: `agentpar memory show`
+            words = [" ".join(words[:2]), *words[2:]]
+            command = parts.get(words[0].partition(" ")[2])
         options = {o for p in command.params for o in p.opts} if command else set()
         options |= {"--help", "-h"}
         for word in words[1:]:

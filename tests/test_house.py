@@ -42,7 +42,7 @@ FLOORS = (
     ),
     ("planner", "executor", "memory", "runtime", "miniweb"),
     ("agent", "answer", "fuzzing", "partial", "rivals", "session", "teams", "thinking", "watchers"),
-    ("config", "display", "timeline", "drawing", "story", "langgraph", "watch"),
+    ("config", "display", "timeline", "drawing", "story", "langgraph", "langgraph_store", "watch"),
     ("cli", "doctor", "__init__"),
 )
 ROOMS = FLOORS[2]  # on one floor, and no door between them

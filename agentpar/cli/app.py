@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agentpar.cli import fuzz, project, prune, resume, run, runs, servers
+from agentpar.cli import fuzz, memory, project, prune, resume, run, runs, servers, training
 from agentpar.errors import AgentparError, UsageError
 
 app = typer.Typer(
@@ -105,3 +105,13 @@ for _command in (
     project.doctor,
 ):
     app.command()(guarded(_command))
+
+_memory = typer.Typer(
+    help="Look into a bank of findings, withdraw from it, learn from it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+for _part in (memory.show, memory.stats, memory.revoke, memory.export, training.train):
+    _memory.command()(guarded(_part))
+_memory.command("eval")(guarded(training.evaluate))
+app.add_typer(_memory, name="memory")

@@ -442,6 +442,40 @@ class TeamFields(Section):
     or the one of which most is carried by what was read (``best``)."""
 
 
+def _at_bank(value: object) -> object:
+    """An address alone as a bank that every run keeps for the next."""
+    return {"bank": value, "scope": "project"} if isinstance(value, str) else value
+
+
+def _duration_or_none(value: object) -> float | None:
+    """Seconds; ``none`` for None."""
+    return None if value in (None, "none") else duration(value)
+
+
+class MemoryFields(Section):
+    """A bank of what calls have brought, which serves equal calls of other teams and runs."""
+
+    also = {"url": "bank", "policy": "admission"}
+
+    bank: Annotated[SecretStr | None, BeforeValidator(_no_empty)] = None
+    """``sqlite:///FILE`` beside this one, or ``postgresql://…``; by default in this process, and
+    gone with it."""
+    admission: Literal["none", "all", "novelty", "rule", "judge", "learned"] = "rule"
+    """Who decides what enters it."""
+    scope: Literal["run", "project"] = "run"
+    """For the teams of one question (``run``), or for every run to come (``project``)."""
+    ttl: Duration | None = None
+    """How long what is in it serves, such as ``7d``; by default for ever."""
+    lease: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        BeforeValidator(_duration_or_none),
+        _or_text("number", r"none|\d+(\.\d+)? ?(ms|s|m|min|h|d)?", exclusiveMinimum=0),
+    ] = 30.0
+    """How long an equal call that another makes is waited for; ``none``: each makes its own."""
+    namespace: Annotated[str, Field(max_length=200)] = ""
+    """Keeps apart what lies in one bank; by default the agent's name."""
+
+
 class LimitFields(Section):
     """Bounds on one run."""
 
@@ -510,7 +544,7 @@ class AgentFile(Section):
         "llm": "model",
         "default": "defaults",
     }
-    later = frozenset({"memory", "output_schema"})
+    later = frozenset({"output_schema"})
 
     version: Literal[1] = 1
     """Version of this format."""
@@ -542,6 +576,11 @@ class AgentFile(Section):
     ] = None
     """Where runs are kept as they go: ``sqlite:///FILE`` beside this one, ``postgresql://…``; or
     ``url`` and ``keep``."""
+    memory: Annotated[
+        MemoryFields | None, BeforeValidator(_at_bank), BeforeValidator(_no_empty), _OR_ADDRESS
+    ] = None
+    """A bank of what calls have brought, which serves equal calls of other teams and runs; an
+    address alone is one that every run keeps for the next."""
     watch: WatchFields = WatchFields()
     """Who watches the runs besides the record."""
     secrets: list[SecretStr] = []

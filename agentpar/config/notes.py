@@ -102,16 +102,17 @@ def _includes(wide: str, narrow: str) -> bool:
     return wide.endswith("*") and not set("*?[") & set(start) and narrow[:wild].startswith(start)
 
 
-def outside(journal: str, path: str, root: Node) -> Iterator[Remark]:
-    """A journal that is named from the folder of the file and does not lie in it.
+def outside(url: str, path: str, root: Node, loc: tuple[str, str]) -> Iterator[Remark]:
+    """A journal or a bank, at ``loc``, that is named from the folder of the file and does not lie
+    in it.
 
     One that is named from the root of the file system is where somebody wanted it.
     """
-    name = journal.removeprefix("sqlite:///")
+    name = url.removeprefix("sqlite:///")
     leaves = Path(os.path.normpath(name)).parts[:1] == ("..",)
-    if name != journal and leaves:
-        text = f"journal: lies outside the folder of {path}, from which its name counts"
-        yield Remark(root.find(("journal", "url")).mark, text)
+    if name != url and leaves:
+        text = f"{loc[0]}: lies outside the folder of {path}, from which its name counts"
+        yield Remark(root.find(loc).mark, text)
 
 
 def _line(root: Node, index: int) -> int:

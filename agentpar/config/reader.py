@@ -12,13 +12,22 @@ from pydantic import ValidationError
 
 from agentpar.config.complaints import complaints
 from agentpar.config.environment import fill
-from agentpar.config.fields import AgentFile, LimitFields, ToolEntry, WatchFields, revealed
+from agentpar.config.fields import (
+    AgentFile,
+    LimitFields,
+    MemoryFields,
+    ToolEntry,
+    WatchFields,
+    revealed,
+)
 from agentpar.config.notes import idle_rules, outside, unmatched
 from agentpar.config.shape import Remark, Shape, dotted
 from agentpar.config.source import Loc, Mark, Node, read_text, read_yaml
 from agentpar.config.tools import Make, makers
 from agentpar.errors import ConfigError, UsageError
 from agentpar.executor.journal import open_journal
+from agentpar.memory.settings import Memory
+from agentpar.memory.store import open_store
 from agentpar.permissions import Rule
 from agentpar.planner.planner import plan_problems
 from agentpar.planner.prompts import Example
@@ -101,6 +110,8 @@ class AgentSpec:
             arguments["workers"] = Workers(**said, backend=_BACKENDS[file.workers.mode])
         if file.teams is not None:
             arguments["teams"] = Teams(file.teams.n, file.teams.select)
+        if file.memory is not None:
+            arguments["memory"] = _memory(file.memory, self.path)
         if self.journal is not None:
             kept = self.keep is not None
             arguments["journal"] = (
@@ -118,6 +129,19 @@ class AgentSpec:
             if model.price.model_fields_set:
                 arguments["price"] = Price(model.price.prompt, model.price.completion)
         return arguments
+
+
+def _memory(said: MemoryFields, path: Path) -> Memory:
+    """The bank; a file's name is seen from the folder of ``path``."""
+    bank = revealed(said.bank)
+    return Memory(
+        None if bank is None else _from(path, bank),
+        said.scope,
+        said.admission,
+        said.ttl,
+        said.lease,
+        said.namespace,
+    )
 
 
 def _policies(file: AgentFile) -> dict[str, PolicyFields]:
@@ -203,6 +227,8 @@ def load(
             _check_model(fields, root, shape)
         if not any(loc[0] == "journal" for loc, _ in unfilled):
             _check_journal(fields, root, shape)
+        if not any(loc[0] == "memory" for loc, _ in unfilled):
+            _check_memory(fields, root, shape)
         if not shape.problems:
             _check_examples(fields, root, known, shape)
             _add_notes(fields, root, known, shape)
@@ -273,6 +299,18 @@ def _check_journal(fields: AgentFile, root: Node, shape: Shape) -> None:
         shape.problems.append(Remark(at, f"journal: {error}"))
 
 
+def _check_memory(fields: AgentFile, root: Node, shape: Shape) -> None:
+    if fields.memory is None:
+        return
+    try:
+        memory = _memory(fields.memory, Path("agent.yaml"))
+        if memory.bank is not None:
+            open_store(memory.bank)
+    except UsageError as error:
+        text = str(error).removeprefix("memory: ")
+        shape.problems.append(Remark(root.find(("memory",)).mark, f"memory: {text}"))
+
+
 def _from(path: Path, url: str) -> str:
     """``url`` with the name of its file, where it has one, seen from the folder of ``path``."""
     start = "sqlite:///"
@@ -301,8 +339,11 @@ def _add_notes(fields: AgentFile, root: Node, known: Mapping[str, Tool], shape: 
     more = any(entry.kind == "mcp" for entry in fields.tools)
     shape.notes += unmatched(fields, root, known, more=more)
     shape.notes += idle_rules(rules(fields), root, known, more=more)
+    file = Path(root.mark.file).name
     if fields.journal is not None:
-        shape.notes += outside(revealed(fields.journal.url), Path(root.mark.file).name, root)
+        shape.notes += outside(revealed(fields.journal.url), file, root, ("journal", "url"))
+    if fields.memory is not None and fields.memory.bank is not None:
+        shape.notes += outside(revealed(fields.memory.bank), file, root, ("memory", "bank"))
 
 
 def _watchers(fields: WatchFields) -> Iterator[Watch]:

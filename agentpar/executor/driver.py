@@ -58,7 +58,7 @@ from agentpar.executor.commands import (
 from agentpar.executor.failures import described, failure_of
 from agentpar.executor.machine import Machine
 from agentpar.plan import Failed, Ok, Outcome
-from agentpar.ports import Clock, Results
+from agentpar.ports import Clock, Results, Shared
 from agentpar.tools.base import Tool
 from agentpar.tools.behind import left_behind
 from agentpar.tools.call import call_key
@@ -112,7 +112,8 @@ class Driver:
     `Conclude` command asks and emit what happened. ``observers`` are called with every event,
     in order, inside the event loop: they must be quick. A command for which ``hold`` is true is
     not performed but kept in `held`; when nothing else is left to do, `run` returns with it.
-    ``calls`` is asked about each call. ``results`` keeps what tools with a ``cache`` return.
+    ``calls`` is asked about each call. ``results`` keeps what tools with a ``cache`` return;
+    ``shared`` has what other teams and runs find.
     ``beside`` is asked after every event for work to do beside the run; what it gives must not
     raise, and is cancelled when a joiner starts and when the run ends. ``redact`` takes secrets
     out of each event before anyone, the machine included, sees it. ``timeout`` is seconds for
@@ -131,6 +132,7 @@ class Driver:
         approve: Approve | None = None,
         hold: Callable[[Command], bool] | None = None,
         results: Results | None = None,
+        shared: Shared | None = None,
         calls: Calls | None = None,
         timeout: float | None = None,
         grace: float = GRACE,
@@ -150,6 +152,7 @@ class Driver:
         self._approve = approve
         self._hold = hold
         self._results = results
+        self._shared = shared
         self._calls = calls
         self._timeout = timeout
         self._grace = grace
@@ -520,7 +523,9 @@ class Driver:
                 self.emit(TaskStarted(task.id, command.args, now(), attempt))
                 if self._calls is not None:
                     await self._calls.intend(command, tool)
-                if self._results is None or not tool.may_be_kept:
+                if self._shared is not None and tool.may_be_shared:
+                    outcome, wait, via = await self._claimed(tool, command.args, key, self._shared)
+                elif self._results is None or not tool.may_be_kept:
                     outcome, wait = await self._call(tool, command.args, key)
                 else:
                     outcome, wait, via = await self._cached(tool, command.args, key, self._results)
@@ -538,6 +543,26 @@ class Driver:
             self._watch(key)
             raise
         self._leave(key)
+
+    async def _claimed(
+        self, tool: Tool, args: Mapping[str, Any], key: Key, shared: Shared
+    ) -> tuple[Outcome, float | None, str]:
+        """What this agent has kept, or others have found, or the call's own, which they then have.
+        The tool's time begins with the call."""
+        results = self._results if tool.may_be_kept else None
+        name = "" if results is None else call_key(tool, args)
+        if results is not None and (kept := await results.get(name)) is not None:
+            return kept, None, "cache"
+        async with shared.claim(tool, args, key[1], key[2]) as claim:
+            if claim.found is not None:
+                return claim.found, None, "bank"
+            began = self.clock.now()
+            outcome, wait = await self._call(tool, args, key)
+            await claim.settle(outcome, self.clock.now() - began)
+        if results is not None and isinstance(outcome, Ok):
+            assert tool.policy.cache is not None
+            await results.put(name, outcome, tool.policy.cache)
+        return outcome, wait, ""
 
     async def _cached(
         self, tool: Tool, args: Mapping[str, Any], key: Key, results: Results

@@ -198,7 +198,7 @@ def within_budget(performed: Performed) -> Iterator[str]:
             case Execute(task):
                 steps += 1
                 cost += policy_of(schedule, task).cost
-            case TaskDone(task_id=id, via="cache"):
+            case TaskDone(task_id=id, via="cache" | "bank"):
                 steps -= 1
                 cost -= policy_of(schedule, tasks[id]).cost
             case PlanStarted(number) | JoinStarted(number):

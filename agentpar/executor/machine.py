@@ -24,6 +24,7 @@ from agentpar.events import (
     HostThrottled,
     JoinFailed,
     JoinStarted,
+    LeaseAwaited,
     ModelUsed,
     PlanEnded,
     PlanFailed,
@@ -119,6 +120,7 @@ class _Call:
     failure: Failed | None = None
     followers: list[int] | None = None  # tasks with the same call, which wait for this one
     heard: int = 0  # number of the attempt that said which host asks for less
+    awaited: bool = False  # an equal call of another team was waited for: its time says nothing
 
 
 class Machine:
@@ -261,6 +263,7 @@ class Machine:
             AttemptFailed: self._attempt_failed,
             HostThrottled: self._host_throttled,
             AttemptEnded: self._attempt_ended,
+            LeaseAwaited: self._lease_awaited,
             TaskItem: self._task_item,
             TaskReplaced: self._task_replaced,
             TaskCancelled: self._task_cancelled,
@@ -766,6 +769,13 @@ class Machine:
                     self.budget.reserve_again("think", tokens, slot=slot)
         return []
 
+    def _lease_awaited(self, event: LeaseAwaited) -> list[Command]:
+        """An attempt waits for what another team makes of an equal call: how long it takes is not
+        how long its tool does."""
+        if (call := self._calls.get(event.task_id)) is not None:
+            call.awaited = True
+        return []
+
     def _attempt_failed(self, event: AttemptFailed) -> list[Command]:
         call = self._calls.get(event.task_id)
         began = None if call is None else call.attempts.pop(event.attempt, None)
@@ -917,7 +927,8 @@ class Machine:
                 if event.via != "journal" or event.attempt > call.seen:  # else it was made, once
                     self.budget.give_back_step(call.policy.cost)
             elif type(outcome) is Ok:
-                lane.samples.add(self._now - call.began)
+                if not call.awaited:
+                    lane.samples.add(self._now - call.began)
                 if lane.far is not None:
                     lane.far.succeeded()
         if call.attempts or call.waiting or id in self._paused:
@@ -1098,6 +1109,8 @@ class Machine:
         call = self._calls.get(id)
         if call is None or len(call.attempts) != 1 or call.waiting or self.stopped_by:
             return []
+        if call.awaited:
+            return []  # what is slow is another's call, for which a second would wait as well
         if id in self._items:
             return []  # others have begun on what the first one tells
         if not (call.policy.hedge and self._is_idempotent(call.task.tool)):

@@ -16,7 +16,6 @@ from agentpar.plaintext import cut, one_line
 from agentpar.tools.base import Tool
 from agentpar.tools.call import call_key
 from agentpar.tools.page import pages_of
-from agentpar.tools.passages import words
 
 Scope = Literal["run", "project"]
 """``run``: what the teams of one question share. ``project``: what every run keeps for the next."""
@@ -138,14 +137,31 @@ def likeness(tool: Tool, args: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of a call as far as it matters what is asked for.
 
     Of the arguments that are search words (``Tool.words``) only the words themselves count, not
-    their order, case, or stop words; everything else must be equal. So "population of Lima" is
-    like "Lima population", and nothing is like what names another thing or another number.
+    their order or case, nor articles; everything else must be equal. So "population of Lima" is
+    like "Lima population", and nothing is like what names another thing or another number. Where a
+    word says which way something goes ("from Lima to Quito"), the order counts.
     """
     loose = {
-        name: sorted(words(value)) if name in tool.words and isinstance(value, str) else value
+        name: _loose(value) if name in tool.words and isinstance(value, str) else value
         for name, value in args.items()
     }
     return call_key(tool, loose)
+
+
+_WAYS = frozenset(
+    "from to into by than before after between over under above below against without not no minus "
+    "plus times divided per versus vs".split()
+)
+"""Words after which it matters what stands where."""
+_ARTICLES = frozenset(("a", "an", "the", "of"))
+"""What says nothing. Other small words may: WHO is not IT."""
+
+
+def _loose(text: str) -> list[str]:
+    """The words of ``text`` in an order that does not depend on theirs, if it does not matter."""
+    plain = [word.strip(".,;:?!\"'()") for word in text.casefold().split()]
+    told = [word for word in plain if word and word not in _ARTICLES] or plain
+    return ["", *told] if not _WAYS.isdisjoint(told) else sorted(told)
 
 
 @dataclass(frozen=True, slots=True)

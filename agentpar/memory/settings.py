@@ -47,3 +47,17 @@ class Memory:
                 "memory: with scope 'project' the bank outlives the run: say where it is, "
                 "bank='sqlite:///bank.db'"
             )
+
+
+def memory_of(said: Memory | str | None) -> Memory | None:
+    """What a user says of the bank; an address alone is one that every run keeps for the next.
+
+    Raises `UsageError` for anything else.
+    """
+    if isinstance(said, str):
+        return Memory(bank=said, scope="project")
+    if said is None or isinstance(said, Memory):
+        return said
+    raise UsageError(
+        f"memory is an address such as 'sqlite:///bank.db', or Memory(…), got {said!r}"
+    )

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from agentpar.errors import GrammarRefused, PlanError, UsageError
 from agentpar.events import (
@@ -45,7 +46,8 @@ class PlanRequest:
     ``standing`` is what this very plan brought before it broke off: it is written again from
     its beginning, and what stands is not told again. ``anew``: it was written differently then,
     and goes on behind what stands, as another plan would. ``ended`` are the tasks that have ended
-    by the time one asks, where calls go on while the plan is written.
+    by the time one asks, where calls go on while the plan is written. ``offers`` are calls of which
+    the result is there already: tool and arguments.
     """
 
     question: str
@@ -57,6 +59,7 @@ class PlanRequest:
     standing: tuple[Line, ...] = ()
     anew: bool = False
     ended: Collection[int] | None = None
+    offers: tuple[tuple[str, Mapping[str, Any]], ...] = ()
 
 
 class Planner:
@@ -173,6 +176,7 @@ class Planner:
             surgery=self._surgery,
             tasks=request.tasks,
             outcomes=request.outcomes,
+            offers=request.offers,
         )
         return ModelRequest(
             messages,

@@ -42,6 +42,8 @@ MAX_FAULTS = 20
 """Faults that are told one by one."""
 WHY_CHARS = 400
 """Characters of the reason for which another plan is asked for."""
+OFFER_CHARS = 200
+"""Characters of a call that is there already; a longer one is not shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,8 @@ _SURGERY = """
 If the result of {alive} is of no use any more, write cancel({first}), or replace({first}, \
 tool(argument="value")) for another call in its place."""
 
+_THERE = "\n\nResults that are there already (these calls cost nothing):"
+
 _JOINER = """\
 You answer a question from the results of tool calls.
 First write the facts that answer it, each as one short sentence that ends with the number \
@@ -207,12 +211,14 @@ def plan_messages(
     surgery: bool = False,
     tasks: Mapping[int, Task] | None = None,
     outcomes: Mapping[int, Outcome] | None = None,
+    offers: Iterable[tuple[str, Mapping[str, Any]]] = (),
 ) -> tuple[Message, ...]:
     """The planner's prompt. In a later round, ``tasks`` and ``outcomes`` tell what is known:
     what is done, what has failed, and what still runs.
 
     With ``extended`` it explains ``[*]``, ``any(…)`` and ``some(…)``, too; with ``surgery``,
-    where calls still run, ``cancel(…)`` and ``replace(…)``.
+    where calls still run, ``cancel(…)`` and ``replace(…)``. ``offers`` are calls that others have
+    made: it shows them, and never what came of them.
     """
     system = _PLANNER.format(
         first_id=first_id,
@@ -229,6 +235,8 @@ def plan_messages(
     asked = f"Question: {question}"
     if tasks:
         asked += _so_far(tasks, outcomes)
+    if there := _offered(offers):
+        asked += "\n".join([_THERE, *there])
     if why:
         asked += f"\n\nStill missing: {one_line(why, WHY_CHARS)}"
         asked += f"\nPlan only the calls that find it, from {first_id} on, and end with join()."
@@ -236,6 +244,20 @@ def plan_messages(
         asked += _SURGERY.format(alive=_some_of(alive), first=f"${alive[0]}")
     messages.append(Message("user", asked))
     return tuple(messages)
+
+
+def _offered(offers: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """Each call on a line of its own. One that does not fit there as it is, and so could not be
+    asked for in the same words, is left out."""
+    lines: list[str] = []
+    for tool, args in offers:
+        try:
+            line = format_call(tool, args)
+        except ValueError:  # a value that no plan can hold
+            continue
+        if len(line) <= OFFER_CHARS and line == one_line(line):
+            lines.append(line)
+    return list(dict.fromkeys(lines))
 
 
 def describe_tool(tool: Tool) -> str:

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Unpack, overload
 
 from agentpar.errors import UsageError
@@ -38,6 +38,7 @@ def tool(
     output: Mapping[str, Any] | None = None,
     batch: Callable[[list[dict[str, Any]]], Any] | None = None,
     batch_size: int | None = None,
+    words: Sequence[str] = (),
     **called: Unpack[PolicyFields],
 ) -> Tool: ...
 
@@ -56,6 +57,7 @@ def tool(
     output: Mapping[str, Any] | None = None,
     batch: Callable[[list[dict[str, Any]]], Any] | None = None,
     batch_size: int | None = None,
+    words: Sequence[str] = (),
     **called: Unpack[PolicyFields],
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 
@@ -73,6 +75,7 @@ def tool(
     output: Mapping[str, Any] | None = None,
     batch: Callable[[list[dict[str, Any]]], Any] | None = None,
     batch_size: int | None = None,
+    words: Sequence[str] = (),
     **called: Unpack[PolicyFields],
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a typed function, sync or async, a `Tool`; with or without arguments.
@@ -85,9 +88,10 @@ def tool(
     that references to the value are checked against (``{}`` lets every reference through). For
     ``effect``, ``sends`` and ``pure`` see `Tool`. ``batch`` is a function, sync or async, that
     makes up to ``batch_size`` (16) calls as one: it takes a list of their arguments (each a dict)
-    and returns the list of results, or exceptions, in the same order. ``called`` says how the
-    tool is called: the fields of `Policy` (``timeout``, ``retries``, ``cache``, …). A result is
-    kept under its ``version``, which by default changes with the function's code.
+    and returns the list of results, or exceptions, in the same order. ``words`` names arguments
+    that are search words: see `Tool`. ``called`` says how the tool is called: the fields of
+    `Policy` (``timeout``, ``retries``, ``cache``, …). A result is kept under its ``version``, which
+    by default changes with the function's code.
 
     The tool still works as the plain function. Raises `UsageError` where the signature
     cannot be a schema: a parameter without annotation, ``*args``, ``**kwargs``,
@@ -111,6 +115,7 @@ def tool(
             output=output,
             batch=batch,
             batch_size=batch_size,
+            words=words,
             **called,
         )
     name = checked_name(str(name or getattr(fn, "__name__", type(fn).__name__)))
@@ -137,6 +142,8 @@ def tool(
         raise UsageError(f"tool {name!r}: batch_size must be at least 2, got {batch_size!r}")
     doc = read_docstring(inspect.getdoc(signature.plain) or "", signature.parameters)
     schema, validate = make_schema(signature, doc.parameters)
+    if unknown := [each for each in words if each not in schema["properties"]]:
+        raise UsageError(f"tool {name!r}: words names {unknown[0]!r}, which is no argument of it")
     returned = signature.hints.get("return", Any)
     return Tool(
         name=name,
@@ -157,6 +164,7 @@ def tool(
         output=output_schema(name, returned) if output is None else output,
         batch=None if batch is None else functools.partial(_call_batch, batch),
         batch_size=BATCH_SIZE if batch_size is None else batch_size,
+        words=tuple(words),
     )
 
 

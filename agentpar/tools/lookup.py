@@ -36,6 +36,7 @@ def web_lookup(*, search: Tool, fetch: Tool, pages: int = 2) -> Tool:
         name="web_lookup",
         timeout=(search.policy.timeout or 25.0) + (fetch.policy.timeout or 25.0),
         retries=2,
+        words=("query", "find"),
         returns="{value, text, url}: value is the number or name found, used as $1.value",
     )
     async def lookup(query: str, find: str) -> Page:

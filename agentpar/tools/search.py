@@ -93,6 +93,7 @@ def make_web_search(
         name="web_search",
         timeout=timeout + 5.0,
         retries=2,
+        words=("query",),
         returns="a list of {title, url, snippet}, best first: $1[0].url is the best page",
     )
     async def search(query: str) -> Hits:

@@ -67,6 +67,7 @@ def make_web_fetch(
         timeout=timeout + 5.0,
         retries=2,
         host="url",
+        words=("find",),
         returns="{url, title, text, value}: value is the number or short text for find, or null",
     )
     async def fetch(url: str, find: str = "") -> Page:

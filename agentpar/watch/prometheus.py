@@ -16,7 +16,11 @@ from agentpar.errors import MissingPackage, UsageError
 from agentpar.events import (
     ApprovalAsked,
     ApprovalGiven,
+    BankFailed,
+    EntryOffered,
+    EntryUsed,
     Event,
+    LeaseAwaited,
     ModelUsed,
     PlanFault,
     RunFinished,
@@ -126,6 +130,15 @@ class _Metrics:
         self.approvals = counter(
             "approvals", "Risky calls: asked, then allowed or denied", "tool", "verdict"
         )
+        self.bank_hits = counter("bank_hits", "Calls whose result others had found", "tool")
+        self.bank_waits = counter("bank_waits", "Calls that waited for an equal one", "tool")
+        self.bank_spared = counter(
+            "bank_spared_seconds", "Seconds that what others had found took them", "tool"
+        )
+        self.bank_offers = counter(
+            "bank_offers", "Results offered to the bank: admitted or refused", "tool", "verdict"
+        )
+        self.bank_failures = counter("bank_failures", "Runs that went on without the bank")
 
 
 class _Counting:
@@ -155,9 +168,9 @@ class _Counting:
                 else:
                     metrics.calls_in_flight.labels(agent, tool).inc()
                 self._started[id] = at
-            case TaskDone(id, outcome, at=at):
+            case TaskDone(id, outcome, at=at, via=via):
                 if id in self._tools:  # else a line that was no call: a fault of the plan
-                    self._ended(id, _kind(outcome), at)
+                    self._ended(id, _kind(outcome), at, called=via != "bank")
             case PlanFault():
                 metrics.faults.labels(agent).inc()
             case ModelUsed(purpose, usage=usage):
@@ -174,6 +187,16 @@ class _Counting:
             case ApprovalGiven(id, allowed):
                 verdict = "allowed" if allowed else "denied"
                 metrics.approvals.labels(agent, self._tool(id), verdict).inc()
+            case EntryUsed(id, spared=spared):
+                metrics.bank_hits.labels(agent, self._tool(id)).inc()
+                metrics.bank_spared.labels(agent, self._tool(id)).inc(max(0.0, spared))
+            case LeaseAwaited(id):
+                metrics.bank_waits.labels(agent, self._tool(id)).inc()
+            case EntryOffered(id, admitted=admitted):
+                verdict = "admitted" if admitted else "refused"
+                metrics.bank_offers.labels(agent, self._tool(id), verdict).inc()
+            case BankFailed():
+                metrics.bank_failures.labels(agent).inc()
             case RunFinished(status, at=at):
                 for id in list(self._started):
                     self._ended(id, "cancelled", at)
@@ -189,13 +212,14 @@ class _Counting:
     def _tool(self, id: int) -> str:
         return self._tools.get(id, "?")
 
-    def _ended(self, id: int, outcome: str, at: float) -> None:
+    def _ended(self, id: int, outcome: str, at: float, *, called: bool = True) -> None:
         tool = self._tool(id)
         self._metrics.calls.labels(self._agent, tool, outcome).inc()
         started = self._started.pop(id, None)
         if started is not None:
             self._metrics.calls_in_flight.labels(self._agent, tool).dec()
-            self._metrics.call_seconds.labels(self._agent, tool).observe(at - started)
+            if called:  # else it waited for another's call at most
+                self._metrics.call_seconds.labels(self._agent, tool).observe(at - started)
 
 
 def _kind(outcome: Outcome) -> str:

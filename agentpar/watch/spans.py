@@ -4,7 +4,9 @@
     ├── plan              one a round
     │   └── chat MODEL
     ├── execute_tool T    one an attempt, with a link to each whose result it was given
-    │   └── chat MODEL    where workers thought in it
+    │   ├── chat MODEL    where workers thought in it
+    │   ├── search_memory what another had found, and the wait for it
+    │   └── create_memory what the bank was offered
     └── join              one a round
         └── chat MODEL    all that several workers wrote included
 
@@ -29,10 +31,14 @@ from agentpar.events import (
     ApprovalGiven,
     AttemptEnded,
     AttemptFailed,
+    BankFailed,
+    EntryOffered,
+    EntryUsed,
     Event,
     JoinFailed,
     JoinStarted,
     JoinText,
+    LeaseAwaited,
     ModelUsed,
     PlanEnded,
     PlanFailed,
@@ -82,9 +88,19 @@ REPLAN: Final = "agentpar.replan"
 MESSAGE: Final = "agentpar.message"
 WORKERS: Final = "agentpar.workers"
 SHARING: Final = "agentpar.workers.backend"
+ENTRY: Final = "agentpar.memory.entry"
+PRODUCER: Final = "agentpar.memory.producer.run"
+PRODUCED: Final = "agentpar.memory.producer.task"
+TEAM: Final = "agentpar.memory.producer.team"
+SPARED: Final = "agentpar.memory.spared_seconds"
+ADMITTED: Final = "agentpar.memory.admitted"
+POLICY: Final = "agentpar.memory.policy"
+PROBABILITY: Final = "agentpar.memory.probability"
 
 Value = str | bool | int | float | Sequence[str] | Sequence[int]
-Key = tuple[Literal["run", "plan", "join", "chat"], int] | tuple[Literal["call"], int, int]
+Key = (
+    tuple[Literal["run", "plan", "join", "chat", "memory"], int] | tuple[Literal["call"], int, int]
+)
 """Of a call: its task and which attempt. Several may be open at once."""
 ROOT: Final[Key] = ("run", 0)
 
@@ -145,6 +161,8 @@ class SpanTree:
         self._thoughts: dict[Key, dict[str, list[str]]] = {}  # what each of several workers wrote
         self._usage = Usage()
         self._chats = 0
+        self._memories = 0
+        self._awaited: dict[Key, float] = {}  # since when an attempt waits for another's call
         self._at = 0.0
         for event in run.history:
             if isinstance(event, TaskPlanned | TaskReplaced):
@@ -175,6 +193,16 @@ class SpanTree:
                 changes += self._closed(("call", id, attempt), at, error="cancelled")
             case TaskDone():
                 changes += self._task_done(event)
+            case LeaseAwaited(id, (run, task), team, at, attempt):
+                self._awaited["call", id, attempt] = at
+                made = {**self._call(id), PRODUCER: run, PRODUCED: task, TEAM: team}
+                changes.append(Noted("memory.awaited", at, made))
+            case EntryUsed():
+                changes += self._entry_used(event)
+            case EntryOffered():
+                changes += self._entry_offered(event)
+            case BankFailed(error, _, at):
+                changes.append(Noted("memory.failed", at, self._if_content({MESSAGE: error})))
             case JoinStarted(round, at):
                 changes += self._opened(Opened(("join", round), ROOT, "join", at, {ROUND: round}))
             case Answered(round, at=at):
@@ -253,6 +281,8 @@ class SpanTree:
                 return [Noted("task.reused", event.at, said)]
             case Ok(value):
                 said = {RESULT: _json(value)} if self._content else {}
+                if event.via:
+                    said[VIA] = event.via
                 return self._closed(key, event.at, said)
             case Failed(error, kind):
                 if key in self._open:
@@ -262,6 +292,30 @@ class SpanTree:
             case Skipped(because):
                 skipped = {**self._call(event.task_id), BECAUSE: because}
                 return [Noted("task.skipped", event.at, skipped)]
+
+    def _entry_used(self, event: EntryUsed) -> list[Change]:
+        caller: Key = ("call", event.task_id, event.attempt)
+        run, task = event.producer
+        told: dict[str, Value] = {ENTRY: event.entry, PRODUCER: run, PRODUCED: task}
+        told |= {TEAM: event.team, SPARED: event.spared}
+        began = self._awaited.pop(caller, event.at)
+        return self._memory("search_memory", caller, began, event.at, told)
+
+    def _entry_offered(self, event: EntryOffered) -> list[Change]:
+        caller: Key = ("call", event.task_id, event.attempt)
+        told: dict[str, Value] = {ENTRY: event.entry, ADMITTED: event.admitted}
+        told |= {POLICY: event.policy, PROBABILITY: event.probability}
+        told |= self._if_content({MESSAGE: event.why})
+        return self._memory("create_memory", caller, event.at, event.at, told)
+
+    def _memory(
+        self, operation: str, caller: Key, began: float, at: float, told: Mapping[str, Value]
+    ) -> list[Change]:
+        self._memories += 1
+        key: Key = ("memory", self._memories)
+        parent = caller if caller in self._seen else ROOT
+        span = Opened(key, parent, operation, began, {OPERATION: operation, **told})
+        return [*self._opened(span), *self._closed(key, at)]
 
     def _model_used(self, event: ModelUsed) -> list[Change]:
         self._chats += 1

@@ -27,6 +27,7 @@ from agentpar.config.fields import AgentFile, Section, section_in
 from agentpar.config.source import Node, read_yaml, resolve_plain
 from agentpar.config.web import mini_web_options
 from agentpar.errors import ConfigError, FetchError, UsageError
+from agentpar.memory.settings import Memory
 from agentpar.miniweb import MiniWeb
 from agentpar.permissions import Rule
 from agentpar.policy import Price
@@ -262,7 +263,7 @@ def test_a_known_other_word_is_read_with_a_note(folder: Path) -> None:
         (
             "zzz: 1\n",
             "agent.yaml:1:1: zzz: unknown field, known here: version, name, instructions, model, "
-            "planner, workers, teams, tools, policies, defaults, limits, permissions, journal, watch, secrets",
+            "planner, workers, teams, tools, policies, defaults, limits, permissions, journal, memory, watch, secrets",
         ),
         ("tools:\n  - calcc\n", "agent.yaml:2:5: tools[0]: there is no tool 'calcc', did you mean calc?"),
         (
@@ -382,7 +383,7 @@ def test_teams_that_cannot_be(folder: Path, text: str, message: str) -> None:
 
 
 NOT_BUILT = [
-    *((key, "{}", key) for key in ("memory", "output_schema")),
+    *((key, "{}", key) for key in ("output_schema",)),
     ("tools", "[openapi: {spec: ./api.yaml}]", "tools[0].openapi"),
 ]
 
@@ -396,6 +397,40 @@ def test_what_is_not_built_yet_is_refused_by_name(
     assert re.fullmatch(
         rf"agent\.yaml:1:\d+: {re.escape(name)}: not available in agentpar 0\.1 yet", message
     )
+
+
+def test_memory_is_a_bank(folder: Path) -> None:
+    """A file's name counts from the folder of the agent's file; an address alone is for good."""
+    said = "memory: {bank: 'sqlite:///b.db', admission: learned, scope: project, ttl: 7d, lease: none}\n"
+    assert loaded(said).arguments()["memory"] == Memory(
+        f"sqlite:///{folder.resolve()}/b.db", "project", "learned", 7 * 86400.0, None
+    )
+    assert loaded("memory: sqlite:///b.db\n").arguments()["memory"] == Memory(
+        f"sqlite:///{folder.resolve()}/b.db", "project"
+    )
+    assert loaded("memory: {lease: 10s}\n").arguments()["memory"] == Memory(lease=10.0)
+    assert "memory" not in loaded("name: x\n").arguments()
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("{bank: ftp://x}", "1:9: memory: a bank is at sqlite:///FILE or postgresql://…"),
+        ("{scope: project}", "memory: with scope 'project' the bank outlives the run"),
+        ("{scope: team}", "memory.scope: must be 'run' or 'project', not 'team'"),
+        ("{lease: soon}", "memory.lease: "),
+        ("{admision: all}", "memory.admision: unknown field, did you mean admission?"),
+    ],
+)
+def test_a_memory_that_cannot_be_is_a_mistake(folder: Path, said: str, message: str) -> None:
+    """Told with its place, before anything runs."""
+    (found,) = mistakes(f"memory: {said}\n")
+    assert message in found
+
+
+def test_a_banks_password_is_not_shown(folder: Path) -> None:
+    """As with a journal."""
+    assert "hunter2" not in repr(loaded("memory: postgresql://u:hunter2@h/d\n").fields)
 
 
 def test_an_example_plan_that_cannot_run_is_a_mistake(folder: Path) -> None:

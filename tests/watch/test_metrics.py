@@ -16,7 +16,11 @@ from agentpar import Agent, ScriptedRuntime, UsageError, tool
 from agentpar.events import (
     ApprovalAsked,
     ApprovalGiven,
+    BankFailed,
+    EntryOffered,
+    EntryUsed,
     Event,
+    LeaseAwaited,
     RunFinished,
     RunStarted,
     TaskDone,
@@ -96,6 +100,32 @@ def test_approvals_and_retries_are_counted() -> None:
     assert of(found, "approvals_total", "web_search", "asked") == 1
     assert of(found, "approvals_total", "web_search", "denied") == 1
     assert of(found, "tool_retries_total", "web_search") == 1
+
+
+def test_what_the_bank_spared_is_counted() -> None:
+    """Hits, waits, offers and seconds by tool; a result of another is no time of the tool's."""
+    found = counted(
+        [
+            RunStarted("R.2", "?"),
+            *(TaskPlanned(1, Task(id, "double", {"n": id})) for id in (1, 2)),
+            TaskStarted(1, at=1.0),
+            LeaseAwaited(1, ("R.1", 4), 1, at=1.0),
+            EntryUsed(1, "e", ("R.1", 4), 1, 1.9, at=2.5),
+            TaskDone(1, Ok(2), at=2.5, via="bank"),
+            TaskStarted(2, at=1.0),
+            EntryOffered(2, "f", False, "rule", 0.0, "of no use", at=1.5),
+            TaskDone(2, Ok(4), at=1.5),
+            BankFailed("the disk is full", at=2.0),
+            RunFinished("answered", at=3.0),
+        ]
+    )
+    assert of(found, "bank_hits_total", "double") == 1
+    assert of(found, "bank_waits_total", "double") == 1
+    assert of(found, "bank_spared_seconds_total", "double") == 1.9
+    assert of(found, "bank_offers_total", "double", "refused") == 1
+    assert of(found, "bank_failures_total") == 1
+    assert of(found, "tool_calls_total", "double", "ok") == 2
+    assert of(found, "tool_seconds_count", "double") == 1
 
 
 def test_nothing_stays_in_flight_after_a_run_that_broke_off() -> None:

@@ -26,9 +26,13 @@ from agentpar.events import (
     Answered,
     AttemptEnded,
     AttemptFailed,
+    BankFailed,
+    EntryOffered,
+    EntryUsed,
     Event,
     JoinStarted,
     JoinText,
+    LeaseAwaited,
     ModelUsed,
     RunFinished,
     RunStarted,
@@ -114,6 +118,45 @@ invoke_agent atlas 0.00-7.66 [plan.fault] [task.skipped]
   execute_tool calc 5.60-5.61 #7 after 6, 3
   join 5.62-7.65
     chat scripted 5.65-7.65"""
+
+
+def test_what_the_bank_did_lies_under_its_call() -> None:
+    """The wait for another's finding, whose that was, and what was offered; no texts of pages."""
+    tracing = watched(
+        [
+            RunStarted("R.2", "?"),
+            *(TaskPlanned(1, Task(id, "look", {"q": "x"})) for id in (1, 2)),
+            TaskStarted(1, at=1.0),
+            LeaseAwaited(1, ("R.1", 4), 1, at=1.0),
+            EntryUsed(1, "e", ("R.1", 4), 1, 1.9, at=2.5),
+            TaskDone(1, Ok("found"), at=2.5, via="bank"),
+            TaskStarted(2, at=1.0),
+            EntryOffered(2, "f", True, "rule", 1.0, "two want it", at=1.5),
+            TaskDone(2, Ok("found"), at=1.5),
+            BankFailed("the disk is full", at=2.0),
+            RunFinished("answered", at=3.0),
+        ]
+    )
+    assert (
+        tracing.tree()
+        == """\
+invoke_agent atlas 0.00-3.00 [memory.awaited] [memory.failed]
+  execute_tool look 1.00-2.50 #1
+    search_memory 1.00-2.50
+  execute_tool look 1.00-1.50 #2
+    create_memory 1.50-1.50"""
+    )
+    found = {span.name: span.attributes for span in tracing.spans}
+    assert found["search_memory"] == {
+        "gen_ai.operation.name": "search_memory",
+        "agentpar.memory.entry": "e",
+        "agentpar.memory.producer.run": "R.1",
+        "agentpar.memory.producer.task": 4,
+        "agentpar.memory.producer.team": 1,
+        "agentpar.memory.spared_seconds": 1.9,
+    }
+    assert found["create_memory"]["agentpar.memory.admitted"] is True
+    assert "two want it" not in str(found)
 
 
 def test_a_run_is_one_tree_of_spans() -> None:

@@ -1,1 +1,52 @@
-"""Where a bank's entries lie: SQLite for one host, Postgres for many."""
+"""Where a bank's entries lie: SQLite for one host, Postgres for many.
+
+The only door to it is `open_store`; what stands behind is chosen by the address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from agentpar.errors import UsageError
+from agentpar.memory.store.base import Put, Statistics, Store
+
+__all__ = ["Put", "Statistics", "Store", "open_store"]
+
+_SQLITE = "sqlite:///"
+_POSTGRES = ("postgresql://", "postgres://")
+
+
+def open_store(
+    url: str | None,
+    *,
+    max_entry_bytes: int = 200_000,
+    max_entries: int | None = 10_000,
+    tell: Callable[[str], None] | None = None,
+) -> Store:
+    """The store at ``url``, not open yet; None: in this process's memory, gone when it is closed.
+
+    ``sqlite:///bank.db`` is a file below the current folder, ``sqlite:////var/bank.db`` one from
+    the root, ``postgresql://user@host/database`` needs the ``postgres`` extra. An entry of more
+    than ``max_entry_bytes`` is refused, and so is one more of a run that has brought
+    ``max_entries`` (None: no limit). ``tell`` is told in words of each entry that another program
+    has changed, which is not used.
+    """
+    name = None
+    if url is not None and url.startswith(_POSTGRES):
+        from agentpar.memory.store.postgres import PostgresStore
+
+        return PostgresStore(
+            url, max_entry_bytes=max_entry_bytes, max_entries=max_entries, tell=tell
+        )
+    if url is not None:
+        name = url.removeprefix(_SQLITE).partition("?")[0] if url.startswith(_SQLITE) else ""
+        if not name:
+            kind = url.partition(":")[0]  # the rest may hold a password
+            raise UsageError(
+                f"a bank is at sqlite:///FILE or postgresql://…, got an address of {kind!r}"
+            )
+    from agentpar.memory.store.sqlite import SqliteStore
+
+    return SqliteStore(
+        name or ":memory:", max_entry_bytes=max_entry_bytes, max_entries=max_entries, tell=tell
+    )

@@ -17,16 +17,19 @@ from agentpar.memory.entry import Entry, Lease, Reading, Revocation
 @dataclass(frozen=True, slots=True)
 class Put:
     """What became of an entry: it is ``new``, or there was one that says the same, of which it is
-    one more producer. ``entry`` is what now stands there."""
+    one more producer. ``entry`` is what now stands there; ``revoked``: it was withdrawn, or is made
+    of what was, and nobody will find it."""
 
     entry: Entry
     new: bool
+    revoked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
     """How many entries, readings, leases held and revoked entries a store has; ``bytes`` of the
-    entries; ``spared_seconds`` and ``spared_tokens`` by the readings."""
+    entries; ``spared_seconds`` and ``spared_tokens`` by the readings. ``refused``: rows that
+    another program has changed, which are not used and count nowhere else."""
 
     entries: int = 0
     revoked: int = 0
@@ -35,6 +38,7 @@ class Statistics:
     bytes: int = 0
     spared_seconds: float = 0.0
     spared_tokens: int = 0
+    refused: int = 0
 
 
 class Store(Protocol):
@@ -84,9 +88,10 @@ class Store(Protocol):
         """Run, task and team of each that brought it."""
         ...
 
-    def revoke(self, source: str, why: str = "") -> Revocation:
+    def revoke(self, source: str, why: str = "", *, dry_run: bool = False) -> Revocation:
         """Withdraw what comes from ``source`` (an address or the beginning of one, an entry's id,
-        a run's id) and, over ``parents``, all that was made of it."""
+        a run's id) and, over ``parents``, all that was made of it. With ``dry_run``: only what that
+        would be."""
         ...
 
     # Leases

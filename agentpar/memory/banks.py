@@ -1,0 +1,87 @@
+"""The banks of one agent: one for all its runs, or one for each question and its teams.
+
+Says how long a bank lives, and nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from weakref import WeakValueDictionary
+
+from agentpar.memory.admission import Admission
+from agentpar.memory.bank import Bank, Embed
+from agentpar.memory.embed import HashedNgrams
+from agentpar.memory.seat import Seat
+from agentpar.memory.settings import Memory
+from agentpar.memory.store.base import Store
+
+
+class Banks:
+    """Banks as ``settings`` want them, under the name of the agent unless they name another.
+
+    ``open_store`` and ``admission`` make what a bank needs, ``embed`` is shared by all.
+    """
+
+    def __init__(
+        self,
+        settings: Memory,
+        *,
+        agent: str,
+        open_store: Callable[[], Store],
+        admission: Callable[[], Admission],
+        embed: Embed | None = None,
+    ) -> None:
+        self._settings = settings
+        self._name = settings.namespace or agent
+        self._open_store = open_store
+        self._admission = admission
+        self._embed = embed
+        self._kept: Bank | None = None
+        self._of_runs: WeakValueDictionary[str, Bank] = WeakValueDictionary()
+
+    def seat(self, run_id: str, *, question_run: str = "", team: int = 0) -> Seat:
+        """A place for the run ``run_id``, one of those for ``question_run``, where it has teams."""
+        return Seat(self._bank(question_run or run_id), run_id, team=team)
+
+    @asynccontextmanager
+    async def holding(self, question_run: str) -> AsyncIterator[None]:
+        """While its teams come and go, what one has found stays there for the next."""
+        bank = self._bank(question_run)
+        bank.held += 1
+        try:
+            yield
+        finally:
+            bank.held -= 1
+            await bank.leave()
+
+    async def aclose(self) -> None:
+        """Close what outlives its runs; it opens again for the next."""
+        if self._kept is not None:
+            await self._kept.stop()
+
+    def _bank(self, question_run: str) -> Bank:
+        if self._settings.scope == "project":
+            if self._kept is None:
+                self._kept = self._new(self._name)
+                self._kept.held += 1
+            return self._kept
+        bank = self._of_runs.get(question_run)
+        if bank is None:
+            bank = self._of_runs[question_run] = self._new(f"{self._name}/{question_run}")
+        return bank
+
+    def _new(self, namespace: str) -> Bank:
+        return Bank(
+            self._open_store(),
+            self._admission(),
+            namespace=namespace,
+            settings=self._settings,
+            embed=self._embed,
+        )
+
+
+def default_embedding() -> Embed | None:
+    """Vectors without a package or weights; None where what looks for the nearest is missing."""
+    return HashedNgrams().embed if importlib.util.find_spec("numpy") else None

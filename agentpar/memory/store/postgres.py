@@ -1,0 +1,315 @@
+"""A bank in Postgres, for agents on several machines.
+
+Knows SQL and psycopg; must never know a tool or a run. The server's clock alone counts, so the
+clocks of the machines may differ. A connection that breaks is made anew by the next call. Where
+the server has pgvector when the first vector comes, it finds the nearest, by an HNSW index; else
+each process mirrors the vectors, as it does those of a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+from array import array
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from agentpar.errors import BankError, MissingPackage, UsageError
+from agentpar.memory.entry import Entry
+from agentpar.memory.store import key
+from agentpar.memory.store.mirrored import MirroredStore
+from agentpar.memory.store.rows import COLUMNS, Row, Seals, check_size, escaped, little, packed
+from agentpar.memory.store.sql import VERSION, Execute
+
+if TYPE_CHECKING:
+    import psycopg
+
+_LOCK = 0x61677062
+"""Of the one who makes the tables: "agpb"."""
+_CONNECTION: dict[str, Any] = {
+    "application_name": "agentpar",
+    "connect_timeout": 5,
+    "tcp_user_timeout": 10_000,
+}
+# A power cut may cost the last entries, which can be found again, and nothing else.
+_SETTINGS = (
+    "-c synchronous_commit=off -c lock_timeout=10s -c idle_in_transaction_session_timeout=10s "
+    "-c client_min_messages=warning"
+)
+# Names in ASCII, compared byte by byte: what begins with an address lies side by side.
+_TABLES = """
+CREATE TABLE agentpar_bank_meta (
+  version INTEGER NOT NULL, changed BIGINT NOT NULL, dimension INTEGER NOT NULL, seal TEXT NOT NULL
+);
+CREATE TABLE agentpar_bank_entries (
+  seq BIGINT PRIMARY KEY, id TEXT COLLATE "C" NOT NULL UNIQUE,
+  namespace TEXT COLLATE "C" NOT NULL, key TEXT COLLATE "C" NOT NULL,
+  likeness TEXT COLLATE "C" NOT NULL, created FLOAT8 NOT NULL, expires FLOAT8,
+  revoked INTEGER NOT NULL, changed BIGINT NOT NULL, size BIGINT NOT NULL, seal TEXT NOT NULL,
+  vector BYTEA, body TEXT NOT NULL
+);
+CREATE INDEX agentpar_bank_entries_key ON agentpar_bank_entries (namespace, key);
+CREATE INDEX agentpar_bank_entries_likeness ON agentpar_bank_entries (namespace, likeness);
+CREATE INDEX agentpar_bank_entries_changed ON agentpar_bank_entries (changed, seq);
+CREATE INDEX agentpar_bank_entries_expires ON agentpar_bank_entries (expires)
+  WHERE expires IS NOT NULL;
+CREATE TABLE agentpar_bank_producers (
+  entry TEXT COLLATE "C" NOT NULL, run TEXT COLLATE "C" NOT NULL, task BIGINT NOT NULL,
+  team INTEGER NOT NULL, number BIGINT NOT NULL, seal TEXT NOT NULL,
+  PRIMARY KEY (entry, run, task)
+);
+CREATE INDEX agentpar_bank_producers_run ON agentpar_bank_producers (run);
+CREATE TABLE agentpar_bank_sources (
+  source TEXT COLLATE "C" NOT NULL, entry TEXT COLLATE "C" NOT NULL, PRIMARY KEY (source, entry)
+);
+CREATE TABLE agentpar_bank_parents (
+  parent TEXT COLLATE "C" NOT NULL, entry TEXT COLLATE "C" NOT NULL, PRIMARY KEY (parent, entry)
+);
+CREATE TABLE agentpar_bank_revoked (
+  entry TEXT COLLATE "C" PRIMARY KEY, why TEXT NOT NULL, at FLOAT8 NOT NULL
+);
+CREATE TABLE agentpar_bank_readings (
+  number BIGINT PRIMARY KEY, entry TEXT COLLATE "C" NOT NULL,
+  run TEXT COLLATE "C" NOT NULL, task BIGINT NOT NULL, team INTEGER NOT NULL,
+  spared_seconds FLOAT8 NOT NULL, spared_tokens BIGINT NOT NULL, context_tokens BIGINT NOT NULL,
+  at FLOAT8 NOT NULL, namespace TEXT COLLATE "C" NOT NULL, seal TEXT NOT NULL
+);
+CREATE INDEX agentpar_bank_readings_entry ON agentpar_bank_readings (entry);
+CREATE TABLE agentpar_bank_runs (run TEXT COLLATE "C" PRIMARY KEY, entries BIGINT NOT NULL);
+CREATE TABLE agentpar_bank_leases (
+  namespace TEXT COLLATE "C" NOT NULL, likeness TEXT COLLATE "C" NOT NULL,
+  run TEXT COLLATE "C" NOT NULL, task BIGINT NOT NULL, team INTEGER NOT NULL,
+  fence BIGINT NOT NULL, until FLOAT8 NOT NULL, PRIMARY KEY (namespace, likeness)
+);
+"""
+
+
+_VECTORS = """
+CREATE TABLE agentpar_bank_vectors (
+  seq BIGINT PRIMARY KEY REFERENCES agentpar_bank_entries ON DELETE CASCADE,
+  namespace TEXT COLLATE "C" NOT NULL, vector vector({dimension}) NOT NULL
+);
+CREATE INDEX agentpar_bank_vectors_namespace ON agentpar_bank_vectors (namespace);
+"""
+_HNSW = """
+CREATE INDEX agentpar_bank_vectors_hnsw ON agentpar_bank_vectors
+  USING hnsw (vector vector_cosine_ops);
+"""
+_MOST_INDEXED = 2_000
+"""Numbers of a vector that pgvector's index takes; longer ones are looked at one by one."""
+
+
+class PostgresStore(MirroredStore):
+    """A `Store` in the database at ``url``, in tables that begin with ``agentpar_bank_``. Rows are
+    sealed where the environment has a key. For the keywords see `SqlStore`."""
+
+    def __init__(self, url: str, **limits: Any) -> None:
+        try:
+            import psycopg
+        except ImportError:
+            purpose = "a bank in Postgres"
+            raise MissingPackage("psycopg", extra="postgres", purpose=purpose) from None
+        super().__init__(**limits)
+        try:
+            known = psycopg.conninfo.conninfo_to_dict(url)
+        except psycopg.Error as error:  # its text may show the password
+            kind = type(error).__name__
+            raise UsageError(
+                "the bank's address is none that Postgres knows "
+                f"({kind}): write postgresql://user@host:5432/database"
+            ) from None
+        self.place = f"{known.get('dbname', '')} on Postgres at {known.get('host', 'localhost')}"
+        options = f"{_SETTINGS} {known.pop('options', None) or ''}"
+        self._url = psycopg.conninfo.make_conninfo(**{**_CONNECTION, **known}, options=options)
+        self._connected: psycopg.Connection[Any] | None = None
+        self._opened = False
+        self._pgvector = False
+
+    def open(self) -> None:
+        secret = key.from_environment()
+        seals = Seals(secret)
+        self._opened = True
+        try:
+            with self._writing(durable=True) as execute:
+                execute("SELECT pg_advisory_xact_lock(?)", _LOCK)
+                (there,) = execute("SELECT to_regclass('agentpar_bank_meta')").fetchone()
+                if there is None:
+                    execute(_TABLES)
+                    execute(
+                        "INSERT INTO agentpar_bank_meta VALUES (?, 0, 0, ?)",
+                        *(VERSION, seals.of("bank")),
+                    )
+                version, seal = execute("SELECT version, seal FROM agentpar_bank_meta").fetchone()
+            if version != VERSION:
+                raise BankError(
+                    f"the bank {self.place} is of format {version}, and this agentpar reads format "
+                    f"{VERSION}: use the agentpar that wrote it, or name another database"
+                )
+            if not hmac.compare_digest(seal, seals.of("bank")):
+                raise BankError(
+                    f"the bank {self.place} was sealed under another key, or under none: set "
+                    f"{key.VARIABLE} as it was when the bank was made"
+                )
+        except BaseException:
+            self.close()
+            raise
+        self._seals = seals
+
+    def close(self) -> None:
+        connection, self._connected = self._connected, None
+        self._opened = self._pgvector = False
+        self._forget()
+        if connection is not None:
+            connection.close()
+
+    def _time(self, execute: Execute) -> float:
+        return float(execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()[0])
+
+    def _next(self, execute: Execute) -> tuple[int, int, float]:
+        # The row stays locked until the transaction ends; the clock is read once it is ours.
+        number, dimension, now = execute(
+            "UPDATE agentpar_bank_meta SET changed = changed + 1"
+            " RETURNING changed, dimension, extract(epoch FROM clock_timestamp())::float8"
+        ).fetchone()
+        return number, dimension, now
+
+    # The nearest
+
+    def nearest(self, namespace: str, vector: Sequence[float], k: int) -> list[tuple[Entry, float]]:
+        data = packed(vector)
+        assert data is not None
+        if k < 1:
+            return []
+        with self._reading() as execute:
+            check_size(data, self._dimension(execute))
+            if any(data) and self._has_pgvector(execute):
+                # Of an index and a condition come too few at times, and not the nearest.
+                found = self._nearest(execute, namespace, data, k)
+                if len(found) < k:
+                    execute("SET LOCAL enable_indexscan = off")
+                    found = self._nearest(execute, namespace, data, k)
+                return found
+        return super().nearest(namespace, vector, k)
+
+    def _nearest(
+        self, execute: Execute, namespace: str, data: bytes, k: int
+    ) -> list[tuple[Entry, float]]:
+        execute("SET LOCAL hnsw.iterative_scan = strict_order")
+        rows = execute(
+            f"SELECT {', '.join(f'e.{name}' for name in COLUMNS.split(', '))},"
+            " v.vector <=> ?::vector AS distance FROM agentpar_bank_vectors v"
+            " JOIN agentpar_bank_entries e ON e.seq = v.seq WHERE v.namespace = ?"
+            " AND e.revoked = 0 AND (e.expires IS NULL OR e.expires > ?)"
+            " ORDER BY distance LIMIT ?",
+            *(_numbers(data), escaped(namespace), self._time(execute), k),
+        ).fetchall()
+        found = [(Row.of(values[:-1]), 1.0 - values[-1]) for values in rows]
+        return [(row.entry(), cosine) for row, cosine in found if self._believed(row)]
+
+    def _index(self, execute: Execute, row: Row) -> None:
+        if not self._has_pgvector(execute):
+            return  # the mirror looks for itself
+        execute("DELETE FROM agentpar_bank_vectors WHERE seq = ?", row.seq)
+        if not row.revoked and row.vector is not None and any(row.vector):
+            execute(
+                "INSERT INTO agentpar_bank_vectors VALUES (?, ?, ?::vector)",
+                *(row.seq, row.namespace, _numbers(row.vector)),
+            )
+
+    def _has_pgvector(self, execute: Execute) -> bool:
+        """Whether the vectors lie in pgvector's table; once they do, they always will."""
+        if not self._pgvector:
+            (there,) = execute("SELECT to_regclass('agentpar_bank_vectors')").fetchone()
+            self._pgvector = there is not None
+        return self._pgvector
+
+    def _set_dimension(self, execute: Execute, dimension: int) -> None:
+        super()._set_dimension(execute, dimension)
+        if _makes_pgvector(execute):
+            execute(_VECTORS.format(dimension=dimension))
+            if dimension <= _MOST_INDEXED:
+                execute(_HNSW)
+
+    # The connection
+
+    @contextlib.contextmanager
+    def _writing(self, *, durable: bool = False) -> Iterator[Execute]:
+        """A transaction, on a new connection where there is none; errors in our words."""
+        import psycopg
+
+        if not self._opened:
+            raise BankError(f"the bank {self.place} is closed")
+        connection = self._connected
+        try:
+            if connection is None or connection.closed:
+                connection = self._connected = psycopg.connect(self._url)
+            try:
+                if durable:
+                    connection.execute("SET LOCAL synchronous_commit = on")
+                yield partial(_execute, connection)
+                connection.commit()
+            except BaseException:
+                if not connection.closed:
+                    with contextlib.suppress(psycopg.Error):
+                        connection.rollback()
+                raise
+        except psycopg.errors.DiskFull as error:
+            raise BankError(
+                f"there is no room for more in the bank {self.place} ({_text(error)}): what it "
+                "holds is untouched; make room on its disk"
+            ) from error
+        except psycopg.errors.ReadOnlySqlTransaction as error:
+            raise BankError(
+                f"the bank {self.place} cannot be written ({_text(error)}): name a server that may "
+                "be written to"
+            ) from error
+        except psycopg.Error as error:
+            # A session that the server has ended comes as an error of any kind: what tells is
+            # that the connection is closed.
+            lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+            if lost or (connection is not None and connection.closed):
+                raise BankError(f"the bank {self.place} is gone: {_text(error)}") from error
+            raise BankError(f"the bank {self.place} cannot be used: {_text(error)}") from error
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Execute]:
+        with self._writing() as execute:
+            yield execute
+
+
+def _execute(connection: psycopg.Connection[Any], statement: str, *parameters: Any) -> Any:
+    # Without parameters several statements may go at once, and a "%" means itself.
+    return connection.execute(statement.replace("?", "%s"), parameters or None)
+
+
+def _makes_pgvector(execute: Execute) -> bool:
+    """Whether the server has pgvector, of a version that goes on looking where a condition left
+    too few; it is made part of the database where that is allowed."""
+    import psycopg
+
+    try:
+        execute("SAVEPOINT pgvector")
+        row = execute(
+            "SELECT default_version FROM pg_available_extensions WHERE name = 'vector'"
+        ).fetchone()
+        if row is None:
+            return False
+        execute("CREATE EXTENSION IF NOT EXISTS vector")
+        (version,) = execute(
+            "SELECT extversion FROM pg_extension WHERE extname = 'vector'"
+        ).fetchone()
+        (found,) = execute("SELECT to_regtype('vector')").fetchone()
+        return found is not None and [int(part) for part in version.split(".")[:2]] >= [0, 8]
+    except psycopg.errors.InsufficientPrivilege:
+        execute("ROLLBACK TO SAVEPOINT pgvector")
+        return False
+
+
+def _numbers(vector: bytes) -> str:
+    """A vector as pgvector writes it."""
+    return f"[{','.join(map(repr, little(array('f', vector))))}]"
+
+
+def _text(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,203 @@
+"""The bank by itself: whose turn it is, over one process and over several."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentpar import Memory, tool
+from agentpar.errors import BankError
+from agentpar.executor.simulate import run as in_virtual_time
+from agentpar.memory import bank as banks
+from agentpar.memory.admission import Always
+from agentpar.memory.bank import Bank, Flight, Found
+from agentpar.memory.entry import Entry, Producer, entry_of, likeness
+from agentpar.memory.store.sqlite import SqliteStore
+from agentpar.plan import Ok
+from agentpar.tools.call import call_key
+
+
+@tool(version="1", words=("query",))
+async def look(query: str) -> str:
+    """Look. query: what."""
+    return query
+
+
+def by(number: int) -> Producer:
+    return Producer(f"R.{number}", 1, number)
+
+
+def entry(query: str = "Lima") -> Entry:
+    return entry_of(look, {"query": query}, "found", by(1), namespace="n")
+
+
+FOUND = Found(Ok("found"), "e", by(1), 2.0)
+
+
+def a_bank(path: Path | None = None, **fields: Any) -> Bank:
+    url = None if path is None else f"sqlite:///{path}"
+    memory = Memory(url, **fields)
+    store = SqliteStore(path or ":memory:")
+    return Bank(store, Always(True), namespace="n", settings=memory)
+
+
+@pytest.fixture
+def quick_terms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(banks, "TERM", 0.6)
+
+
+def test_turns_go_first_come_first_served() -> None:
+    """Of three who wait, the first gets the turn, then the second."""
+
+    async def main() -> list[int]:
+        bank, order = a_bank(), []
+        first = bank.take_off("x", by(0))
+
+        async def one(number: int) -> None:
+            flight = bank.flight("x")
+            assert flight is not None
+            assert await bank.wait(flight) is None
+            mine = bank.take_off("x", by(number))
+            order.append(number)
+            await asyncio.sleep(1)
+            bank.give_up(mine)
+
+        tasks = [asyncio.create_task(one(number)) for number in (1, 2, 3)]
+        await asyncio.sleep(1)
+        bank.give_up(first)
+        await asyncio.gather(*tasks)
+        assert bank.flight("x") is None
+        return order
+
+    assert in_virtual_time(main()) == [1, 2, 3]
+
+
+def test_what_is_found_reaches_all_who_wait_at_once() -> None:
+    """And those who come before it is in the bank."""
+
+    async def main() -> None:
+        bank = a_bank()
+        flight = bank.take_off("x", by(0))
+        waits = [asyncio.create_task(bank.wait(flight)) for _ in range(3)]
+        await asyncio.sleep(1)
+        bank.land(flight, FOUND)
+        assert await asyncio.gather(*waits) == [FOUND] * 3
+        late = bank.flight("x")
+        assert late is not None
+        assert late.found is FOUND
+        bank.clear(flight)
+        assert bank.flight("x") is None
+
+    in_virtual_time(main())
+
+
+def test_two_attempts_of_one_call_are_one_crew() -> None:
+    """The turn is passed on when the last of them has given up."""
+
+    async def main() -> None:
+        bank = a_bank()
+        flight = bank.take_off("x", by(0))
+        flight.crew += 1
+        wait = asyncio.create_task(bank.wait(flight))
+        await asyncio.sleep(1)
+        bank.give_up(flight)
+        await asyncio.sleep(1)
+        assert not wait.done()
+        bank.give_up(flight)
+        assert await wait is None
+
+    in_virtual_time(main())
+
+
+async def claim(bank: Bank, number: int, told: list[Producer]) -> tuple[Flight, Entry | None]:
+    like = likeness(look, {"query": "Lima"})
+    flight = bank.take_off(like, by(number))
+    return flight, await bank.acquire(flight, call_key(look, {"query": "Lima"}), told.append)
+
+
+async def test_a_lease_is_renewed_while_the_call_runs(tmp_path: Path, quick_terms: None) -> None:
+    """Another process waits for longer than a term, and has what was found."""
+    one, two = a_bank(tmp_path / "b.db"), a_bank(tmp_path / "b.db")
+    await one.start()
+    await two.start()
+    told: list[Producer] = []
+    flight, found = await claim(one, 1, told)
+    assert found is None
+    other = asyncio.create_task(claim(two, 2, told))
+    await asyncio.sleep(1.5)
+    assert not other.done()
+    assert told == [by(1)]
+    assert await one.put(entry(), None, flight.lease) is not None
+    one.clear(flight)
+    _, found = await other
+    assert found is not None
+    assert found.value == "found"
+    await one.stop()
+    await two.stop()
+
+
+async def test_a_lease_that_nobody_renews_is_taken_over(tmp_path: Path, quick_terms: None) -> None:
+    """Its holder's process hangs; what it brings later does not count."""
+    one, two = a_bank(tmp_path / "b.db"), a_bank(tmp_path / "b.db")
+    await one.start()
+    await two.start()
+    flight, _ = await claim(one, 1, [])
+    assert flight.renewing is not None
+    flight.renewing.cancel()
+    began = time.monotonic()
+    second, found = await claim(two, 2, [])
+    assert found is None
+    assert 0.3 < time.monotonic() - began < 5.0
+    assert flight.lease is not None
+    assert second.lease is not None
+    assert second.lease.fence > flight.lease.fence
+    assert await one.put(entry(), None, flight.lease) is None
+    assert await two.put(entry(), None, second.lease) is not None
+    await one.stop()
+    await two.stop()
+
+
+async def test_one_who_gives_up_waiting_for_another_process_holds_nothing(tmp_path: Path) -> None:
+    """Cancelled while it waits: the next of its own process has the turn."""
+    one, two = a_bank(tmp_path / "b.db"), a_bank(tmp_path / "b.db")
+    await one.start()
+    await two.start()
+    flight, _ = await claim(one, 1, [])
+    wait = asyncio.create_task(claim(two, 2, []))
+    await asyncio.sleep(0.2)
+    wait.cancel()
+    await asyncio.wait([wait])
+    one.give_up(flight)
+    third, found = await claim(two, 3, [])
+    assert found is None
+    assert third.lease is not None
+    await one.stop()
+    await two.stop()
+
+
+async def test_a_store_that_does_not_answer_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that hangs is trouble of the bank, and holds up nobody for ever."""
+    bank = a_bank(tmp_path / "b.db")
+    await bank.start()
+    monkeypatch.setattr(banks, "PATIENCE", 0.2)
+    with pytest.raises(BankError, match=r"no answer within 0\.2 s"):
+        await bank.ask(lambda store: time.sleep(1.0))
+    monkeypatch.setattr(banks, "PATIENCE", 20.0)
+    await bank.stop()
+
+
+async def test_a_bank_opens_again(tmp_path: Path) -> None:
+    """Closed behind the last run and opened for the next; what it held is there."""
+    bank = a_bank(tmp_path / "b.db")
+    await bank.start()
+    await bank.put(entry(), None, None)
+    await bank.stop()
+    await bank.start()
+    assert await bank.find(entry().key, entry().like) is not None
+    await bank.stop()
