@@ -43,6 +43,7 @@ from agentpar.executor.setup import Setup, changes
 from agentpar.ids import new_run_id
 from agentpar.memory.admission import admission_of
 from agentpar.memory.banks import Banks, default_embedding
+from agentpar.memory.controller import load as load_controller
 from agentpar.memory.evidence import check, sources
 from agentpar.memory.seat import Seat
 from agentpar.memory.settings import Memory, memory_of
@@ -740,12 +741,17 @@ class Agent:
         if memory not in self._banks_of:
             store = partial(open_store, memory.bank, max_entry_bytes=memory.max_entry_bytes)
             store()  # a wrong address is the caller's mistake
+            own = None if memory.controller is None else load_controller(memory.controller)
             self._banks_of[memory] = Banks(
                 memory,
                 agent=self.name,
                 open_store=store,
                 admission=partial(
-                    admission_of, memory.admission, seed=self._seed or 0, ask=self._judge
+                    admission_of,
+                    memory.admission,
+                    seed=self._seed or 0,
+                    ask=self._judge,
+                    controller=own,
                 ),
                 embed=default_embedding(),
             )

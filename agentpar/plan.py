@@ -248,10 +248,10 @@ def fill(args: Mapping[str, Any], outcomes: Mapping[int, Outcome]) -> dict[str, 
 
     Raises `PlanError` where a path does not exist in the value.
     """
-    return {
-        name: value if type(value) in _LITERALS else _fill(value, outcomes)
-        for name, value in args.items()
-    }
+    filled = {}
+    for name, value in args.items():
+        filled[name] = value if type(value) in _LITERALS else _fill(value, outcomes)
+    return filled
 
 
 def _fill(value: Any, outcomes: Mapping[int, Outcome]) -> Any:
@@ -266,7 +266,13 @@ def _fill(value: Any, outcomes: Mapping[int, Outcome]) -> Any:
         values = [resolve(ref, outcomes) for ref in chosen(value, outcomes)]
         return values[0] if value.k is None else values
     if kind is list or kind is tuple:
-        return [_fill(item, outcomes) for item in value]
+        filled = []
+        for item in value:  # most are plain references: what follows is `_fill`, written out
+            if type(item) is Ref and not item.path and type(got := outcomes.get(item.task)) is Ok:
+                filled.append(got.value)
+            else:
+                filled.append(_fill(item, outcomes))
+        return filled
     if isinstance(value, Mapping):
         return {key: _fill(item, outcomes) for key, item in value.items()}
     return value

@@ -462,6 +462,9 @@ class MemoryFields(Section):
     gone with it."""
     admission: Literal["none", "all", "novelty", "rule", "judge", "learned"] = "rule"
     """Who decides what enters it."""
+    controller: Annotated[str | None, Field(min_length=1)] = None
+    """With ``admission: learned``: the file, beside this one, of a controller that ``agentpar
+    memory train`` has made; by default the one that ships."""
     scope: Literal["run", "project"] = "run"
     """For the teams of one question (``run``), or for every run to come (``project``)."""
     ttl: Duration | None = None

@@ -108,13 +108,16 @@ class Admission:
     def queue(self, call: Any, lane: Lane, rank: float) -> None:
         """``call`` waits for its turn; those of the highest ``rank`` go first."""
         self._turn += 1
-        lane.push(rank, self._turn, call)
         self.waiting += 1
+        if (calls := lane.waiting.get(-rank)) is not None:
+            calls.append((self._turn, call))
+        else:
+            lane.push(rank, self._turn, call)
 
     def next(self, now: float) -> Any | None:
         """The most urgent call that may start now, which has then started; None where there
         is none."""
-        if not self.waiting or self.running >= self.slots:
+        if self.running >= self.slots:
             return None
         best: Lane | None = None
         for lane in self._lanes.values():
@@ -127,7 +130,11 @@ class Admission:
         if best is None:
             return None
         self.waiting -= 1
-        self._take(best, now)
+        if best.resources:
+            self._take(best, now)
+        else:
+            self.running += 1
+            best.running += 1
         return best.pop()
 
     def opens(self, now: float) -> float:

@@ -61,6 +61,7 @@ class Ledger:
         self._gate = gate
         self._setup = setup
         self._keys: dict[int, str] = {}
+        self._tools: dict[str, Tool] = {}
         self.emit: Callable[[Event], None] = lambda _: None
         """Where what calls tell of themselves goes."""
 
@@ -113,4 +114,11 @@ class Ledger:
         self._journal.append(event, key)
 
     def _named(self, tool: Tool) -> Tool:
-        return tool if self._setup is None else self._setup.tool(tool)
+        """``tool`` as its calls are named in this run: worked out once, for a copy of a tool takes
+        longer than all else that a call is handed."""
+        if self._setup is None:
+            return tool
+        named = self._tools.get(tool.name)
+        if named is None:
+            named = self._tools[tool.name] = self._setup.tool(tool)
+        return named

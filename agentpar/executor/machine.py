@@ -103,6 +103,21 @@ PARTS = 1_000_000
 
 
 @dataclass(slots=True, eq=False)
+class _Open:
+    """A task that has not ended, and who waits for it."""
+
+    task: Task
+    unmet: int = 0  # how many of its needs have not ended
+    lacks: bool = False  # one of those that have has no value
+    dependants: list[_Open] | None = None
+
+    def is_left_by(self, one: _Open) -> None:
+        """``one`` does not wait for it any more, if it did."""
+        if self.dependants is not None and one in self.dependants:
+            self.dependants.remove(one)
+
+
+@dataclass(slots=True, eq=False)
 class _Call:
     """A task whose needs have ended and which has not: waiting, running, or between attempts."""
 
@@ -142,7 +157,6 @@ class Machine:
         "_begun",
         "_calls",
         "_concluding",
-        "_dependants",
         "_expected",
         "_follows",
         "_handlers",
@@ -154,6 +168,7 @@ class Machine:
         "_lingering",
         "_now",
         "_numbered",
+        "_open",
         "_parts",
         "_paused",
         "_picking",
@@ -169,7 +184,6 @@ class Machine:
         "_twins",
         "_unfit",
         "_unmended",
-        "_unmet",
         "_unneeded",
         "budget",
         "faults",
@@ -222,8 +236,7 @@ class Machine:
         self._plan_error = ""
         self._planner_read: tuple[int, ...] = ()
         self._asked_in: dict[str, int] = {}  # "plan", "join" -> the last round that began one
-        self._unmet: dict[int, int] = {}  # task not ended -> how many of its needs have not ended
-        self._dependants: dict[int, list[int]] = {}
+        self._open: dict[int, _Open] = {}  # all that were planned and have not ended
         self._picking: set[int] = set()  # may start before all they need has ended
         self._unneeded: list[tuple[int, int]] = []  # (task, which did not wait for it)
         self._parts: dict[int, list[int]] = {}  # of tasks over a list, those that were planned
@@ -375,59 +388,62 @@ class Machine:
         if id in self.tasks or id in self.outcomes:
             raise PlanError(f"task {id} is planned twice")
         self.tasks[id] = task
+        one = self._open[id] = _Open(task)
         if task.part is not None:
             parent, index = task.part
             if (read := self.read.get(parent)) is not None:
                 self.read[id] = read
             if id not in self._parts.get(parent, ())[index : index + 1]:
-                self._unmet[id] = 0
                 return [Settle(id, Failed("cancelled: nobody waits for it", "cancelled"))]
+            one.dependants = [self._open[parent]]
         else:
             if self._planner_read:
                 self.read[id] = self._planner_read
             if id > self._last_id:
                 self._last_id = id
-        self._unmet[id] = 0
         if len(self.tasks) > self.limits.max_tasks:
             return [Settle(id, self._too_many())]
         if not task.needs or task.part is not None:
-            return self._start(task)
-        return self._await_needs(task)
+            return self._start(one)
+        return self._await_needs(one)
 
-    def _await_needs(self, task: Task) -> list[Command]:
+    def _await_needs(self, one: _Open) -> list[Command]:
         """The task waits for what it needs, or starts where that has ended."""
-        id, unmet = task.id, self._unmet
-        waits_for = [need for need in task.needs if need in unmet and need != id]
-        if len(waits_for) < len(task.needs):
-            for need in task.needs:
-                if need not in self.outcomes and need not in waits_for:
-                    error = f"refers to ${need}, which is not planned before task {id}"
-                    return [Settle(id, Failed(error, "plan"))]
+        task, waits_for = one.task, []
+        for need in task.needs:
+            other = self._open.get(need)
+            if other is not None and other is not one:
+                waits_for.append(other)
+            elif (outcome := self.outcomes.get(need)) is None:
+                error = f"refers to ${need}, which is not planned before task {task.id}"
+                return [Settle(task.id, Failed(error, "plan"))]
+            elif not has_value(outcome):
+                one.lacks = True
         if not waits_for:
-            return self._start(task)
-        unmet[id] = len(waits_for)
-        for need in waits_for:
-            if need in self._dependants:
-                self._dependants[need].append(id)
+            return self._start(one)
+        one.unmet = len(waits_for)
+        for other in waits_for:
+            if other.dependants is None:
+                other.dependants = [one]
             else:
-                self._dependants[need] = [id]
+                other.dependants.append(one)
         if task.special and any(picks(task.args)):
-            self._picking.add(id)
-            return self._start_early(task)
+            self._picking.add(task.id)
+            return self._start_early(one)
         return []
 
-    def _start_early(self, task: Task) -> list[Command]:
+    def _start_early(self, one: _Open) -> list[Command]:
         """A task that picks among others needs no more of them than it picks."""
+        task = one.task
         if not ready(task.args, self.outcomes):
             return []
-        id = task.id
-        self._picking.discard(id)
-        self._unmet[id] = 0
-        commands = self._start(task)
+        self._picking.discard(task.id)
+        one.unmet = 0
+        commands = self._start(one)
         for need in task.needs:
-            if need in self._unmet:
-                self._dependants[need].remove(id)
-                self._unneeded.append((need, id))
+            if (other := self._open.get(need)) is not None:
+                other.is_left_by(one)
+                self._unneeded.append((need, task.id))
         return commands + self._drop_unneeded()
 
     def _drop_unneeded(self) -> list[Command]:
@@ -438,7 +454,7 @@ class Machine:
         left, self._unneeded = self._unneeded, []
         left.sort(key=lambda pair: pair[0] in self._calls)  # whoever shares a call before it
         for need, id in left:
-            if need in self._unmet and not self._is_wanted(need):
+            if need in self._open and not self._is_wanted(need):
                 commands += self._abandon(need, f"task {id} has what it needs", branch=True)
         return commands
 
@@ -481,12 +497,13 @@ class Machine:
 
     # Starting calls
 
-    def _start(self, task: Task) -> list[Command]:
+    def _start(self, one: _Open) -> list[Command]:
         """The task's last need has ended: call it, ask first, queue it, or skip it.
 
         A skip waits for every need, so that which one it names, the first in writing
         order, does not depend on which ended first. It costs nothing: so does the joiner.
         """
+        task = one.task
         args = task.args
         if task.part is not None:
             if task.id in self._unfit:
@@ -497,11 +514,9 @@ class Machine:
                     return [Settle(task.id, Skipped(because))]
                 if (over := each(args)) is not None:
                     return self._expand(task, over)
-            else:
-                for need in task.needs:
-                    outcome = self.outcomes[need]
-                    if type(outcome) is not Ok and not has_value(outcome):
-                        return [Settle(task.id, Skipped(need))]
+            elif one.lacks:
+                lacking = (need for need in task.needs if not has_value(self.outcomes[need]))
+                return [Settle(task.id, Skipped(next(lacking)))]
             try:
                 args = fill(args, self.outcomes)
             except PlanError as error:
@@ -540,15 +555,15 @@ class Machine:
                 args, self._unfit[id] = {}, str(error)
             parts.append(Task(id, task.tool, args, task.needs, part=(task.id, index)))
             planned.append(id)
-            self._dependants[id] = [task.id]
-        self._unmet[task.id] += len(parts)
+        self._open[task.id].unmet += len(parts)
         return [Expand(task.id, tuple(parts))] if parts else []
 
     def _task_item(self, event: TaskItem) -> list[Command]:
         """An element of a list that is still coming: what goes over that list may begin. A list
         is read by one attempt: whichever tells an element first goes on alone."""
         id = event.task_id
-        if id not in self._unmet:
+        one = self._open.get(id)
+        if one is None:
             return []
         items = self._items.setdefault(id, [])
         if event.index != len(items):  # an attempt of an earlier part of the run has told it
@@ -557,10 +572,10 @@ class Machine:
         commands: list[Command] = []
         if (call := self._calls.get(id)) is not None and (len(call.attempts) > 1 or call.waiting):
             commands = self._drop(call, "another attempt has begun its list", but=event.attempt)
-        for dependant in self._dependants.get(id, ()):
-            task = self.tasks[dependant]
+        for dependant in one.dependants or ():
+            task = dependant.task
             if self._goes_over(task, id):
-                commands += self._spawn(task, items, len(self._parts.get(dependant, ())))
+                commands += self._spawn(task, items, len(self._parts.get(task.id, ())))
         return commands
 
     def _reread(self, id: int) -> list[Command]:
@@ -583,10 +598,10 @@ class Machine:
         others = (ref.task for ref in references(task.args) if EACH not in ref.path)
         return all(has_value(self.outcomes.get(need)) for need in others)
 
-    def _spreads(self, id: int, list_of: int) -> bool:
-        """Whether task ``id`` has begun on the elements of the list of task ``list_of``; what its
+    def _spreads(self, task: Task, list_of: int) -> bool:
+        """Whether ``task`` has begun on the elements of the list of task ``list_of``; what its
         own parts bring may be lists, too."""
-        return id in self._parts and each(self.tasks[id].args) == Ref(list_of)
+        return task.id in self._parts and each(task.args) == Ref(list_of)
 
     def _permit(self, task: Task, args: Mapping[str, Any], *, begun: bool = False) -> list[Command]:
         """By what the rules say of this call it runs, is asked for, or has failed; ``begun``: it
@@ -683,7 +698,7 @@ class Machine:
     def _offer(self, call: _Call) -> list[Command]:
         """One more attempt of ``call``: now, or when it is its turn (see `handle`)."""
         admission = self._admission
-        if admission.enter(call.lane, self._now):
+        if not admission.waiting and admission.enter(call.lane, self._now):
             return self._begin(call)
         call.waiting = True
         admission.queue(call, call.lane, self._rank(call))
@@ -725,13 +740,17 @@ class Machine:
     def _admit(self) -> list[Command]:
         """Give the places that are free to those who wait, the most urgent first."""
         admission = self._admission
-        if len(self.tasks) - self._ranked > self._ranked // 16 or self._has_learned():
+        if len(self.tasks) - self._ranked > self._ranked // 16 or (
+            len(self.outcomes) >= self._learns_at and self._has_learned()
+        ):
             self._ranked = len(self.tasks)
             self._expected = self.latency.expected()
-            self._ranks = upward_ranks(self._unmet, self.tasks, self._expected)
+            self._ranks = upward_ranks(self._open, self.tasks, self._expected)
             admission.reorder(self._rank)
         commands: list[Command] = []
-        while (call := admission.next(self._now)) is not None:
+        while admission.running < admission.slots:
+            if (call := admission.next(self._now)) is None:
+                break
             commands += self._begin(call)
         if admission.running < admission.slots and (at := admission.opens(self._now)) < NEVER:
             commands += self._arm(at)
@@ -740,8 +759,6 @@ class Machine:
     def _has_learned(self) -> bool:
         """Whether the ranks count some tool as quicker or slower, beside the others, than it has
         turned out. Asked when twice as many tasks have ended as when it was asked last."""
-        if len(self.outcomes) < self._learns_at:
-            return False
         self._learns_at = 2 * len(self.outcomes)
         drift = [
             (seconds + MOMENT) / (self._expected.get(name, 1.0) + MOMENT)
@@ -873,14 +890,15 @@ class Machine:
         return not self.permissions.flow(tool).sink if said is None else said
 
     def _task_done(self, event: TaskDone) -> list[Command]:
-        id, outcome, unmet = event.task_id, event.outcome, self._unmet
-        if unmet.get(id) != 0:
+        id, outcome = event.task_id, event.outcome
+        one = self._open.get(id)
+        if one is None or one.unmet:
             return []  # ended already
         if id in self._items and isinstance(outcome, Ok):
             told = self._items[id]
             if outcome.value[: len(told)] != told:
                 return self._reread(id)
-        del unmet[id]
+        del self._open[id]
         call = self._calls.pop(id, None)
         commands = [] if call is None else self._close(call, event)
         called = call is not None or event.via  # what shares the result of a call shares its end
@@ -899,16 +917,22 @@ class Machine:
             self._unmended = self._failure(self.tasks[id], outcome)
             commands += self._mend()
         told_early, picking = id in self._items, self._picking
-        for dependant in self._dependants.pop(id, ()):
-            if told_early and self._spreads(dependant, id):
-                commands += self._spawn_rest(self.tasks[dependant], id)
-            left = unmet[dependant] = unmet[dependant] - 1
+        lacks = type(outcome) is not Ok and not has_value(outcome)
+        for dependant in one.dependants or ():
+            if told_early and self._spreads(dependant.task, id):
+                commands += self._spawn_rest(dependant.task, id)
+            if lacks:
+                dependant.lacks = True
+            left = dependant.unmet = dependant.unmet - 1
             if not left:
-                picking.discard(dependant)
-                commands += self._start(self.tasks[dependant])
-            elif picking and dependant in picking:
-                commands += self._start_early(self.tasks[dependant])
-        if unmet or self._planning:
+                if picking:
+                    picking.discard(dependant.task.id)
+                commands += self._start(dependant)
+            elif left < 0:
+                dependant.unmet = 0  # just now it was abandoned: it ends
+            elif picking and dependant.task.id in picking:
+                commands += self._start_early(dependant)
+        if self._open or self._planning:
             return commands
         return commands + self._join_if_quiet()
 
@@ -962,7 +986,7 @@ class Machine:
 
     def _task_cancelled(self, event: TaskCancelled) -> list[Command]:
         """Nobody wants this task: it ends now, in whatever state it is."""
-        if event.task_id not in self._unmet:
+        if event.task_id not in self._open:
             return []
         return self._abandon(event.task_id, event.why)
 
@@ -971,17 +995,17 @@ class Machine:
         if self._is_settled(id):
             return []
         commands = self._take_out(id, why)
-        self._unmet[id] = 0
+        self._open[id].unmet = 0
         error = f"cancelled: {why}" if why else "cancelled"
         commands.append(Settle(id, Failed(error, "cancelled")))
         for need in self.tasks[id].needs if branch else ():
-            if need in self._unmet and not self._is_wanted(need):
+            if need in self._open and not self._is_wanted(need):
                 commands += self._abandon(need, f"only task {id} needed it", branch=True)
         return commands
 
     def _is_settled(self, id: int) -> bool:
         """Whether it is decided how the task ends, and only not told yet."""
-        if self._unmet[id] or id in self._asked or id in self._follows:
+        if self._open[id].unmet or id in self._asked or id in self._follows:
             return False
         call = self._calls.get(id)
         return call is None or not (call.attempts or call.waiting or id in self._paused)
@@ -989,7 +1013,7 @@ class Machine:
     def _is_wanted(self, id: int) -> bool:
         """Whether another task waits for this one, or for the result of its call."""
         call = self._calls.get(id)
-        return bool(self._dependants.get(id) or (call is not None and call.followers))
+        return bool(self._open[id].dependants or (call is not None and call.followers))
 
     def _take_out(self, id: int, why: str) -> list[Command]:
         """Stop all that is done for a task that has not ended; it waits for nothing any more."""
@@ -1004,17 +1028,18 @@ class Machine:
             commands.append(Cancel("ask", id, why=why))
         commands += self._drop_parts(id, why)
         self._picking.discard(id)
-        for need in self.tasks[id].needs:
-            if id in self._dependants.get(need, ()):
-                self._dependants[need].remove(id)
+        one = self._open[id]
+        for need in one.task.needs:
+            if (other := self._open.get(need)) is not None:
+                other.is_left_by(one)
         return commands
 
     def _drop_parts(self, id: int, why: str) -> list[Command]:
         """Nobody waits for the parts of task ``id`` any more."""
         commands: list[Command] = []
         for part in self._parts.pop(id, ()):
-            self._dependants[part] = []
-            if part in self._unmet:
+            if (one := self._open.get(part)) is not None:
+                one.dependants = None
                 commands += self._abandon(part, why)
         return commands
 
@@ -1022,24 +1047,25 @@ class Machine:
         """Another call in the place of one that has not ended. What has ended stands."""
         task = event.task
         id = task.id
-        if id not in self._unmet:
+        one = self._open.get(id)
+        if one is None:
             return []
-        if circle := circle_of(task, {id: self.tasks[id] for id in self._unmet}):
+        if circle := circle_of(task, {id: other.task for id, other in self._open.items()}):
             raise PlanError(" needs ".join(f"${step}" for step in circle))
         commands = self._take_out(id, "replaced")
         if (call := self._calls.get(id)) is not None:
             for follower in self._forget(id):
                 commands += self._call(follower, call.args)
         if self._items.pop(id, None) is not None:  # another list comes: begin with that anew
-            for dependant in self._dependants.get(id, ()):
-                if dependant in self._parts:
-                    commands += self._drop_parts(dependant, f"task {id} was replaced")
-                    self._unmet[dependant] = 1
-        self.tasks[id] = task
+            for dependant in one.dependants or ():
+                if dependant.task.id in self._parts:
+                    commands += self._drop_parts(dependant.task.id, f"task {id} was replaced")
+                    dependant.unmet = 1
+        self.tasks[id] = one.task = task
         if self._planner_read:  # its line was written with more in mind than the old one
             self.read[id] = (*self.read.get(id, ()), *self._planner_read)
-        self._unmet[id] = 0
-        return [*commands, *self._await_needs(task)]
+        one.unmet, one.lacks = 0, False
+        return [*commands, *self._await_needs(one)]
 
     def _mend(self) -> list[Command]:
         """Ask for the next plan because of a failure, while others go on; a plan that is still
@@ -1049,7 +1075,7 @@ class Machine:
             return []
         self._unmended = ""
         spent = self.stopped_by or self._late or self.round > self.limits.max_replans
-        if spent or not self._unmet or self._forbids_plan():
+        if spent or not self._open or self._forbids_plan():
             return []
         return self._plan(why)
 
@@ -1179,7 +1205,7 @@ class Machine:
     # Joining
 
     def _join_if_quiet(self) -> list[Command]:
-        if self._planning or self._unmet or self._joining or self._concluding:
+        if self._planning or self._open or self._joining or self._concluding:
             return []
         if self._plan_error and not self.tasks:
             return self._finish(Finish("failed", self._plan_error))

@@ -27,6 +27,6 @@ def upward_ranks(
         task = tasks[id]
         rank = after[id] = after[id] + expected.get(task.tool, 1.0)
         for need in task.needs:
-            if need in after and after[need] < rank:
+            if (known := after.get(need)) is not None and known < rank:
                 after[need] = rank
     return after

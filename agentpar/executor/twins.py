@@ -26,7 +26,15 @@ class Twins:
     def first(self, task: int, tool: str, args: Args) -> int:
         """The first task with this call, which is ``task`` if there was none."""
         seen = self._tools.get(tool)
-        return task if seen is None else seen.first(task, args)
+        if seen is None:
+            return task
+        value = args.get(seen.name)
+        if type(value) not in _PLAIN:
+            value = seen.choose(args) if not seen.single else None
+        if value in seen.single:
+            return seen.again(value, task, args)
+        seen.single[value] = task, args
+        return task
 
     def begin_anew(self, task: int, tool: str, args: Args) -> None:
         """The first task with this call brought nothing: from now on it is ``task``."""
@@ -48,22 +56,16 @@ class _Seen:
         self.single: dict[str | int | None, tuple[int, Args | None]] = {}
         self.by_value: dict[bytes, int] = {}
 
-    def first(self, task: int, args: Args) -> int:
-        value = args.get(self.name)
-        if type(value) not in _PLAIN:
-            value = self._name(args) if not self.single else None
-        known = self.single.get(value)
-        if known is None:
-            self.single[value] = task, args
-            return task
-        before, its_args = known
+    def again(self, value: str | int | None, task: int, args: Args) -> int:
+        """The first task with this call: one with ``value`` has been seen before."""
+        before, its_args = self.single[value]
         if its_args is not None:
             self.by_value.setdefault(_by_value(its_args), before)
             self.single[value] = before, None
         return self.by_value.setdefault(_by_value(args), task)
 
-    def _name(self, args: Args) -> str | int | None:
-        """Choose the argument to look at: the first plain one; returns its value."""
+    def choose(self, args: Args) -> str | int | None:
+        """Choose the argument to look at first: the first plain one; returns its value."""
         for name, value in args.items():
             if type(value) in _PLAIN:
                 self.name = name

@@ -542,6 +542,22 @@ def test_a_task_ends_once() -> None:
     assert outcome.kind == "reference"
 
 
+def test_a_loser_that_waits_for_the_winner_ends() -> None:
+    """It was put in its place after the pick was planned, and stands behind it in line."""
+    machine = Machine()
+    machine.handle(RunStarted("r", "?"))
+    machine.handle(TaskPlanned(1, Task.of(1, "get", n=1)))
+    machine.handle(TaskPlanned(1, Task.of(2, "get", n=2)))
+    machine.handle(TaskPlanned(1, Task.of(3, "see", what=Pick((Ref(1), Ref(2))))))
+    machine.handle(TaskReplaced(1, Task.of(2, "get", n=Ref(1))))
+    machine.handle(PlanEnded(1))
+    commands = machine.handle(TaskDone(1, Ok(7)))
+    dropped = Failed("cancelled: task 3 has what it needs", "cancelled")
+    assert commands[1:] == [Settle(2, dropped)]
+    machine.handle(TaskDone(2, dropped))
+    assert machine.handle(TaskDone(3, Ok(7))) == [Join(1, False)]
+
+
 def test_elements_that_nobody_wants_are_not_told() -> None:
     """A list that goes on although its call was cancelled is heard by nobody."""
 
