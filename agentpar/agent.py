@@ -422,10 +422,15 @@ class Agent:
     async def resume_orphan(self) -> Answer | None:
         """Take over the oldest run of an agent of this name whose process is gone, and carry
         it on. None where there is none."""
-        found = await (await self._kept()).claim_orphan(self.name)
-        if found is None:
-            return None
-        known, journal = found
+        kept = await self._kept()
+        while True:
+            found = await kept.claim_orphan(self.name)
+            if found is None:
+                return None
+            known, journal = found
+            if not await _is_carried_on_with_others(kept, known):
+                break
+            await journal.close("interrupted")  # its run takes it up
         run = Run(known.id, known.question)
         await self._drive(run, journal)
         return run.answer
@@ -915,6 +920,16 @@ class Agent:
             await self._run_session(session, run.question, hear)
             return session.answer()
 
+        async def dismiss(team: int, why: str) -> None:
+            """Nobody carries on a team that was stopped as another was first."""
+            known = await _known(self._journal, team_run(run.id, team)) if self._journal else None
+            if self._journal is None or known is None or known.ended:
+                return
+            left = await self._journal.begin(known.id, known.question, agent=self.name)
+            at = left.history[-1].at if left.history else 0.0
+            left.append(RunFinished("cancelled", why, at))
+            await left.close("failed")
+
         def how(team: int) -> str:
             return variation(team, temperature=self._temperature, seed=self._seed).how
 
@@ -931,6 +946,7 @@ class Agent:
                 question,
                 teams,
                 drive=drive,
+                dismiss=dismiss,
                 tell=log.tell,
                 hear=run._heard,
                 how=how,
@@ -947,6 +963,14 @@ class Agent:
                 raise
             await log.close(answer.status)
         run._ended(answer)
+
+
+async def _is_carried_on_with_others(journal: Journal, run: JournaledRun) -> bool:
+    """Whether it is a team of a run that has not ended."""
+    if run.setup is None or not run.setup.team:
+        return False
+    whole = await _known(journal, run.id.rpartition(".")[0])
+    return whole is not None and not whole.ended
 
 
 def _refuse_sinks(tools: Mapping[str, Tool], teams: Teams) -> None:

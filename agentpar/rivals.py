@@ -54,6 +54,8 @@ from agentpar.teams import (
 Hear = Callable[[Event], None]
 Drive = Callable[[int, Hear], Awaitable[Answer]]
 """Does the whole run of a team, given by its number, and tells what happens in it."""
+Dismiss = Callable[[int, str], Awaitable[None]]
+"""Lets nobody carry on a team that was stopped, and says why it was."""
 JUDGE_SECONDS = 60.0
 """The judge is waited for so long at most."""
 
@@ -66,11 +68,11 @@ def team_run(run_id: str, team: int) -> str:
 class Rivals:
     """One run of several ``teams``, or the rest of one.
 
-    ``drive`` does a team's run. ``tell`` takes what is about all of them, ``keep`` says whether it
-    is for good or for who looks on (the end of a run that broke off, which goes on one day);
-    ``hear`` takes what each team does. ``how`` are the teams' differences in words, ``history``
-    what happened in earlier parts. ``deadline`` (seconds) is that of every team, and the judge has
-    what they leave of it.
+    ``drive`` does a team's run, ``dismiss`` ends one for good. ``tell`` takes what is about all of
+    them, ``keep`` says whether it is for good or for who looks on (the end of a run that broke
+    off, which goes on one day); ``hear`` takes what each team does. ``how`` are the
+    teams' differences in words, ``history`` what happened in earlier parts. ``deadline`` (seconds)
+    is that of every team, and the judge has what they leave of it.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Rivals:
         teams: Teams,
         *,
         drive: Drive,
+        dismiss: Dismiss,
         tell: Callable[[Event, bool], None],
         hear: Hear,
         how: Callable[[int], str],
@@ -93,6 +96,7 @@ class Rivals:
         self._question = question
         self._teams = teams
         self._drive = drive
+        self._dismiss = dismiss
         self._tell = tell
         self._hear = hear
         self._how = how
@@ -170,6 +174,9 @@ class Rivals:
             raise
         finally:
             await _over(tasks)
+        for one in self._ended if stopped else ():
+            if one.answer.status == "cancelled":
+                await self._dismiss(one.team, stopped)
 
     def _order(self, team: int) -> tuple[int, int]:
         """In an earlier part of the run teams ended in an order, which holds."""
