@@ -40,6 +40,7 @@ from agentpar.teams import (
     Ended,
     Teams,
     best,
+    decided,
     distinct,
     first,
     judge_grammar,
@@ -146,9 +147,9 @@ class Rivals:
     # The race
 
     async def _race(self) -> None:
-        """Until every team has ended; with "first", until one is verified."""
+        """Until every team has ended, or those that have not can change nothing any more."""
         gone = [team for team, event in self._known.items() if event.status == "cancelled"]
-        for team in gone:  # stopped in an earlier part of the run, since another was first
+        for team in gone:  # stopped in an earlier part of the run, when it was decided
             self._ended.append(Ended(team, self._left(team, self._known[team].error)))
         tasks: dict[asyncio.Future[Answer], int] = {
             asyncio.ensure_future(self._drive(team, partial(self._from, team))): team
@@ -162,8 +163,7 @@ class Rivals:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in sorted(done, key=lambda task: self._order(tasks[task])):
                     self._end(tasks[task], task, stopped)
-                if not stopped and self._teams.select == "first" and (won := first(self._ended)):
-                    stopped = f"team {won.team} was first"
+                if not stopped and (stopped := decided(self._ended, self._teams)):
                     for task in pending:
                         task.cancel()
         except asyncio.CancelledError:

@@ -387,6 +387,23 @@ async def test_first_stops_the_others() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+async def test_a_vote_that_is_decided_waits_for_nobody() -> None:
+    """Two of three agree: what the third comes to changes nothing, and it is stopped."""
+    model = answers((HANG, WRONG), RIGHT, RIGHT)
+    async with asyncio.timeout(5):
+        answer = await agent_of(model).ask("Chile?", teams=3)
+    assert (answer.chosen, answer.text) == (2, RIGHT)
+    assert answer.teams[0].error == "2 of 3 teams came to one answer"
+    assert model.open == 0
+
+
+async def test_half_is_no_majority() -> None:
+    """Two of four agree: the other two may agree on something else."""
+    model = answers(RIGHT, RIGHT, (0.05, WRONG), (0.05, WRONG))
+    answer = await agent_of(model).ask("Chile?", teams=4)
+    assert [team.status for team in answer.teams] == ["answered"] * 4
+
+
 async def test_first_waits_for_one_that_is_verified() -> None:
     """An answer with a number from nowhere is not it, however early."""
     answer = await agent_of(answers(WRONG, (0.05, RIGHT))).ask("Chile?", teams=Teams(2, "first"))

@@ -437,9 +437,10 @@ class TeamFields(Section):
     ] = 3
     """How many."""
     select: Literal["vote", "first", "judge", "best"] = "vote"
-    """Whose answer is taken: that which most came to (``vote``), the first that is carried in full
-    by what was read, which stops the others (``first``), the one that the model picks (``judge``),
-    or the one of which most is carried by what was read (``best``)."""
+    """Whose answer is taken: that which most came to, which stops the others once more than half
+    have (``vote``), the first that is carried in full by what was read, which stops the others
+    (``first``), the one that the model picks (``judge``), or the one of which most is carried by
+    what was read (``best``)."""
 
 
 def _at_bank(value: object) -> object:
