@@ -37,8 +37,8 @@ class Teams:
     """``n`` agents on one question, each with a plan and a seed of its own.
 
     ``select``: "vote" takes the answer that most came to, and stops the others once more than half
-    have; "first" the first whose every sentence is carried by what was read, and stops the others; "judge" asks the model; "best" takes the
-    one of which most is carried by what was read.
+    have; "first" the first whose every sentence is carried by what was read, and stops the others;
+    "judge" asks the model; "best" takes the one of which most is carried by what was read.
     """
 
     n: int = 3
