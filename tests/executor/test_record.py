@@ -72,8 +72,6 @@ FIELDS = {
     **dict.fromkeys(("holder", "producer"), st.tuples(text, ids)),
     "features": st.lists(st.floats(-9, 9), max_size=3).map(tuple),
     "votes": st.dictionaries(text, st.lists(ids, max_size=3).map(tuple), max_size=3),
-    **dict.fromkeys(("holder", "producer"), st.tuples(text, ids)),
-    "features": st.lists(st.floats(0, 1e6), max_size=3).map(tuple),
     "admitted": st.booleans(),
     **dict.fromkeys(("spared", "probability"), st.floats(0, 1e6)),
     "round": ids,
