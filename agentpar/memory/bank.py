@@ -64,6 +64,16 @@ class Found:
     tokens: int = 0
 
 
+FAILURES = 2
+"""Calls that fail, one after the other, before all who wait for an equal one make it themselves."""
+
+
+class Line(deque["asyncio.Future[Found | None]"]):
+    """Who waits for a call, first come first. ``failures``: of calls that they waited for."""
+
+    failures = 0
+
+
 @dataclass(eq=False, slots=True)
 class Flight:
     """A call that is being made, and those in this process who wait for what it brings.
@@ -71,14 +81,15 @@ class Flight:
     ``crew`` counts the attempts of that call. ``until`` (the loop's seconds) is when the others are
     to wait no longer. It is ``over`` once another has taken it over. What it ``found`` serves those
     who come while it is being offered to the bank, which has ``kept`` it (None: not known yet);
-    of those are the ``readings``.
+    of those are the ``readings``. Its call may have ``failed``.
     """
 
     like: str
     holder: Producer
     until: float
     crew: int = 1
-    waiting: deque[asyncio.Future[Found | None]] = field(default_factory=deque)
+    failed: bool = False
+    waiting: Line = field(default_factory=Line)
     lease: Lease | None = None
     renewing: asyncio.Task[None] | None = None
     over: bool = False
@@ -224,11 +235,13 @@ class Bank:
         self._let_go(flight)
 
     def give_up(self, flight: Flight) -> None:
-        """Nothing came of an attempt: after the last of them the next who waits makes the call."""
+        """Nothing came of an attempt: after the last of them the next who waits makes the call. A
+        call that fails again is not waited for in a line: then all of them do."""
         flight.crew -= 1
         if flight.crew or flight.over or flight.found is not None:
             return
         flight.over = True
+        flight.waiting.failures += flight.failed
         self._let_go(flight)
         self._pass_on(flight.like)
 
@@ -239,7 +252,8 @@ class Bank:
             if not turn.done():
                 flight.over = True
                 turn.set_result(None)
-                return
+                if flight.waiting.failures < FAILURES:
+                    return
         if flight is not None and flight.over:
             del self._flights[like]
 

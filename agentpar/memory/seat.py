@@ -34,7 +34,7 @@ from agentpar.events import (
     TaskStarted,
 )
 from agentpar.memory.admission import Proposal
-from agentpar.memory.bank import Bank, Embed, Flight, Found
+from agentpar.memory.bank import FAILURES, Bank, Embed, Flight, Found
 from agentpar.memory.entry import (
     Entry,
     Producer,
@@ -247,10 +247,15 @@ class Seat:
                     claim.flight = flight  # quicker, and does not wait for it
                     flight.crew += 1
                     return
+                if claim.attempt > 1:
+                    return  # it has failed once: made again, beside whoever makes it now
                 if not waited:
                     waited = True
                     self._await(claim, flight.holder)
                 if (found := await bank.wait(flight)) is None:
+                    failing = flight.waiting.failures >= FAILURES
+                    if failing and bank.flight(claim.like) is not None:
+                        return  # all who waited make it, side by side
                     break
                 self._use(claim, found, flight)
                 return
@@ -305,6 +310,8 @@ class Seat:
         offered it."""
         flight, bank = claim.flight, self.bank
         if not isinstance(outcome, Ok) or not claim.like or self._out_of_order:
+            if flight is not None:
+                flight.failed = not isinstance(outcome, Ok)
             return
         if flight is not None and flight.over:
             return  # it took so long that another makes the call: this result comes too late

@@ -14,7 +14,7 @@ import pytest
 from sharing import QUESTION, Side, together
 
 from agentpar import Agent, Failed, Tool, tool
-from agentpar.errors import BankError
+from agentpar.errors import BackendError, BankError
 from agentpar.events import (
     BankFailed,
     EntryOffered,
@@ -184,6 +184,22 @@ def test_the_next_takes_over_when_the_call_fails() -> None:
     assert isinstance(one.outcomes[1], Failed)
     assert (vias(two), vias(three)) == ({1: ""}, {1: "bank"})
     assert two.seconds == pytest.approx(4.0, abs=0.2)
+
+
+def test_what_keeps_failing_is_not_waited_for_in_a_line() -> None:
+    """Eight teams want what fails: after two failures all call, side by side, and a call that is
+    made again waits for nobody."""
+    town = Town(2.0, *[ValueError("no")] * 8)
+    sides = town.sides(*[LIMA] * 8)
+    in_virtual_time(together(*sides, memory=ALL))
+    assert len(town.calls) == 8
+    assert max(side.seconds for side in sides) == pytest.approx(6.0, abs=0.2)
+    town = Town(2.0, *[BackendError("busy")] * 6, retries=1)
+    sides = town.sides(*[LIMA] * 3)
+    in_virtual_time(together(*sides, memory=ALL))
+    assert len(town.calls) == 6
+    alone = 2.0 + 0.5 + 2.0
+    assert max(side.seconds for side in sides) < 4.0 + alone + 0.2
 
 
 def test_the_next_takes_over_when_the_holder_is_cancelled() -> None:
