@@ -102,8 +102,8 @@ def test_what_is_in_the_bank_is_not_called_again() -> None:
 def test_teams_share_by_default_and_runs_without_teams_do_not() -> None:
     """Without a word about memory, teams have a bank until the question is answered."""
     agent = Agent([Town().tool], model="http://localhost:1/v1")
-    assert agent._seat("R.1", 1) is not None
-    assert agent._seat("R", 0) is None
+    assert agent._sharing.seat("R.1", 1) is not None
+    assert agent._sharing.seat("R", 0) is None
 
 
 @pytest.mark.parametrize(
