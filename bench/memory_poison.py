@@ -173,7 +173,7 @@ async def measure(url: str, n: int, teams: int, seed: int) -> tuple[list[Phase],
         fetch = make_web_fetch(guard=guard, max_chars=400)
         tools = [web_lookup(search=misled.tool(), fetch=fetch), calc]
         bank = f"sqlite:///{folder}/bank.db"
-        memory = Memory(bank, scope="project", admission="all")
+        memory = Memory(bank, scope="project", admission="all", offers=0)
         apart = await stack.enter_async_context(
             Agent(tools, model=url, memory=Memory(admission="none", lease=None))
         )

@@ -612,15 +612,17 @@ def trial(
     groups: Sequence[Sequence[RecordedTeam]],
     conditions: Conditions | None = None,
     prices: Prices | None = None,
+    *,
+    call: float = 0.0,
 ) -> Callable[[Callable[[Features], bool]], list[float]]:
     """A paired replay, as a promotion wants it: a function that plays every group under a gate and
-    tells the utility of each, in seconds below zero: until the last team was done, and what the
-    bank's lines in prompts cost."""
+    tells the utility of each, in seconds below zero: until the last team was done, what the bank's
+    lines in prompts cost, and ``call`` for each call that was made."""
     prices = prices or Prices()
 
     def play(gate: Callable[[Features], bool]) -> list[float]:
         found = [replay(teams, _Gated(gate), conditions) for teams in groups]
-        return [-(one.seconds + one.offered * prices.token) for one in found]
+        return [-(one.seconds + one.offered * prices.token + one.made * call) for one in found]
 
     return play
 
