@@ -4,15 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # isort: off
-    from agentpar.agent import Agent, Run
+    from agentpar.agent import Agent
     from agentpar.answer import Answer
-    from agentpar.errors import AgentparError, BackendError, ConfigError, FetchError, JournalError
-    from agentpar.errors import LeaseLost, MissingPackage, ModelServerError, PlanError, RunFailed
-    from agentpar.errors import UsageError, WeightsError
+    from agentpar.errors import AgentparError, BackendError, BankError, ConfigError, FetchError
+    from agentpar.errors import JournalError, LeaseLost, MissingPackage, ModelServerError, PlanError
+    from agentpar.errors import RunFailed, UsageError, WeightsError
     from agentpar.memory.settings import Memory
     from agentpar.permissions import Rule
     from agentpar.plan import Failed, Ok, Skipped
     from agentpar.planner.prompts import Example
+    from agentpar.run import Run
     from agentpar.runtime.scripted import ScriptedRuntime
     from agentpar.teams import Teams
     from agentpar.tools.base import Tool
@@ -22,16 +23,19 @@ if TYPE_CHECKING:  # isort: off
     from agentpar.workers import Workers
 
 __all__ = [
-    "Agent", "AgentparError", "Answer", "BackendError", "ConfigError", "Example", "Failed",
-    "FetchError", "JournalError", "LeaseLost", "McpServer", "Memory", "MissingPackage",
+    "Agent", "AgentparError", "Answer", "BackendError", "BankError", "ConfigError", "Example",
+    "Failed", "FetchError", "JournalError", "LeaseLost", "McpServer", "Memory", "MissingPackage",
     "ModelServerError", "Ok", "PlanError", "Rule", "Run", "RunFailed", "ScriptedRuntime", "Skipped",
     "Teams", "Tool", "UsageError", "WeightsError", "Workers", "current_call", "current_calls",
-    "tool"]  # fmt: skip
-_HOME_OF = {name: home for home, *names in map(str.split, (
-    "agent Agent Run", "answer Answer", "memory.settings Memory", "permissions Rule",
-    "plan Failed Ok Skipped", "planner.prompts Example", "runtime.scripted ScriptedRuntime",
-    "teams Teams", "tools.base Tool", "tools.call current_call current_calls", "workers Workers",
-    "tools.function tool", "tools.mcp McpServer")) for name in names}  # fmt: skip
+    "tool",
+]  # fmt: skip
+_HOMES = {
+    "agent": "Agent", "answer": "Answer", "memory.settings": "Memory", "permissions": "Rule",
+    "plan": "Failed Ok Skipped", "planner.prompts": "Example", "run": "Run", "teams": "Teams",
+    "runtime.scripted": "ScriptedRuntime", "tools.base": "Tool", "workers": "Workers",
+    "tools.call": "current_call current_calls", "tools.function": "tool", "tools.mcp": "McpServer",
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:

@@ -23,16 +23,14 @@ from contextlib import (
     AsyncExitStack,
     aclosing,
     asynccontextmanager,
-    nullcontext,
 )
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from agentpar.answer import Answer
-from agentpar.errors import RunFailed, UsageError
+from agentpar.errors import UsageError
 from agentpar.events import Event, RunFinished
 from agentpar.executor.approval import Approve
 from agentpar.executor.commands import Command
@@ -41,12 +39,9 @@ from agentpar.executor.journal import Journal, JournaledRun, RunJournal, open_jo
 from agentpar.executor.results import JournalResults, MemoryResults
 from agentpar.executor.setup import Setup, changes
 from agentpar.ids import new_run_id
-from agentpar.memory.admission import admission_of
-from agentpar.memory.banks import Banks, default_embedding
+from agentpar.memory.banks import Sharing
 from agentpar.memory.evidence import check, sources
-from agentpar.memory.seat import Seat
 from agentpar.memory.settings import Memory, memory_of
-from agentpar.memory.store import open_store
 from agentpar.permissions import Rule
 from agentpar.planner.joiner import Joiner
 from agentpar.planner.planner import Planner
@@ -56,6 +51,7 @@ from agentpar.policy import Limits, Policy, PolicyFields, PolicyRule, Price, wit
 from agentpar.ports import Message, ModelRequest, Named, Results, RunInfo, Runtime, Watch
 from agentpar.redact import SHORTEST, Redactor, url_credentials
 from agentpar.rivals import Rivals, TeamsLog, ended_run, team_run
+from agentpar.run import Run
 from agentpar.runtime import open_runtime
 from agentpar.runtime.hogwild.opening import open_group
 from agentpar.runtime.redacted import RedactedRuntime
@@ -74,76 +70,6 @@ if TYPE_CHECKING:  # langgraph costs two seconds of import; fuzzing loads when i
 T = TypeVar("T")
 
 _TWO_THINK = "the tool 'think' has the name of what workers bring: give yours another name"
-
-
-class Run:
-    """One run in progress: iterate it for events; `answer` is there when it has ended."""
-
-    def __init__(
-        self,
-        id: str,
-        question: str,
-        *,
-        deadline: float | None = None,
-        strict: bool = False,
-        teams: Teams | None = None,
-        team: int = 0,
-    ) -> None:
-        self.id = id
-        self.question = question
-        self.deadline = deadline
-        self.strict = strict
-        self.teams = teams
-        self.team = team
-        self._events: list[Event] = []
-        self._news = asyncio.Event()
-        self._answer: Answer | None = None
-        self._error: Exception | None = None
-
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        """Every event from the first on, as it happens, until the run ends.
-
-        Of a run of several teams: what is about all of them, and what each does as `FromTeam`.
-        """
-        seen = 0
-        while True:
-            while seen < len(self._events):
-                yield self._events[seen]
-                seen += 1
-            if self.ended:
-                return
-            self._news.clear()
-            await self._news.wait()
-
-    @property
-    def ended(self) -> bool:
-        """Whether `answer` is there, or the error in its place."""
-        return self._answer is not None or self._error is not None
-
-    async def wait(self) -> Answer:
-        """Let the run end; the answer, or the error, is `answer`'s."""
-        async for _ in self:
-            pass
-        return self.answer
-
-    @property
-    def answer(self) -> Answer:
-        """The answer. Raises `RunFailed` where the run ended without one."""
-        if self._error is not None:
-            raise self._error
-        if self._answer is None:
-            raise UsageError("the run has not ended: iterate it to the end, or await run.wait()")
-        if self._answer.status != "answered":
-            raise RunFailed(self._answer.error, self._answer)
-        return self._answer
-
-    def _heard(self, event: Event) -> None:
-        self._events.append(event)
-        self._news.set()
-
-    def _ended(self, answer: Answer | None = None, error: Exception | None = None) -> None:
-        self._answer, self._error = answer, error
-        self._news.set()
 
 
 class Agent:
@@ -352,9 +278,7 @@ class Agent:
         self._results: Results = (
             MemoryResults() if self._journal is None else JournalResults(self._journal)
         )
-        self._memory = memory_of(memory)
-        self._banks_of: dict[Memory, Banks] = {}
-        self._banks(self._memory)  # what is wrong with it is said now
+        self._sharing = Sharing(memory_of(memory), agent=name, seed=seed or 0, judge=self._judge)
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()  # protects the one-time opening from concurrent asks
         self._one_loop = threading.Lock()  # held by the thread whose loop has the connections
@@ -421,10 +345,15 @@ class Agent:
     async def resume_orphan(self) -> Answer | None:
         """Take over the oldest run of an agent of this name whose process is gone, and carry
         it on. None where there is none."""
-        found = await (await self._kept()).claim_orphan(self.name)
-        if found is None:
-            return None
-        known, journal = found
+        kept = await self._kept()
+        while True:
+            found = await kept.claim_orphan(self.name)
+            if found is None:
+                return None
+            known, journal = found
+            if not await _is_carried_on_with_others(kept, known):
+                break
+            await journal.close("interrupted")  # its run takes it up
         run = Run(known.id, known.question)
         await self._drive(run, journal)
         return run.answer
@@ -574,8 +503,7 @@ class Agent:
                     await self._journal.start()
                     stack.push_async_callback(self._journal.stop)
                     self._latencies = {**await self._journal.latencies(), **self._latencies}
-                if (banks := self._banks(self._memory)) is not None:
-                    stack.push_async_callback(banks.aclose)
+                stack.push_async_callback(self._sharing.aclose)
                 runtime = self._runtime
                 if runtime is None:
                     assert self._model is not None
@@ -723,44 +651,10 @@ class Agent:
             watch=self._watch,
             info=RunInfo(run_id, self.name, named, past, team),
             redactor=redactor,
-            seat=self._seat(run_id, team),
+            seat=self._sharing.seat(run_id, team),
             setup=setup,
             deadline=deadline,
         )
-
-    def _banks(self, memory: Memory | None) -> Banks | None:
-        """The banks of this agent; None where it shares nothing."""
-        if memory is None or (memory.admission == "none" and memory.lease is None):
-            return None
-        if memory not in self._banks_of:
-            store = partial(open_store, memory.bank, max_entry_bytes=memory.max_entry_bytes)
-            store()  # a wrong address is the caller's mistake
-            self._banks_of[memory] = Banks(
-                memory,
-                agent=self.name,
-                open_store=store,
-                admission=partial(
-                    admission_of, memory.admission, seed=self._seed or 0, ask=self._judge
-                ),
-                embed=default_embedding(),
-            )
-        return self._banks_of[memory]
-
-    def _seat(self, run_id: str, team: int) -> Seat | None:
-        """Where the run sits at the bank; the teams of one question, R.1, R.2, …, sit together."""
-        memory = self._memory
-        if memory is None and team:
-            memory = Memory()
-        banks = self._banks(memory)
-        if banks is None:
-            return None
-        together = run_id.rpartition(".")[0] if team else run_id
-        return banks.seat(run_id, question_run=together, team=team)
-
-    def _sharing(self, run_id: str) -> AbstractAsyncContextManager[None]:
-        """While teams work on the question of ``run_id``: what one finds is there for the next."""
-        banks = self._banks(self._memory or Memory())
-        return nullcontext() if banks is None else banks.holding(run_id)
 
     async def _judge(self, prompt: str) -> str:
         """What the model says of a finding: a word or two."""
@@ -835,11 +729,11 @@ class Agent:
             else:
                 await self._drive_teams(run, run.teams, journal)
         except Exception as error:
-            run._ended(error=error)
+            run.end(error=error)
         finally:
             if not run.ended:  # cancelled while it opened
                 error_text = "cancelled by the caller"
-                run._ended(Answer(run.id, run.question, status="cancelled", error=error_text))
+                run.end(Answer(run.id, run.question, status="cancelled", error=error_text))
 
     async def _as_begun(self, run: Run, journal: RunJournal | None) -> None:
         """A run that the journal knows is carried on as the team, or by the teams, it began as."""
@@ -857,14 +751,14 @@ class Agent:
             run.question,
             deadline=run.deadline,
             strict=run.strict,
-            observers=[run._heard],
+            observers=[run.hear],
             journal=journal,
             team=run.team,
         )
         try:
-            await self._run_session(session, run.question, run._heard)
+            await self._run_session(session, run.question, run.hear)
         finally:
-            run._ended(session.answer())
+            run.end(session.answer())
 
     async def _run_session(
         self, session: Session, question: str, hear: Callable[[Event], None]
@@ -893,8 +787,8 @@ class Agent:
             assert self._journal is not None
             told, answer = await ended_run(self._journal, await self._journal.find(run.id))
             for event in told:
-                run._heard(event)
-            run._ended(answer)
+                run.hear(event)
+            run.end(answer)
             return
 
         async def drive(team: int, hear: Callable[[Event], None]) -> Answer:
@@ -909,6 +803,16 @@ class Agent:
             await self._run_session(session, run.question, hear)
             return session.answer()
 
+        async def dismiss(team: int, why: str) -> None:
+            """Nobody carries on a team that was stopped as another was first."""
+            known = await _known(self._journal, team_run(run.id, team)) if self._journal else None
+            if self._journal is None or known is None or known.ended:
+                return
+            left = await self._journal.begin(known.id, known.question, agent=self.name)
+            at = left.history[-1].at if left.history else 0.0
+            left.append(RunFinished("cancelled", why, at))
+            await left.close("failed")
+
         def how(team: int) -> str:
             return variation(team, temperature=self._temperature, seed=self._seed).how
 
@@ -916,17 +820,18 @@ class Agent:
             settings.record,
             setup.terms.machine(),
             journal,
-            hear=run._heard,
+            hear=run.hear,
             redact=redactor.data if redactor else None,
         )
-        async with self._sharing(run.id), log:
+        async with self._sharing.holding(run.id), log:
             rivals = Rivals(
                 run.id,
                 question,
                 teams,
                 drive=drive,
+                dismiss=dismiss,
                 tell=log.tell,
-                hear=run._heard,
+                hear=run.hear,
                 how=how,
                 runtime=runtime,
                 clock=RunClock(past[-1].at if past else 0.0),
@@ -937,10 +842,18 @@ class Agent:
             try:
                 answer = await rivals.run()
             except asyncio.CancelledError:
-                run._ended(rivals.cancelled())
+                run.end(rivals.cancelled())
                 raise
             await log.close(answer.status)
-        run._ended(answer)
+        run.end(answer)
+
+
+async def _is_carried_on_with_others(journal: Journal, run: JournaledRun) -> bool:
+    """Whether it is a team of a run that has not ended."""
+    if run.setup is None or not run.setup.team:
+        return False
+    whole = await _known(journal, run.id.rpartition(".")[0])
+    return whole is not None and not whole.ended
 
 
 def _refuse_sinks(tools: Mapping[str, Tool], teams: Teams) -> None:

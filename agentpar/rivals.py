@@ -40,6 +40,7 @@ from agentpar.teams import (
     Ended,
     Teams,
     best,
+    decided,
     distinct,
     first,
     judge_grammar,
@@ -54,6 +55,8 @@ from agentpar.teams import (
 Hear = Callable[[Event], None]
 Drive = Callable[[int, Hear], Awaitable[Answer]]
 """Does the whole run of a team, given by its number, and tells what happens in it."""
+Dismiss = Callable[[int, str], Awaitable[None]]
+"""Lets nobody carry on a team that was stopped, and says why it was."""
 JUDGE_SECONDS = 60.0
 """The judge is waited for so long at most."""
 
@@ -66,11 +69,11 @@ def team_run(run_id: str, team: int) -> str:
 class Rivals:
     """One run of several ``teams``, or the rest of one.
 
-    ``drive`` does a team's run. ``tell`` takes what is about all of them, ``keep`` says whether it
-    is for good or for who looks on (the end of a run that broke off, which goes on one day);
-    ``hear`` takes what each team does. ``how`` are the teams' differences in words, ``history``
-    what happened in earlier parts. ``deadline`` (seconds) is that of every team, and the judge has
-    what they leave of it.
+    ``drive`` does a team's run, ``dismiss`` ends one for good. ``tell`` takes what is about all of
+    them, ``keep`` says whether it is for good or for who looks on (the end of a run that broke
+    off, which goes on one day); ``hear`` takes what each team does. ``how`` are the
+    teams' differences in words, ``history`` what happened in earlier parts. ``deadline`` (seconds)
+    is that of every team, and the judge has what they leave of it.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Rivals:
         teams: Teams,
         *,
         drive: Drive,
+        dismiss: Dismiss,
         tell: Callable[[Event, bool], None],
         hear: Hear,
         how: Callable[[int], str],
@@ -93,6 +97,7 @@ class Rivals:
         self._question = question
         self._teams = teams
         self._drive = drive
+        self._dismiss = dismiss
         self._tell = tell
         self._hear = hear
         self._how = how
@@ -142,9 +147,9 @@ class Rivals:
     # The race
 
     async def _race(self) -> None:
-        """Until every team has ended; with "first", until one is verified."""
+        """Until every team has ended, or those that have not can change nothing any more."""
         gone = [team for team, event in self._known.items() if event.status == "cancelled"]
-        for team in gone:  # stopped in an earlier part of the run, since another was first
+        for team in gone:  # stopped in an earlier part of the run, when it was decided
             self._ended.append(Ended(team, self._left(team, self._known[team].error)))
         tasks: dict[asyncio.Future[Answer], int] = {
             asyncio.ensure_future(self._drive(team, partial(self._from, team))): team
@@ -158,8 +163,7 @@ class Rivals:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in sorted(done, key=lambda task: self._order(tasks[task])):
                     self._end(tasks[task], task, stopped)
-                if not stopped and self._teams.select == "first" and (won := first(self._ended)):
-                    stopped = f"team {won.team} was first"
+                if not stopped and (stopped := decided(self._ended, self._teams)):
                     for task in pending:
                         task.cancel()
         except asyncio.CancelledError:
@@ -170,6 +174,9 @@ class Rivals:
             raise
         finally:
             await _over(tasks)
+        for one in self._ended if stopped else ():
+            if one.answer.status == "cancelled":
+                await self._dismiss(one.team, stopped)
 
     def _order(self, team: int) -> tuple[int, int]:
         """In an earlier part of the run teams ended in an order, which holds."""

@@ -36,9 +36,9 @@ _JUDGED_CHARS = 1200
 class Teams:
     """``n`` agents on one question, each with a plan and a seed of its own.
 
-    ``select``: "vote" takes the answer that most came to; "first" the first whose every sentence
-    is carried by what was read, and stops the others; "judge" asks the model; "best" takes the
-    one of which most is carried by what was read.
+    ``select``: "vote" takes the answer that most came to, and stops the others once more than half
+    have; "first" the first whose every sentence is carried by what was read, and stops the others;
+    "judge" asks the model; "best" takes the one of which most is carried by what was read.
     """
 
     n: int = 3
@@ -329,6 +329,17 @@ def _plain(found: re.Match[str]) -> str:
     whole = whole.lstrip("0") or "0"
     number = f"{whole}.{decimals}" if decimals else whole
     return number if number == "0" else f"{found['sign']}{number}"
+
+
+def decided(ended: Sequence[Ended], teams: Teams) -> str:
+    """Why those that still work can change nothing any more, in words; empty while they can."""
+    if teams.select == "first" and (won := first(ended)) is not None:
+        return f"team {won.team} was first"
+    if teams.select == "vote" and (won := vote([one for one in ended if one.found])) is not None:
+        most = max(len(group) for group in won.votes.values())
+        if 2 * most > teams.n:
+            return f"{most} of {teams.n} teams came to one answer"
+    return ""
 
 
 def chosen_again(ended: Sequence[Ended], select: str) -> Choice | None:

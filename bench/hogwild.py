@@ -150,7 +150,7 @@ async def header_tokens(runtime: OpenAIRuntime, n: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Small sums that do not depend on each other, and their results by letter."""
+    """Small sums that do not depend on each other, and their results by sum."""
 
     text: str
     results: dict[str, int]
@@ -162,17 +162,18 @@ def task(seed: int) -> Task:
     for letter in PARTS:
         a, b = chance.randint(11, 89), chance.randint(11, 89)
         lines.append(f"{letter}) {a} + {b}")
-        results[letter] = a + b
+        results[f"{a} + {b}"] = a + b
     ask = "Work out these sums. Write a line 'letter) sum = result' for each."
     return Task("\n".join([ask, *lines]), results)
 
 
-_RESULT = re.compile(r"\b([a-l])\)[^\n=]*=\s*(\d+)")
+_RESULT = re.compile(r"\b(\d+) \+ (\d+)\s*=\s*(\d+)")
 
 
 def read(text: str) -> dict[str, int]:
-    """The results that a text states; the last where it states two."""
-    return {letter: int(number) for letter, number in _RESULT.findall(text)}
+    """The results that a text states, by their sum: workers leave letters out, and put names in
+    their place. The last where it states two."""
+    return {f"{a} + {b}": int(number) for a, b, number in _RESULT.findall(text)}
 
 
 async def written(runtime: OpenAIRuntime, one: Task, settings: Workers) -> dict[str, int]:
@@ -201,7 +202,7 @@ async def apart(runtime: OpenAIRuntime, one: Task, settings: Workers) -> dict[st
 
 
 def share(one: Task, found: dict[str, int]) -> float:
-    right = sum(found.get(letter) == result for letter, result in one.results.items())
+    right = sum(found.get(part) == result for part, result in one.results.items())
     return right / len(one.results)
 
 

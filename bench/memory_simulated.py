@@ -140,7 +140,7 @@ def tried(job: tuple[Regime, int, int, dict[str, Controller]]) -> Results:
     regime, seed, count, learned = job
     families = regime.families
     numbers = range(count)
-    found = [world(f"test {seed} {i}", regime, families[i % len(families)]) for i in numbers]
+    found = [world(f"held out {seed} {i}", regime, families[i % len(families)]) for i in numbers]
     results: Results = {}
     for name, policy in policies_of(learned).items():
         for leases in (False, True) if name in WITHOUT_LEASES else (True,):

@@ -13,7 +13,6 @@ import httpx
 import pytest
 
 from agentpar import Agent, tool
-from agentpar.agent import Run
 from agentpar.answer import Answer
 from agentpar.errors import RunFailed
 from agentpar.events import (
@@ -32,6 +31,7 @@ from agentpar.events import (
 )
 from agentpar.executor.record import read_record, replay
 from agentpar.plan import Ok
+from agentpar.run import Run
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(180)]
 

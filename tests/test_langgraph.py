@@ -687,3 +687,10 @@ def test_the_page_about_langgraph_runs(
     printed = capsys.readouterr().out
     assert "send_report" in printed
     assert "The report was sent [2]." in printed
+
+
+def test_a_graph_is_one_team() -> None:
+    """An agent with several is refused, and the message says what to do."""
+    agent = Agent([], runtime=ScriptedRuntime([]), teams=3)
+    with pytest.raises(UsageError, match=r"as_graph\(\) runs one team and the agent has 3"):
+        agent.as_graph()

@@ -36,6 +36,7 @@ from agentpar.events import (
 )
 from agentpar.executor.journal import open_journal
 from agentpar.executor.record import read_record, replay
+from agentpar.memory.settings import Memory
 from agentpar.plan import Failed
 from agentpar.ports import Capability, ModelRequest
 from agentpar.teams import (
@@ -117,8 +118,12 @@ def answers(*texts: str | Exception | tuple[float, str]) -> Model:
     return Model(lambda team, joining: texts[team - 1] if joining else CHILE)
 
 
+ALONE = Memory(admission="none", lease=None)
+"""Teams that share nothing: what they do does not depend on who was first."""
+
+
 def agent_of(model: Any, **options: Any) -> Agent:
-    return Agent([population], runtime=model, seed=0, **options)
+    return Agent([population], runtime=model, seed=0, memory=ALONE, **options)
 
 
 # Asking
@@ -382,6 +387,23 @@ async def test_first_stops_the_others() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+async def test_a_vote_that_is_decided_waits_for_nobody() -> None:
+    """Two of three agree: what the third comes to changes nothing, and it is stopped."""
+    model = answers((HANG, WRONG), RIGHT, RIGHT)
+    async with asyncio.timeout(5):
+        answer = await agent_of(model).ask("Chile?", teams=3)
+    assert (answer.chosen, answer.text) == (2, RIGHT)
+    assert answer.teams[0].error == "2 of 3 teams came to one answer"
+    assert model.open == 0
+
+
+async def test_half_is_no_majority() -> None:
+    """Two of four agree: the other two may agree on something else."""
+    model = answers(RIGHT, RIGHT, (0.05, WRONG), (0.05, WRONG))
+    answer = await agent_of(model).ask("Chile?", teams=4)
+    assert [team.status for team in answer.teams] == ["answered"] * 4
+
+
 async def test_first_waits_for_one_that_is_verified() -> None:
     """An answer with a number from nowhere is not it, however early."""
     answer = await agent_of(answers(WRONG, (0.05, RIGHT))).ask("Chile?", teams=Teams(2, "first"))
@@ -484,9 +506,9 @@ async def test_a_deadline_holds_for_all() -> None:
     """Those that are too slow answer from what they have."""
     model = answers((HANG, RIGHT), RIGHT)
     async with asyncio.timeout(5):
-        answer = await agent_of(model).ask("Chile?", teams=2, deadline=0.3)
+        answer = await agent_of(model).ask("Chile?", teams=2, deadline=1.0)
     assert answer.chosen == 2
-    assert answer.teams[0].usage.stopped_by == "deadline=0.3 s"
+    assert answer.teams[0].usage.stopped_by == "deadline=1 s"
     assert answer.usage.stopped_by == ""
     assert model.open == 0
 
@@ -496,7 +518,7 @@ async def test_a_judge_with_no_time_left_is_not_waited_for() -> None:
     model = answers(WRONG, RIGHT)
     model.judge = HANG
     async with asyncio.timeout(5):
-        answer = await agent_of(model).ask("Chile?", teams=Teams(2, "judge"), deadline=0.4)
+        answer = await agent_of(model).ask("Chile?", teams=Teams(2, "judge"), deadline=1.5)
     assert answer.why.startswith("there was no time left for the judge, so by vote")
     assert model.open == 0
 
@@ -602,7 +624,7 @@ async def test_a_run_of_teams_is_carried_on(tmp_path: Path) -> None:
 
     url = f"sqlite:///{tmp_path}/j.db"
     model = answers(RIGHT, (HANG, RIGHT), (HANG, RIGHT))
-    agent = Agent([population], runtime=model, seed=0, journal=url, runs=tmp_path)
+    agent = Agent([population], runtime=model, seed=0, journal=url, runs=tmp_path, memory=ALONE)
     async with agent.run("Chile?", run_id="r", teams=Teams(3, "best")) as run:
         async for event in run:
             if isinstance(event, TeamEnded):
@@ -610,7 +632,7 @@ async def test_a_run_of_teams_is_carried_on(tmp_path: Path) -> None:
                 break
     assert len(calls) == 3
     rest = answers("never asked", RIGHT, WRONG)
-    agent = Agent([population], runtime=rest, seed=0, journal=url, runs=tmp_path)
+    agent = Agent([population], runtime=rest, seed=0, journal=url, runs=tmp_path, memory=ALONE)
     answer = await agent.resume("r")
     assert len(calls) == 3
     assert len(rest.requests) == 2
@@ -624,6 +646,23 @@ async def test_a_run_of_teams_is_carried_on(tmp_path: Path) -> None:
         assert {run.id: run.status for run in await journal.runs()} == dict.fromkeys(
             ["r", "r.1", "r.2", "r.3"], "answered"
         )
+
+
+async def test_who_was_stopped_is_not_carried_on(tmp_path: Path) -> None:
+    """Its run has ended in the journal: it is no run that broke off, and can be pruned."""
+    url = f"sqlite:///{tmp_path}/j.db"
+    agent = agent_of(answers((HANG, RIGHT), RIGHT), journal=url)
+    await agent.ask("Chile?", run_id="r", teams=Teams(2, "first"))
+    async with open_journal(url) as journal:
+        assert {run.id: run.ended for run in await journal.runs()} == {
+            "r": True, "r.1": True, "r.2": True,
+        }  # fmt: skip
+    silent = Agent([population], runtime=ScriptedRuntime([]), seed=0, journal=url)
+    again = await silent.resume("r")
+    assert [team.status for team in again.teams] == ["cancelled", "answered"]
+    with pytest.raises(RunFailed, match="team 2 was first"):
+        await silent.resume("r.1")
+    assert await silent.resume_orphan() is None
 
 
 async def test_one_team_is_carried_on_by_itself(tmp_path: Path) -> None:

@@ -27,6 +27,12 @@ BankUrl = Annotated[
         "--bank", metavar="URL", help="sqlite:///FILE or postgresql://…; the bank that is meant."
     ),
 ]
+AgentFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--agent", metavar="AGENT.yaml", help="The agent's file, whose memory: names its bank."
+    ),
+]
 Namespace = Annotated[
     str | None, typer.Option(metavar="NAME", help="Only what lies in it; by default all.")
 ]
@@ -44,6 +50,7 @@ def show(
         str | None, typer.Argument(metavar="ENTRY", help="The beginning of an entry's id.")
     ] = None,
     bank: BankUrl = None,
+    agent: AgentFile = None,
     namespace: Namespace = None,
     revoked: Annotated[
         bool, typer.Option("--revoked", help="What was withdrawn, not what stands.")
@@ -55,7 +62,7 @@ def show(
     A list has one entry a line, the oldest first: id, how often others used it, the call, what it
     brought.
     """
-    with opened(bank) as store:
+    with opened(bank, agent) as store:
         if entry is not None:
             _show_one(store, entry, as_json)
             return
@@ -70,9 +77,14 @@ def show(
                 typer.echo(f"{one.id[:SHORT]} {uses[one.id]:4}x  {_told(one)}")
 
 
-def stats(bank: BankUrl = None, namespace: Namespace = None, as_json: AsJson = False) -> None:
+def stats(
+    bank: BankUrl = None,
+    agent: AgentFile = None,
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+) -> None:
     """Tell what a bank holds and what it has spared, in all and by tool."""
-    with opened(bank) as store:
+    with opened(bank, agent) as store:
         numbers = store.statistics(namespace)
         entries = list(store.entries(namespace))
         readings = store.readings()
@@ -116,6 +128,7 @@ def revoke(
         ),
     ],
     bank: BankUrl = None,
+    agent: AgentFile = None,
     why: Annotated[str, typer.Option(metavar="TEXT", help="The reason, kept with it.")] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Tell what would be withdrawn, and withdraw nothing.")
@@ -127,7 +140,7 @@ def revoke(
     Tells each entry, and each run whose answer used or brought one of them: those deserve another
     look. What is withdrawn is never used again, nor brought again by an equal call.
     """
-    with opened(bank) as store:
+    with opened(bank, agent) as store:
         known = {one.id: one for one in (*store.entries(), *store.entries(revoked=True))}
         if len(source) >= SHORT and len(ids := [id for id in known if id.startswith(source)]) == 1:
             [source] = ids
@@ -153,6 +166,7 @@ def revoke(
 
 def export(
     bank: BankUrl = None,
+    agent: AgentFile = None,
     namespace: Namespace = None,
     output: Annotated[
         Path | None,
@@ -160,7 +174,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a bank's entries as JSON lines, each with who brought and who used it."""
-    with opened(bank) as store:
+    with opened(bank, agent) as store:
         lines = (
             json.dumps(_data(store, one), ensure_ascii=True, sort_keys=True)
             for one in store.entries(namespace)
@@ -191,19 +205,26 @@ def export(
 
 
 @contextmanager
-def opened(bank: str | None) -> Iterator[Store]:
-    """The bank that is meant. Raises `UsageError` where there is none: a command that looks at a
-    bank makes none."""
+def opened(bank: str | None, agent: Path | None) -> Iterator[Store]:
+    """The bank that is named, or that of the agent's file. Raises `UsageError` where there is
+    none: a command that looks at a bank makes none."""
     from agentpar.memory.store import open_store
 
+    if bank is None and agent is not None:
+        from agentpar.config import load_memory
+
+        memory = load_memory(agent).memory
+        if memory is None or memory.bank is None:
+            raise UsageError(f"{str(agent)!r} names no bank that outlives a run: give --bank")
+        bank = memory.bank
     if bank is None:
-        raise UsageError("say which bank: --bank sqlite:///bank.db")
+        raise UsageError(
+            "say which bank: --bank sqlite:///bank.db, or --agent with a file that has memory:"
+        )
     store = open_store(bank, tell=lambda text: typer.echo(f"agentpar: {text}", err=True))
     file = bank.removeprefix("sqlite:///").partition("?")[0]
     if bank.startswith("sqlite:///") and not Path(file).is_file():
-        raise UsageError(
-            f"there is no bank at {file!r}: --bank names another file, relative to this folder"
-        )
+        raise UsageError(f"there is no bank at {file!r}: --bank names another file")
     store.open()
     try:
         yield store

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agentpar.cli.memory import BankUrl, opened
+from agentpar.cli.memory import AgentFile, BankUrl, opened
 from agentpar.cli.runs import RunsFolder
 from agentpar.errors import UsageError
 
@@ -36,6 +36,7 @@ def train(
         typer.Option("--output", "-o", metavar="FILE", help="Write the controller there."),
     ] = None,
     bank: BankUrl = None,
+    agent: AgentFile = None,
     runs: RunsFolder = _RUNS,
     seed: Seed = 0,
     effort: Annotated[
@@ -60,7 +61,7 @@ def train(
     if not output.parent.is_dir():
         raise UsageError(f"there is no folder {str(output.parent)!r} to write a controller to")
     _known(data)
-    source = data if data is not None else _of_runs(bank, runs)
+    source = data if data is not None else _of_runs(bank, agent, runs)
     trained = learn(source, seed=seed, effort=effort, say=_say)
     if data is None:
         _told_estimates(trained)
@@ -94,6 +95,7 @@ def evaluate(
         ),
     ] = None,
     bank: BankUrl = None,
+    agent: AgentFile = None,
     runs: RunsFolder = _RUNS,
     seed: Seed = 0,
     episodes: Annotated[
@@ -109,12 +111,12 @@ def evaluate(
     from agentpar.memory.learning import load, shipped
 
     chosen = shipped() if controller is None else load(controller)
-    if bank is not None:
+    if bank is not None or agent is not None:
         if on is not None:
-            raise UsageError("give --on or --bank, not both: they are two kinds of data")
+            raise UsageError("give --on or a bank, not both: they are two kinds of data")
         from agentpar.memory.learning.training import estimate, guarded
 
-        logged = _of_runs(bank, runs)
+        logged = _of_runs(bank, agent, runs)
         typer.echo(f"Seconds of credit a decision, estimated from {len(logged)} decisions in runs.")
         typer.echo(f"rule        {estimate(chosen.rule.admits, logged):+.3f}")
         typer.echo(f"controller  {estimate(guarded(chosen), logged):+.3f}")
@@ -136,13 +138,13 @@ def _known(data: str | None) -> None:
         raise UsageError(f"{data!r} is no file of logged decisions and no regime ({known})")
 
 
-def _of_runs(bank: str | None, runs: Path) -> list[Logged]:
+def _of_runs(bank: str | None, agent: Path | None, runs: Path) -> list[Logged]:
     """The decisions of all recorded runs below ``runs``."""
     from agentpar.cli.records import RECORD
     from agentpar.executor.record import read_record
     from agentpar.memory.learning.runs import decisions
 
-    if bank is None:
+    if bank is None and agent is None:
         raise UsageError(
             "say what to learn from: DATA (logged decisions, or a regime such as 'default'), or "
             "recorded runs by their bank, --bank sqlite:///bank.db --runs runs"
@@ -150,7 +152,7 @@ def _of_runs(bank: str | None, runs: Path) -> list[Logged]:
     records = sorted(runs.glob(f"**/{RECORD}"))
     if not records:
         raise UsageError(f"there are no recorded runs in {str(runs)!r}: --runs names another")
-    with opened(bank) as store:
+    with opened(bank, agent) as store:
         return list(decisions((list(read_record(path).events) for path in records), store))
 
 

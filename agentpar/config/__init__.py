@@ -8,6 +8,6 @@
 from __future__ import annotations
 
 from agentpar.config.document import json_schema
-from agentpar.config.reader import AgentSpec, load, load_journal
+from agentpar.config.reader import AgentSpec, load, load_journal, load_memory
 
-__all__ = ["AgentSpec", "json_schema", "load", "load_journal"]
+__all__ = ["AgentSpec", "json_schema", "load", "load_journal", "load_memory"]

@@ -437,9 +437,10 @@ class TeamFields(Section):
     ] = 3
     """How many."""
     select: Literal["vote", "first", "judge", "best"] = "vote"
-    """Whose answer is taken: that which most came to (``vote``), the first that is carried in full
-    by what was read, which stops the others (``first``), the one that the model picks (``judge``),
-    or the one of which most is carried by what was read (``best``)."""
+    """Whose answer is taken: that which most came to, which stops the others once more than half
+    have (``vote``), the first that is carried in full by what was read, which stops the others
+    (``first``), the one that the model picks (``judge``), or the one of which most is carried by
+    what was read (``best``)."""
 
 
 def _at_bank(value: object) -> object:
@@ -462,6 +463,9 @@ class MemoryFields(Section):
     gone with it."""
     admission: Literal["none", "all", "novelty", "rule", "judge", "learned"] = "rule"
     """Who decides what enters it."""
+    controller: Annotated[str | None, Field(min_length=1)] = None
+    """With ``admission: learned``: the file, beside this one, of a controller that ``agentpar
+    memory train`` has made; by default the one that ships."""
     scope: Literal["run", "project"] = "run"
     """For the teams of one question (``run``), or for every run to come (``project``)."""
     ttl: Duration | None = None

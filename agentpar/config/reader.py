@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -73,6 +73,11 @@ class AgentSpec:
         """Seconds for which the journal keeps a run that has ended; None for ever."""
         return None if self.fields.journal is None else self.fields.journal.keep
 
+    @property
+    def memory(self) -> Memory | None:
+        """What it says of its bank; a file's name is seen from the folder of ``path``."""
+        return None if self.fields.memory is None else _memory(self.fields.memory, self.path)
+
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for `agentpar.agent.Agent`.
 
@@ -110,8 +115,8 @@ class AgentSpec:
             arguments["workers"] = Workers(**said, backend=_BACKENDS[file.workers.mode])
         if file.teams is not None:
             arguments["teams"] = Teams(file.teams.n, file.teams.select)
-        if file.memory is not None:
-            arguments["memory"] = _memory(file.memory, self.path)
+        if self.memory is not None:
+            arguments["memory"] = self.memory
         if self.journal is not None:
             kept = self.keep is not None
             arguments["journal"] = (
@@ -141,6 +146,7 @@ def _memory(said: MemoryFields, path: Path) -> Memory:
         said.ttl,
         said.lease,
         said.namespace,
+        controller=said.controller and str(path.resolve().parent / said.controller),
     )
 
 
@@ -170,9 +176,23 @@ def load_journal(
     path: str | os.PathLike[str], *, env: Mapping[str, str] | None = None
 ) -> AgentSpec:
     """What `load` reads, of ``journal:`` alone: no module need be allowed for it."""
+    return _load_alone("journal", _check_journal, path, env)
+
+
+def load_memory(path: str | os.PathLike[str], *, env: Mapping[str, str] | None = None) -> AgentSpec:
+    """What `load` reads, of ``memory:`` alone: no module need be allowed for it."""
+    return _load_alone("memory", _check_memory, path, env)
+
+
+def _load_alone(
+    name: str,
+    check: Callable[[AgentFile, Node, Shape], None],
+    path: str | os.PathLike[str],
+    env: Mapping[str, str] | None,
+) -> AgentSpec:
     path = Path(path)
     root = _root(path)
-    root = replace(root, value={k: v for k, v in root.value.items() if k == "journal"})
+    root = replace(root, value={k: v for k, v in root.value.items() if k == name})
     shape = Shape()
     root, unfilled = fill(root, os.environ if env is None else env)
     for loc, message in unfilled:
@@ -180,7 +200,7 @@ def load_journal(
     root = shape.fitted(root)
     fields = _fields(root, shape, {loc for loc, _ in unfilled})
     if fields is not None and not unfilled:
-        _check_journal(fields, root, shape)
+        check(fields, root, shape)
     if fields is None or shape.problems:
         raise ConfigError("\n".join(map(str, sorted(shape.problems))))
     return AgentSpec(path, fields, (), ())

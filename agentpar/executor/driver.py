@@ -40,6 +40,7 @@ from agentpar.events import (
     TaskStarted,
     Woke,
 )
+from agentpar.executor.alarms import Alarms
 from agentpar.executor.approval import Approve, consult
 from agentpar.executor.batching import Batches
 from agentpar.executor.commands import (
@@ -172,6 +173,7 @@ class Driver:
         self._alarms: dict[Key, asyncio.TimerHandle] = {}  # when to give up on those
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop
+        self._seconds: Alarms[Key]  # of attempts that have so many and no more
         self._plain_tasks = False  # whether `create_task` only makes an `asyncio.Task`
         self._over: asyncio.Future[None] | None = None  # while the run may start things
 
@@ -184,6 +186,7 @@ class Driver:
         """
         loop = self._loop = asyncio.get_running_loop()
         own = type(loop).create_task is asyncio.BaseEventLoop.create_task
+        self._seconds = Alarms(self._too_late)
         self._plain_tasks = own and loop.get_task_factory() is None
         over = self._over = self._loop.create_future()
         try:
@@ -389,6 +392,7 @@ class Driver:
                 await asyncio.wait(self._work.values(), timeout=min(left, self._grace / 5))
             except asyncio.CancelledError:
                 cancelled = True  # by the caller, once more: we are at it
+        self._seconds.close()
         self._unwanted.update(self._work)  # what they bring comes too late to be told
         if cancelled:
             raise asyncio.CancelledError
@@ -423,7 +427,7 @@ class Driver:
         self._timer = None
         self.tell(Woke(max(at, self.clock.now())))
 
-    def _too_late(self, key: Key, tool: str, limit: float, granted: float = 0.0) -> None:
+    def _too_late(self, key: Key, limit: float, granted: float = 0.0) -> None:
         """The time of an attempt is over: it is cancelled, and given up on if it goes on.
 
         What it was held back beyond the seconds that it was ``granted`` for that, it gets.
@@ -433,13 +437,14 @@ class Driver:
             return
         held = 0.0 if self._calls is None else self._calls.held_back(key[1], key[2])
         if held > granted:
-            again = partial(self._too_late, key, tool, limit, held)
-            self._alarms[key] = self._loop.call_later(held - granted, again)
+            later = self._loop.call_later(held - granted, self._too_late, key, limit, held)
+            self._alarms[key] = later
             return
         self._late.add(key)
         self._watch(key)
         task.cancel()
         patience = min(1.0, self._grace)
+        tool = task.get_name()
         self._alarms[key] = self._loop.call_later(patience, self._give_up_on, key, tool, limit)
 
     def _give_up_on(self, key: Key, tool: str, limit: float) -> None:
@@ -597,9 +602,8 @@ class Driver:
         except Exception as error:
             return Failed(described(error), "arguments"), None
         limit = self._timeout if tool.policy.timeout is None else tool.policy.timeout
-        alarm = None
         if limit is not None:
-            alarm = self._loop.call_later(limit, self._too_late, key, tool.name, limit)
+            self._seconds.set(key, limit)
         try:
             if tool.streams:
                 returned = await self._streamed(tool.call(**arguments), key)
@@ -616,8 +620,8 @@ class Driver:
             if key not in self._late:
                 return failure_of(error)
         finally:
-            if alarm is not None:
-                alarm.cancel()
+            if limit is not None:
+                self._seconds.clear(key, limit)
         if self._late and key in self._late:
             assert limit is not None
             goes_on = left_behind(asyncio.current_task()) is not None

@@ -96,6 +96,13 @@ class Told:
                     told.kept.setdefault(id, via)
         return told
 
+    def is_banked(self, id: int) -> bool:
+        """Whether another team's call brought its result, or that of the call it shares."""
+        via = self.kept.get(id, "")
+        while via.startswith("same call as "):
+            via = self.kept.get(int(via.rpartition(" ")[2]), "")
+        return via == "bank"
+
 
 def one_by_one(performed: Performed) -> Iterator[str]:
     """What ended otherwise than it does by itself, in words."""
@@ -189,6 +196,8 @@ class _Alone:
         if refusal is not None:
             return [refusal]
         policy, name = policy_of(schedule, task), name_of(args)
+        if told.is_banked(task.id):  # another team has made the call, and it went well
+            return [Ok(value_of(task.tool, args))]
         if args["me"] in schedule.kept and policy.cache is not None:
             return [Ok(value_of(task.tool, args))]
         hedged = policy.hedge and told.begun.get(task.id, 0) > 1

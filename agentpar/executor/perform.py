@@ -11,7 +11,7 @@ import asyncio
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agentpar.errors import AgentparError, FetchError
@@ -54,6 +54,7 @@ from agentpar.executor.simulate import VirtualLoop, run
 from agentpar.permissions import Flow, Permissions
 from agentpar.plan import Ok, Task, circle_of
 from agentpar.policy import PLAIN
+from agentpar.ports import Shared
 from agentpar.tools.base import Tool
 from agentpar.tools.call import call_key, current_call
 
@@ -112,8 +113,13 @@ _LATENCIES = {name: [0.02] * 25 for name in TOOLS}
 _RUN_ID = "simulated"
 
 
-def perform(schedule: Schedule) -> Performed:
-    """Run the real machine and driver through ``schedule``, in virtual time."""
+Others = Callable[[Emit], Shared]
+"""Makes what stands for other teams, given where they tell of themselves."""
+
+
+def perform(schedule: Schedule, others: Others | None = None) -> Performed:
+    """Run the real machine and driver through ``schedule``, in virtual time; ``others`` are the
+    teams that it shares its calls with."""
     machine = Machine(
         schedule.limits,
         Permissions(schedule.rules, FLOWS),
@@ -124,7 +130,7 @@ def perform(schedule: Schedule) -> Performed:
     performed = Performed(schedule, machine)
     journal = MemoryJournal() if schedule.crashes else None
     for number, crash in enumerate((*schedule.crashes, None)):
-        process = _Process(performed, journal, crash)
+        process = _Process(performed, journal, crash, others)
         try:
             run(process.live(), seed=schedule.seed + number)
         except AgentparError as error:  # a deadlock, or a fault of the machine's
@@ -152,8 +158,13 @@ class _Process:
     the process that runs it is ``dead``."""
 
     def __init__(
-        self, performed: Performed, journal: MemoryJournal | None, crash: Crash | None
+        self,
+        performed: Performed,
+        journal: MemoryJournal | None,
+        crash: Crash | None,
+        others: Others | None = None,
     ) -> None:
+        self._others = others
         self._performed = performed
         self._schedule = performed.schedule
         self._journal = journal
@@ -193,6 +204,7 @@ class _Process:
                 clock=RunClock(start),
                 approve=self._approve,
                 results=_Kept(kept),
+                shared=None if self._others is None else self._others(self._tell),
                 calls=ledger,
                 timeout=self._schedule.timeout,
                 max_result_bytes=MAX_RESULT_BYTES,
@@ -243,6 +255,10 @@ class _Process:
     @property
     def dead(self) -> bool:
         return self._life.over
+
+    def _tell(self, event: Event) -> None:
+        assert self._emit is not None
+        self._emit(replace(event, at=self._now()))
 
     def _die(self) -> None:
         assert self._work is not None

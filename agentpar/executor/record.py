@@ -124,7 +124,7 @@ def _decode_field(name: str, value: Any) -> Any:
             return Usage(**value)
         case "citations":
             return tuple(Citation(**item) for item in value)
-        case "unsupported" | "changes" | "workers" | "faults" | "features":
+        case "unsupported" | "changes" | "workers" | "faults" | "features" | "holder" | "producer":
             return tuple(value)
         case "permissions":
             return Permissions.from_data(value)

@@ -1,20 +1,23 @@
 """The banks of one agent: one for all its runs, or one for each question and its teams.
 
-Says how long a bank lives, and nothing else.
+Says who shares with whom and how long a bank lives, and nothing else.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from functools import partial
 from weakref import WeakValueDictionary
 
-from agentpar.memory.admission import Admission
+from agentpar.memory.admission import Admission, Ask, admission_of
 from agentpar.memory.bank import Bank, Embed
+from agentpar.memory.controller import load
 from agentpar.memory.embed import HashedNgrams
 from agentpar.memory.seat import Seat
 from agentpar.memory.settings import Memory
+from agentpar.memory.store import open_store
 from agentpar.memory.store.base import Store
 
 
@@ -80,6 +83,56 @@ class Banks:
             settings=self._settings,
             embed=self._embed,
         )
+
+
+class Sharing:
+    """With whom an agent shares, by its ``memory``: with every run to come, or among the teams of
+    one question, which is so if nothing is said (None). `Memory` with admission "none" and
+    without lease shares nothing. ``judge`` asks a model what it says to a prompt.
+
+    Raises `UsageError` for a wrong address, and for a controller that cannot be read.
+    """
+
+    def __init__(
+        self,
+        memory: Memory | None,
+        *,
+        agent: str,
+        seed: int = 0,
+        judge: Ask | None = None,
+    ) -> None:
+        self._said = memory is not None
+        memory = memory or Memory()
+        self._banks: Banks | None = None
+        if memory.admission == "none" and memory.lease is None:
+            return
+        store = partial(open_store, memory.bank, max_entry_bytes=memory.max_entry_bytes)
+        store()  # a wrong address is the caller's mistake
+        own = None if memory.controller is None else load(memory.controller)
+        self._banks = Banks(
+            memory,
+            agent=agent,
+            open_store=store,
+            admission=partial(admission_of, memory.admission, seed=seed, ask=judge, controller=own),
+            embed=default_embedding(),
+        )
+
+    def seat(self, run_id: str, team: int = 0) -> Seat | None:
+        """Where a run sits; the teams of one question, R.1, R.2, …, sit together. None for a run
+        that shares with nobody."""
+        if self._banks is None or not (self._said or team):
+            return None
+        together = run_id.rpartition(".")[0] if team else run_id
+        return self._banks.seat(run_id, question_run=together, team=team)
+
+    def holding(self, run_id: str) -> AbstractAsyncContextManager[None]:
+        """While teams work on the question of ``run_id``: what one finds is there for the next."""
+        return nullcontext() if self._banks is None else self._banks.holding(run_id)
+
+    async def aclose(self) -> None:
+        """Close what outlives its runs; it opens again for the next."""
+        if self._banks is not None:
+            await self._banks.aclose()
 
 
 def default_embedding() -> Embed | None:

@@ -24,7 +24,7 @@ FORMAT = "agentpar admission controller"
 VERSION = 1
 """Of the file. One of another version is refused: its weights may mean other things."""
 
-SLACK = 0.05
+SLACK = 0.1
 """A value this far beyond the range of training, as a share of its width, is still inside."""
 
 

@@ -341,7 +341,7 @@ class Items:
             "ORDER BY updated DESC, id DESC LIMIT ?",
             [*values, limit],
         )
-        return map(_item, rows)
+        yield from map(_item, rows)
 
     def _nearest(
         self, prefix: Namespace, near: Sequence[float], alive: str, times: Sequence[Any]

@@ -34,7 +34,7 @@ from agentpar.events import (
     TaskStarted,
 )
 from agentpar.memory.admission import Proposal
-from agentpar.memory.bank import FAILURES, Bank, Flight, Found
+from agentpar.memory.bank import FAILURES, Bank, Embed, Flight, Found
 from agentpar.memory.entry import (
     Entry,
     Producer,
@@ -109,6 +109,7 @@ class Seat:
         self._offers: set[asyncio.Task[None]] = set()
         self._begun_at_all = False
         self._untold: list[Event] = []  # until the run has begun
+        self._asked: Sequence[float] | None = None  # the vector of the question
 
     async def __aenter__(self) -> Self:
         """Sit down. A bank that cannot be opened is told of, and the run goes on without it."""
@@ -401,8 +402,13 @@ class Seat:
         embed = self.bank.embed
         if embed is None:
             return []
-        texts = [entry.question, self.question or entry.question]
-        return list(await self.bank.ask(lambda store: embed(texts)))
+        if self._asked is None:
+            self._asked = await self._embed(embed, self.question or entry.question)
+        return [await self._embed(embed, entry.question), self._asked]
+
+    async def _embed(self, embed: Embed, text: str) -> Sequence[float]:
+        [vector] = await self.bank.ask(lambda store: embed([text]))
+        return vector
 
     async def _features(
         self, entry: Entry, waiting: int, size: int, vectors: Sequence[Sequence[float]]

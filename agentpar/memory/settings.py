@@ -17,10 +17,12 @@ class Memory:
     ``bank`` is ``"sqlite:///bank.db"`` or ``"postgresql://…"``; None: in this process, and gone
     with it. ``scope`` "run": what the teams of one question share; "project": what every run
     keeps for those to come, for ``ttl`` seconds (None: for ever). ``admission`` is the policy that
-    decides what enters. Of equal calls one is made while the others wait for it, ``lease`` seconds
-    at most before they take it over (None: each makes its own). ``namespace`` keeps apart what
-    lies in one bank; empty: the agent's name. At most ``max_entry_bytes`` of one value are kept.
-    ``offers`` calls of which the bank has the result are shown to a planner at most.
+    decides what enters; for "learned" ``controller`` is the file of one that ``agentpar memory
+    train`` has made (None: the one that ships). Of equal calls one is made while the others wait
+    for it, ``lease`` seconds at most before they take it over (None: each makes its own).
+    ``namespace`` keeps apart what lies in one bank; empty: the agent's name. At most
+    ``max_entry_bytes`` of one value are kept. ``offers`` calls of which the bank has the result are
+    shown to a planner at most.
     """
 
     bank: str | None = None
@@ -31,6 +33,7 @@ class Memory:
     namespace: str = ""
     max_entry_bytes: int = 200_000
     offers: int = 8
+    controller: str | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("scope", get_args(Scope)), ("admission", get_args(AdmissionName))):
@@ -42,6 +45,11 @@ class Memory:
         for name, least in (("max_entry_bytes", 1), ("offers", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"memory: {name} is {getattr(self, name)!r}; at least {least}")
+        if self.controller is not None and self.admission != "learned":
+            raise UsageError(
+                f"memory: controller is {self.controller!r}, and admission is {self.admission!r}: "
+                "only 'learned' has one"
+            )
         if self.scope == "project" and self.bank is None:
             raise UsageError(
                 "memory: with scope 'project' the bank outlives the run: say where it is, "

@@ -183,7 +183,7 @@ def test_export_writes_every_entry_and_overwrites_nothing(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["show"], "say which bank: --bank sqlite:///bank.db"),
+        (["show"], "say which bank: --bank sqlite:///bank.db, or --agent"),
         (["show", "--bank", "sqlite:///none.db"], "there is no bank at 'none.db'"),
         (["stats", "--bank", "bank.db"], "a bank is at sqlite:///FILE or postgresql://…"),
         (["show", "Lima", "--bank", AT], "there is no entry 'Lima'; near to it are LIMA (web_loo"),
@@ -240,8 +240,18 @@ def test_the_group_lists_its_commands(cli: Cli) -> None:
     assert all(name in said.stdout + said.stderr for name in ("show", "stats", "revoke", "export"))
 
 
-def test_a_link_to_a_bank_elsewhere_works(cli: Cli, entries: dict[str, Entry]) -> None:
-    """An absolute address has four slashes."""
+def test_a_bank_is_found_by_its_address_or_its_agent(cli: Cli, entries: dict[str, Entry]) -> None:
+    """An absolute address has four slashes; in an agent's file it is seen from that file."""
     where: Path = cli.folder / "bank.db"
     done = cli("memory", "show", "--bank", f"sqlite:///{where}")
     assert len(done.stdout.splitlines()) == 4
+    (cli.folder / "agents").mkdir()
+    agent = cli.folder / "agents" / "agent.yaml"
+    agent.write_text("version: 1\nname: geo\ntools: [other.tool]\nmemory: sqlite:///../bank.db\n")
+    assert cli("memory", "show", "--agent", "agents/agent.yaml").stdout == done.stdout
+    agent.write_text("version: 1\nname: geo\nmemory: {admission: rule}\n")
+    none = cli("memory", "show", "--agent", "agents/agent.yaml")
+    assert none.returncode == 2
+    assert "'agents/agent.yaml' names no bank that outlives a run" in none.stderr
+    agent.write_text("version: 1\nname: geo\nmemory: {admision: rule}\n")
+    assert "agent.yaml:3" in cli("memory", "show", "--agent", "agents/agent.yaml").stderr

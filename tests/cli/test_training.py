@@ -117,7 +117,7 @@ def test_the_simulator_gives_a_table(cli: Cli) -> None:
         (["eval", "none.json"], "none.json: the controller cannot be read"),
         (["eval", "decisions.jsonl"], "decisions.jsonl"),
         (["eval", "--on", "none.jsonl"], "'none.jsonl' is no file of logged decisions"),
-        (["eval", "--on", "default", "--bank", "sqlite:///b.db"], "give --on or --bank, not both"),
+        (["eval", "--on", "default", "--bank", "sqlite:///b.db"], "give --on or a bank, not both"),
         (["eval", "--on", "default", "--episodes", "1"], "episodes is 1"),
     ],
 )

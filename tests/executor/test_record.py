@@ -69,7 +69,11 @@ FIELDS = {
     "permissions": st.sampled_from(
         [PERMISSIONS, replace(PERMISSIONS, besides=(Rule("*", "ask"),))]
     ),
+    **dict.fromkeys(("holder", "producer"), st.tuples(text, ids)),
     "votes": st.dictionaries(text, st.lists(ids, max_size=3).map(tuple), max_size=3),
+    "features": st.lists(st.floats(0, 1e6), max_size=3).map(tuple),
+    "admitted": st.booleans(),
+    **dict.fromkeys(("spared", "probability"), st.floats(0, 1e6)),
     "round": ids,
     "team": ids,
     "task_id": ids,

@@ -50,11 +50,11 @@ class Counting:
 
 
 def asked(request: ModelRequest) -> str:
-    return request.messages[-1].content.partition("# Next\n")[2].removeprefix("Go on as ")
+    return request.messages[-1].content.rpartition("You are ")[2].replace(".", ",", 1)
 
 
 def workspace(request: ModelRequest) -> str:
-    return request.messages[-1].content.partition("# Workspace\n")[2].partition("\n\n# Next")[0]
+    return "".join(m.content for m in request.messages if m.role == "assistant")
 
 
 async def text_of(group: WorkerGroup) -> dict[str, str]:
@@ -82,7 +82,8 @@ async def test_up_to_the_last_words_the_prompts_of_a_round_are_equal() -> None:
     async with open_group(runtime, "Count.", ["Alice", "Bob", "Carol"], settings) as group:
         await text_of(group)
     prompts = [
-        request.messages[-1].content.partition("# Next\n")[0] for request in runtime.requests
+        (*request.messages[:-1], request.messages[-1].content.rpartition("You are ")[0])
+        for request in runtime.requests
     ]
     for first in range(0, len(prompts), 3):
         assert len(set(prompts[first : first + 3])) == 1
@@ -182,7 +183,7 @@ async def test_the_answer_is_written_behind_the_whole_log() -> None:
         assert group.usage.cut
     assert said == "n1 n2 "
     final = runtime.requests[-1]
-    assert asked(final) == "Now the sum."
+    assert final.messages[-1].content == "Now the sum."
     assert "Alice: n1 n2\n\nBob: n1 n2" in workspace(final)
 
 

@@ -68,7 +68,7 @@ async def test_workers_think_before_the_answer_is_written() -> None:
     }
     assert texts == {"Alice": "19.6 million people.", "Bob": "I check that."}
     assert "".join(e.text for e in events if isinstance(e, JoinText)) == "19.6 million [1]."
-    final = runtime.requests[-1].messages[-1].content
+    final = runtime.requests[-1].messages[-2].content
     assert "Alice: 19.6 million people." in final
     assert "Bob: I check that." in final
 
@@ -166,7 +166,7 @@ class Thinking:
     async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
         last = request.messages[-1].content
         tokens = request.max_tokens
-        if "Go on as" in last:
+        if "You are " in last:
             self.open += 1
             try:
                 for _ in range(tokens):
@@ -333,8 +333,9 @@ async def test_the_model_reads_ahead_how_the_workers_prompts_begin() -> None:
     await events_of(Agent([population], runtime=plain), "How many people live in Chile?")
     asked = plain.requests[-1].messages
     for request in runtime.requests[-3:]:
-        assert request.messages[:-1] == asked[:-1]
-        assert request.messages[-1].content.startswith(asked[-1].content)
+        same = request.messages[: len(asked)]
+        assert same[:-1] == asked[:-1]
+        assert same[-1].content.startswith(asked[-1].content)
 
 
 async def test_workers_leave_the_answers_randomness_to_the_model() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,8 +51,8 @@ class Place:
 class Clock:
     """Seconds since the epoch, as far as a test has let them pass."""
 
-    def __init__(self) -> None:
-        self.seconds = 1_800_000_000.0
+    def __init__(self, seconds: float = 1_800_000_000.0) -> None:
+        self.seconds = seconds
 
     def __call__(self) -> float:
         return self.seconds
@@ -62,12 +61,23 @@ class Clock:
         self.seconds += seconds
 
 
+def shifted(url: str, passed: Clock, **limits: Any) -> Any:
+    """A store in Postgres whose server's clock is ahead by what a test has let pass."""
+    from agentpar.memory.store.postgres import PostgresStore
+
+    class Shifted(PostgresStore):
+        @property
+        def _clock(self) -> str:  # type: ignore[override]
+            return f"({PostgresStore._clock} + {passed()})"
+
+    return Shifted(url, **limits)
+
+
 def place_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> Place:
     if kind in ("postgres", "pgvector"):
-        from agentpar.memory.store.postgres import PostgresStore
-
         url = request.getfixturevalue(kind).new_database()
-        return Place(kind, url, lambda **limits: PostgresStore(url, **limits), time.sleep)
+        passed = Clock(0.0)
+        return Place(kind, url, lambda **limits: shifted(url, passed, **limits), passed.wait)
     clock = Clock()
     path = ":memory:" if kind == "memory" else folder / "bank.db"
     url = f"sqlite:///{path}"

@@ -92,16 +92,12 @@ async def together(
             agent = Agent(side.tools, runtime=side.runtime, memory=memory, **side.options)
             agent._latencies = dict(side.latencies)
             if admission is not None or store is not None:
-                agent._banks_of = {memory: own}
+                agent._sharing._banks = own
             elif made:
-                agent._banks_of = made[0]._banks_of  # they are one agent's teams
+                agent._sharing = made[0]._sharing  # they are one agent's teams
             made.append(agent)
-        banks = made[0]._banks(memory)
-        if banks is None:
+        async with made[0]._sharing.holding(run):
             await asyncio.gather(*map(one, range(1, 99), sides, made))
-        else:
-            async with banks.holding(run):
-                await asyncio.gather(*map(one, range(1, 99), sides, made))
     finally:
         for agent in made:
             await agent.aclose()

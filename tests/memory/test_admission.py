@@ -187,6 +187,19 @@ def test_a_decision_takes_less_than_a_millisecond() -> None:
     assert statistics.median(found) <= 1e-3
 
 
+@pytest.mark.parametrize("closeness", [0.0, 1.0])
+@pytest.mark.parametrize("project", [False, True])
+def test_the_shipped_controller_decides_in_ordinary_runs(closeness: float, project: bool) -> None:
+    """Quick and slow calls, short and long results; for eight teams the rule does."""
+    for seconds, length in ((0.0, 2), (1.0, 3000), (60.0, 20_000)):
+        features = Features(
+            seconds=seconds, length=length, closeness=closeness, others=2, project=project
+        )
+        assert Learned().decide_now(features).policy == "learned"
+        many = Learned().decide_now(replace(features, others=7))
+        assert (many.policy, "others" in many.why) == ("rule", True)
+
+
 def test_policies_by_name() -> None:
     """Each has its own; a judge needs a model, and an unknown name says which there are."""
     for name in ("none", "all", "novelty", "rule", "learned"):

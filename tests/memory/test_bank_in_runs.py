@@ -102,8 +102,8 @@ def test_what_is_in_the_bank_is_not_called_again() -> None:
 def test_teams_share_by_default_and_runs_without_teams_do_not() -> None:
     """Without a word about memory, teams have a bank until the question is answered."""
     agent = Agent([Town().tool], model="http://localhost:1/v1")
-    assert agent._seat("R.1", 1) is not None
-    assert agent._seat("R", 0) is None
+    assert agent._sharing.seat("R.1", 1) is not None
+    assert agent._sharing.seat("R", 0) is None
 
 
 @pytest.mark.parametrize(
@@ -674,15 +674,18 @@ def test_two_processes_make_an_equal_call_once(tmp_path: Path) -> None:
 def test_what_a_killed_process_was_calling_is_taken_over(tmp_path: Path) -> None:
     """Its lease runs out, as nobody renews it; then the next process calls."""
     one = started(tmp_path, "one", 600.0)
-    assert one.stdout is not None
     while not (tmp_path / "calls").exists():
         time.sleep(0.02)
-    one.kill()
-    one.communicate(timeout=60)
     two = started(tmp_path, "two", 0.1)
-    told, _ = two.communicate(timeout=60)
+    assert two.stdout is not None
+    try:
+        while "LeaseAwaited" not in (line := two.stdout.readline()):
+            assert line, "it did not wait"
+    finally:
+        one.kill()
+        one.communicate(timeout=60)
+        told, _ = two.communicate(timeout=60)
     assert (tmp_path / "calls").read_text().split() == ["one", "two"]
-    assert "LeaseAwaited" in told
     assert "RunFinished" in told
 
 

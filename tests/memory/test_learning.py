@@ -98,6 +98,13 @@ def test_the_oracle_gains_and_its_ledger_says_so() -> None:
     assert all(d.credit == 0 for e in told for d in e.decided if not d.admitted)
 
 
+def test_the_smooth_utility_is_nearly_the_utility() -> None:
+    """Over many episodes: learners climb what is reported."""
+    found = [world(f"smooth {i}", DEFAULT) for i in range(150)]
+    told = [play(one, policies.everything(), leases=True) for one in found]
+    assert fmean(e.smooth for e in told) == pytest.approx(fmean(e.utility for e in told), abs=20)
+
+
 def test_what_is_seen_is_what_a_live_policy_sees() -> None:
     """The vector is that of its features, and comes back from a log."""
     episode = play(world(5, OTHERS[1]), policies.everything(), leases=True)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
-from agentpar import tool
+from agentpar import Agent, ScriptedRuntime, tool
+from agentpar.config import load_memory
+from agentpar.errors import UsageError
 from agentpar.events import EntryOffered, EntryUsed, Event, RunFinished, RunStarted
 from agentpar.executor.record import decode, encode
+from agentpar.memory.controller import Controller
 from agentpar.memory.credit import Prices
 from agentpar.memory.entry import Entry, Producer, Reading, entry_of
-from agentpar.memory.features import Features
+from agentpar.memory.features import NAMES, Features
 from agentpar.memory.learning.runs import decisions
+from agentpar.memory.settings import Memory
 from agentpar.memory.store import Store, open_store
 
 SEEN = Features(demand=1, seconds=2.0, others=2).vector()
@@ -84,6 +91,34 @@ def test_what_was_revoked_has_misled_its_readers(store: Store) -> None:
     assert one.credit == -60.0
 
 
+async def test_a_controller_of_ones_own_decides(tmp_path: Path) -> None:
+    """It is read when the agent is made; the record tells what its decision looked at."""
+    with pytest.raises(UsageError, match="only 'learned' has one"):
+        Memory(controller="mine.json")
+    own = Memory(admission="learned", controller=str(tmp_path / "mine.json"))
+    with pytest.raises(UsageError, match=r"mine\.json: the controller cannot be read"):
+        Agent([find], runtime=ScriptedRuntime([]), memory=own)
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"bad\.json"):
+        Agent(
+            [find],
+            runtime=ScriptedRuntime([]),
+            memory=replace(own, controller=str(tmp_path / "bad.json")),
+        )
+    for weight in (1.0, -1.0):
+        weights = (weight, *[0.0] * (len(NAMES) - 1))
+        Controller(weights, promoted=True, ranges=((-9e9, 9e9),) * len(NAMES)).save(
+            tmp_path / "mine.json"
+        )
+        runtime = ScriptedRuntime(['1. find(what="a")\njoin()', "It is a [1]."])
+        async with Agent([find], runtime=runtime, memory=own) as agent:
+            async with agent.run("?") as running:
+                events = [event async for event in running]
+            [offer] = [event for event in events if isinstance(event, EntryOffered)]
+        assert (offer.policy, offer.admitted) == ("learned", weight > 0)
+        assert len(offer.features) == len(NAMES)
+
+
 def test_an_entry_is_credited_once(store: Store) -> None:
     """To the first that brought it; an offer without features teaches nothing."""
     entry = brought(store, "a", "r.1")
@@ -92,3 +127,12 @@ def test_an_entry_is_credited_once(store: Store) -> None:
     bare = EntryOffered(1, "b", True, "rule")
     told = [run("r.1", offered(entry.id), bare), run("r.2", offered(entry.id))]
     assert [(one.run_id, one.credit) for one in decisions(told, store, FREE)] == [("r.1", 4.0)]
+
+
+def test_a_controller_lies_beside_the_agents_file(tmp_path: Path) -> None:
+    """Wherever the command is run."""
+    file = tmp_path / "agent.yaml"
+    file.write_text("tools: [calc]\nmemory: {admission: learned, controller: mine.json}\n")
+    memory = load_memory(file).memory
+    assert memory is not None
+    assert memory.controller == str(tmp_path.resolve() / "mine.json")

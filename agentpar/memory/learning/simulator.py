@@ -145,7 +145,7 @@ def training_mix(regime: Regime, chance: random.Random) -> Regime:
         bulk=(0.02, 2.0) if chance.random() < 0.3 else regime.bulk,
         fit=(0.1, 1.1) if chance.random() < 0.5 else regime.fit,
         cheap=0.2,
-        later=chance.choice((0, 0, 0, 0, 0, 1, 3)),
+        later=chance.choice((0, 0, 0, 0, 0, 0, 0, 0, 1, 3)),
         lines=8 if chance.random() < 0.2 else regime.lines,
     )
 
@@ -614,16 +614,15 @@ class _Play:
         good = [sum(team.results) >= ENOUGH * len(team.results) for team in teams]
         self._settle(good, failures)
         waves = range(teams[-1].wave + 1)
-        right, seconds, ask = 0.0, 0.0, 0
+        right = nearly = 0.0
         for wave in waves:
             votes = [fine for fine, team in zip(good, teams, strict=True) if team.wave == wave]
             right += (2 * sum(votes) > len(votes)) / len(waves)
-            ask += len(votes)
+            nearly += _majority([_nearly(t) for t in teams if t.wave == wave]) / len(waves)
         seconds = max(team.ended for team in teams)
         tokens = sum(team.tokens for team in teams)
-        spent = tokens * regime.token * len(waves) / ask
+        spent = tokens * regime.token * len(waves) / len(teams)
         utility = -(seconds + spent + regime.wrong * (1 - right) * len(waves))
-        nearly = sum(map(_nearly, teams)) / len(teams)
         return Episode(
             utility,
             -(seconds + spent + regime.wrong * (1 - nearly) * len(waves)),
@@ -662,7 +661,19 @@ class _Play:
 def _nearly(team: _Team) -> float:
     """How right a team's answer is, from 0 to 1: a half where it just has enough."""
     share = sum(team.results) / max(1, len(team.results))
-    return 1 / (1 + math.exp(-15 * (share - ENOUGH)))
+    return 1 / (1 + math.exp(-25 * (share - ENOUGH)))
+
+
+def _majority(chances: Sequence[float]) -> float:
+    """How likely more than half of them come true. Teams that share an error err together, which
+    a mean over teams would not see."""
+    counts = [1.0]  # of how many so far, with which probability
+    for p in chances:
+        counts = [
+            (counts[i] * (1 - p) if i < len(counts) else 0.0) + (counts[i - 1] * p if i else 0.0)
+            for i in range(len(counts) + 1)
+        ]
+    return sum(counts[len(chances) // 2 + 1 :])
 
 
 def _count(job: Job, by: int, all: Counter[Key], mine: Counter[Key]) -> None:

@@ -35,7 +35,9 @@ _CONNECTION: dict[str, Any] = {
 # A power cut may cost the last entries, which can be found again, and nothing else.
 _SETTINGS = (
     "-c synchronous_commit=off -c lock_timeout=10s -c idle_in_transaction_session_timeout=10s "
-    "-c client_min_messages=warning"
+    "-c client_min_messages=warning "
+    # pgvector's: where a condition leaves too few, its index is looked through further.
+    "-c hnsw.iterative_scan=strict_order"
 )
 # Names in ASCII, compared byte by byte: what begins with an address lies side by side.
 _TABLES = """
@@ -104,6 +106,8 @@ class PostgresStore(MirroredStore):
     """A `Store` in the database at ``url``, in tables that begin with ``agentpar_bank_``. Rows are
     sealed where the environment has a key. For the keywords see `SqlStore`."""
 
+    _clock = "extract(epoch FROM clock_timestamp())::float8"
+
     def __init__(self, url: str, **limits: Any) -> None:
         try:
             import psycopg
@@ -164,13 +168,13 @@ class PostgresStore(MirroredStore):
             connection.close()
 
     def _time(self, execute: Execute) -> float:
-        return float(execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()[0])
+        return float(execute(f"SELECT {self._clock}").fetchone()[0])
 
     def _next(self, execute: Execute) -> tuple[int, int, float]:
         # The row stays locked until the transaction ends; the clock is read once it is ours.
         number, dimension, now = execute(
             "UPDATE agentpar_bank_meta SET changed = changed + 1"
-            " RETURNING changed, dimension, extract(epoch FROM clock_timestamp())::float8"
+            f" RETURNING changed, dimension, {self._clock}"
         ).fetchone()
         return number, dimension, now
 
@@ -195,14 +199,13 @@ class PostgresStore(MirroredStore):
     def _nearest(
         self, execute: Execute, namespace: str, data: bytes, k: int
     ) -> list[tuple[Entry, float]]:
-        execute("SET LOCAL hnsw.iterative_scan = strict_order")
         rows = execute(
             f"SELECT {', '.join(f'e.{name}' for name in COLUMNS.split(', '))},"
             " v.vector <=> ?::vector AS distance FROM agentpar_bank_vectors v"
             " JOIN agentpar_bank_entries e ON e.seq = v.seq WHERE v.namespace = ?"
-            " AND e.revoked = 0 AND (e.expires IS NULL OR e.expires > ?)"
+            f" AND e.revoked = 0 AND (e.expires IS NULL OR e.expires > {self._clock})"
             " ORDER BY distance LIMIT ?",
-            *(_numbers(data), escaped(namespace), self._time(execute), k),
+            *(_numbers(data), escaped(namespace), k),
         ).fetchall()
         found = [(Row.of(values[:-1]), 1.0 - values[-1]) for values in rows]
         return [(row.entry(), cosine) for row, cosine in found if self._believed(row)]

@@ -78,18 +78,22 @@ def finish(instruction: str = "") -> str:
 
 
 def log_messages(messages: Sequence[Message], log: str, ask: str) -> tuple[Message, ...]:
-    """``messages`` with the workspace so far, then what to write next, as a chat.
+    """``messages``, what the workers wrote so far as the assistant's turn, and what to write next.
 
-    For a server to which nothing can be told but messages: the workspace stands behind the last
-    of them, and everything up to ``ask`` is the same for all workers, so that a server that
-    caches prefixes reads it once.
+    For a server to which nothing can be told but messages. Everything up to ``ask`` is the same for
+    all workers, so that a server that caches prefixes reads it once. Under headings in one message,
+    which was tried, a small model copies the headings instead of going on.
     """
+    if log.strip():
+        return (*messages, Message("assistant", log.strip()), Message("user", ask))
     *before, last = messages
-    workspace = f"\n\n# Workspace\n{log.strip()}\n\n# Next\n{ask}"
-    return (*before, Message(last.role, f"{last.content}{workspace}"))
+    return (*before, Message(last.role, f"{last.content}\n\n{ask}"))
 
 
 def turn(worker: str, *, checks: bool = False) -> str:
     """What a worker is asked for whose text goes to a log."""
     first = " Say first whether somebody else already does what you do." if checks else ""
-    return f"Go on as {worker}, without the name in front.{first}"
+    return (
+        f"You are {worker}. Write the next lines of {worker}, without the name in front: "
+        f"something that nobody has done yet.{first}"
+    )
