@@ -6,6 +6,7 @@ told to, and over nothing.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ from agentpar.errors import UsageError
 
 if TYPE_CHECKING:  # learning loads when something is learned
     from agentpar.memory.learning import Controller, Logged
+    from agentpar.memory.learning.training import Replay
 
 Data = Annotated[
     str | None,
@@ -46,8 +48,9 @@ def train(
     """Train an admission controller: on recorded runs, on logged decisions, or in the simulator.
 
     Without DATA it learns from the runs in --runs and the ledger of their --bank. It is promoted
-    over the rule only by episodes played under both; one that was learned from runs or logs alone
-    is not, and leaves the decisions to the rule.
+    over the rule only by episodes played under both: simulated ones, or, where teams have worked on
+    enough questions, every second of those, replayed with a second for each call that is made. One
+    that was learned from fewer runs or from logs is not, and leaves the decisions to the rule.
     """
     from agentpar.memory.learning import evaluate as tried
     from agentpar.memory.learning import train as learn
@@ -61,8 +64,13 @@ def train(
     if not output.parent.is_dir():
         raise UsageError(f"there is no folder {str(output.parent)!r} to write a controller to")
     _known(data)
-    source = data if data is not None else _of_runs(bank, agent, runs)
-    trained = learn(source, seed=seed, effort=effort, say=_say)
+    if data is not None:
+        trained = learn(data, seed=seed, effort=effort, say=_say)
+    else:
+        logged = _of_runs(bank, agent, runs)
+        replay, replayed = _replay_of(runs)
+        kept = [one for one in logged if one.run_id.rpartition(".")[0] not in replayed]
+        trained = learn(kept, seed=seed, replay=replay, say=_say)
     if data is None:
         _told_estimates(trained)
     else:
@@ -154,6 +162,27 @@ def _of_runs(bank: str | None, agent: Path | None, runs: Path) -> list[Logged]:
         raise UsageError(f"there are no recorded runs in {str(runs)!r}: --runs names another")
     with opened(bank, agent) as store:
         return list(decisions((list(read_record(path).events) for path in records), store))
+
+
+def _replay_of(runs: Path) -> tuple[Replay | None, frozenset[str]]:
+    """Every second question on which several teams have worked, as episodes to be played under any
+    gate, and the names of their runs; nothing where they are too few to promote by."""
+    from agentpar.cli.records import RECORD
+    from agentpar.executor.record import read_record
+    from agentpar.memory.learning.promotion import LEAST
+    from agentpar.memory.learning.recorded import recorded_team
+    from agentpar.memory.learning.replay import together, trial
+
+    teams = []
+    for path in sorted(runs.glob(f"**/{RECORD}")):
+        if path.parent.name.rpartition(".")[2].isdigit():  # R.2, a team of R
+            with suppress(UsageError):  # it has not ended
+                teams.append(recorded_team(read_record(path).events))
+    several = [group for group in together(teams) if len(group) > 1][1::2]
+    if len(several) < LEAST:
+        return None, frozenset()
+    _say(f"paired replay of {len(several)} questions, which are not learned from")
+    return trial(several, call=1.0), frozenset(group[0].group for group in several)
 
 
 def _told_estimates(controller: Controller) -> None:

@@ -95,6 +95,21 @@ async def test_runs_and_their_bank_are_what_is_learned_from(cli: Cli) -> None:
     assert [line.split()[0] for line in tried.stdout.splitlines()[1:]] == ["rule", "controller"]
 
 
+async def test_teams_that_were_recorded_are_replayed_to_promote(cli: Cli) -> None:
+    """Of forty questions that two teams have worked on every second is played under the rule and
+    under what was learned from the others; the record says how that came out."""
+    runtime = ScriptedRuntime(["1. find('x')\njoin()", "It is x [1]."] * 80)
+    async with Agent([find], runtime=runtime, runs=cli.folder / "runs") as agent:
+        for at in range(40):
+            await agent.ask(f"question {at}?", run_id=f"Q{at}", teams=2)
+    await runs_of(cli, 60)
+    done = cli("memory", "train", "--bank", "sqlite:///bank.db", "-o", "mine.json")
+    assert done.returncode == 0, done.stderr
+    assert "paired replay of 20 questions, which are not learned from" in done.stderr
+    promotion = load(cli.folder / "mine.json").record["promotion"]
+    assert promotion["episodes"] == 20
+
+
 def test_the_simulator_gives_a_table(cli: Cli) -> None:
     """A row for each policy; by default it is the shipped controller that is tried."""
     done = cli("memory", "eval", "--on", "default", "--episodes", "4")
