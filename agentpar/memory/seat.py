@@ -269,6 +269,7 @@ class Seat:
             entry = await bank.acquire(flight, claim.key, lambda holder: self._await(claim, holder))
             if entry is not None:
                 claim.flight = None
+                flight.kept = True
                 bank.land(flight, _found(entry))
                 bank.clear(flight)
                 self._use(claim, _found(entry), None)

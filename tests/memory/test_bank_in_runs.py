@@ -563,6 +563,24 @@ def test_the_ledger_has_what_others_were_spared(tmp_path: Path) -> None:
     ]
 
 
+def test_all_who_wait_while_one_looks_into_the_bank_are_in_the_ledger(tmp_path: Path) -> None:
+    """Three teams ask at once for what is there from yesterday: one looks, and all have used it,
+    so that revoking it names all of them."""
+    town = Town(0.1)
+    url = f"sqlite:///{tmp_path}/b.db"
+    memory = Memory(url, scope="project", admission="all")
+    [yesterday] = town.sides(LIMA)
+    asyncio.run(together(yesterday, memory=memory, run="Q"))
+    sides = town.sides(LIMA, LIMA, LIMA)
+    asyncio.run(together(*sides, memory=memory))
+    assert town.calls == ["Lima"]
+    store = open_store(url)
+    store.open()
+    assert {reading.run_id for reading in store.readings()} == {"R.1", "R.2", "R.3"}
+    assert set(store.revoke("Q").answers) == {"Q.1", "R.1", "R.2", "R.3"}
+    store.close()
+
+
 def test_what_a_run_finds_itself_is_no_use_of_it(tmp_path: Path) -> None:
     """It may still settle a later call of the same run in other words."""
     town = Town()
