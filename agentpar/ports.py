@@ -83,11 +83,19 @@ class Claim(Protocol):
     """One call's place among equal calls of other teams and runs."""
 
     @property
-    def found(self) -> Ok | None:
-        """What another has found, in place of the call; None: make the call, then `settle`."""
+    def found(self) -> Outcome | None:
+        """What came of another's call, in place of this one; None: make the call, then `settle`.
+        A failure is that of an attempt which this one has waited for."""
         ...
 
-    async def settle(self, outcome: Outcome, seconds: float) -> None:
+    @property
+    def retry_after(self) -> float | None:
+        """With a failure: how many seconds the far side asked to be left alone."""
+        ...
+
+    async def settle(
+        self, outcome: Outcome, seconds: float, retry_after: float | None = None
+    ) -> None:
         """The call was made, and this came of it in ``seconds``."""
         ...
 

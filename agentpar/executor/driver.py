@@ -569,10 +569,10 @@ class Driver:
             return kept, None, "cache"
         async with shared.claim(tool, args, key[1], key[2]) as claim:
             if claim.found is not None:
-                return claim.found, None, "bank"
+                return claim.found, claim.retry_after, "bank"
             began = self.clock.now()
             outcome, wait = await self._call(tool, args, key)
-            await claim.settle(outcome, self.clock.now() - began)
+            await claim.settle(outcome, self.clock.now() - began, wait)
         if results is not None and isinstance(outcome, Ok):
             assert tool.policy.cache is not None
             await results.put(name, outcome, tool.policy.cache)

@@ -23,7 +23,7 @@ from agentpar.memory.admission import Admission
 from agentpar.memory.entry import Entry, Lease, Producer, Reading
 from agentpar.memory.settings import Memory
 from agentpar.memory.store.base import Store
-from agentpar.plan import Ok
+from agentpar.plan import Failed, Ok
 
 T = TypeVar("T")
 
@@ -64,14 +64,12 @@ class Found:
     tokens: int = 0
 
 
-FAILURES = 2
-"""Calls that fail, one after the other, before all who wait for an equal one make it themselves."""
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """An attempt of a call has failed, and how long the far side asked to be left alone."""
 
-
-class Line(deque["asyncio.Future[Found | None]"]):
-    """Who waits for a call, first come first. ``failures``: of calls that they waited for."""
-
-    failures = 0
+    outcome: Failed
+    retry_after: float | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -81,15 +79,15 @@ class Flight:
     ``crew`` counts the attempts of that call. ``until`` (the loop's seconds) is when the others are
     to wait no longer. It is ``over`` once another has taken it over. What it ``found`` serves those
     who come while it is being offered to the bank, which has ``kept`` it (None: not known yet);
-    of those are the ``readings``. Its call may have ``failed``.
+    of those are the ``readings``. ``lost`` is how its last attempt failed.
     """
 
     like: str
     holder: Producer
     until: float
     crew: int = 1
-    failed: bool = False
-    waiting: Line = field(default_factory=Line)
+    lost: Lost | None = None
+    waiting: deque[asyncio.Future[Found | Lost | None]] = field(default_factory=deque)
     lease: Lease | None = None
     renewing: asyncio.Task[None] | None = None
     over: bool = False
@@ -198,10 +196,11 @@ class Bank:
         self._flights[like] = flight
         return flight
 
-    async def wait(self, flight: Flight) -> Found | None:
-        """What a flight brings; None where it is the caller's turn: it takes off at once."""
+    async def wait(self, flight: Flight) -> Found | Lost | None:
+        """What a flight brings, be it a failure; None where it is the caller's turn: it takes off
+        at once."""
         loop = asyncio.get_running_loop()
-        turn: asyncio.Future[Found | None] = loop.create_future()
+        turn: asyncio.Future[Found | Lost | None] = loop.create_future()
         line = flight.waiting
         line.append(turn)
         try:
@@ -235,15 +234,21 @@ class Bank:
         self._let_go(flight)
 
     def give_up(self, flight: Flight) -> None:
-        """Nothing came of an attempt: after the last of them the next who waits makes the call. A
-        call that fails again is not waited for in a line: then all of them do."""
+        """An attempt has come to nothing. After the last of them all who wait are told how it
+        failed; of one that was broken off there is nothing to tell, and the next makes the call."""
         flight.crew -= 1
         if flight.crew or flight.over or flight.found is not None:
             return
         flight.over = True
-        flight.waiting.failures += flight.failed
         self._let_go(flight)
-        self._pass_on(flight.like)
+        if flight.lost is None:
+            self._pass_on(flight.like)
+            return
+        del self._flights[flight.like]
+        while flight.waiting:
+            turn = flight.waiting.popleft()
+            if not turn.done():
+                turn.set_result(flight.lost)
 
     def _pass_on(self, like: str) -> None:
         flight = self._flights.get(like)
@@ -252,8 +257,7 @@ class Bank:
             if not turn.done():
                 flight.over = True
                 turn.set_result(None)
-                if flight.waiting.failures < FAILURES:
-                    return
+                return
         if flight is not None and flight.over:
             del self._flights[like]
 

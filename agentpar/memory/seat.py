@@ -34,7 +34,7 @@ from agentpar.events import (
     TaskStarted,
 )
 from agentpar.memory.admission import Proposal
-from agentpar.memory.bank import FAILURES, Bank, Embed, Flight, Found
+from agentpar.memory.bank import Bank, Embed, Flight, Found, Lost
 from agentpar.memory.entry import (
     Entry,
     Producer,
@@ -45,7 +45,7 @@ from agentpar.memory.entry import (
 )
 from agentpar.memory.features import Features
 from agentpar.memory.store.base import Store
-from agentpar.plan import Ok, Outcome, Task
+from agentpar.plan import Failed, Ok, Outcome, Task
 from agentpar.tools.base import Tool
 from agentpar.tools.call import call_key
 from agentpar.tools.page import is_page, pages_of, unread_of
@@ -247,18 +247,22 @@ class Seat:
                     claim.flight = flight  # quicker, and does not wait for it
                     flight.crew += 1
                     return
-                if claim.attempt > 1:
-                    return  # it has failed once: made again, beside whoever makes it now
                 if not waited:
                     waited = True
                     self._await(claim, flight.holder)
-                if (found := await bank.wait(flight)) is None:
-                    failing = flight.waiting.failures >= FAILURES
-                    if failing and bank.flight(claim.like) is not None:
-                        return  # all who waited make it, side by side
-                    break
-                self._use(claim, found, flight)
-                return
+                match await bank.wait(flight):
+                    case None:
+                        break
+                    case Found() as found:
+                        self._use(claim, found, flight)
+                        return
+                    case Lost(outcome, retry_after) if claim.tool.policy.retries:
+                        claim.found, claim.retry_after = outcome, retry_after
+                        return
+                    case Lost() if bank.flight(claim.like) is not None:
+                        return  # it is made once only: all who waited make it, side by side
+                    case Lost():
+                        break
             claim.flight = flight = bank.take_off(claim.like, me)
             if not bank.leases:
                 return
@@ -306,13 +310,15 @@ class Seat:
         except Exception as error:
             self._failed(error, reading.task_id)
 
-    async def settle(self, claim: _Claim, outcome: Outcome, seconds: float) -> None:
+    async def settle(
+        self, claim: _Claim, outcome: Outcome, seconds: float, retry_after: float | None
+    ) -> None:
         """The call of ``claim`` was made: those who wait have what it brought, and the bank is
-        offered it."""
+        offered it. A failure is theirs as well, and for nobody else."""
         flight, bank = claim.flight, self.bank
         if not isinstance(outcome, Ok) or not claim.like or self._out_of_order:
-            if flight is not None:
-                flight.failed = not isinstance(outcome, Ok)
+            if flight is not None and isinstance(outcome, Failed):
+                flight.lost = Lost(self.redact(outcome), retry_after)
             return
         if flight is not None and flight.over:
             return  # it took so long that another makes the call: this result comes too late
@@ -528,7 +534,8 @@ class _Claim:
     def __init__(
         self, seat: Seat, tool: Tool, args: Mapping[str, Any], task_id: int, attempt: int
     ) -> None:
-        self.found: Ok | None = None
+        self.found: Outcome | None = None
+        self.retry_after: float | None = None
         self.tool = tool
         self.args = args
         self.task_id = task_id
@@ -538,8 +545,10 @@ class _Claim:
         self.flight: Flight | None = None
         self._seat = seat
 
-    async def settle(self, outcome: Outcome, seconds: float) -> None:
-        await self._seat.settle(self, outcome, seconds)
+    async def settle(
+        self, outcome: Outcome, seconds: float, retry_after: float | None = None
+    ) -> None:
+        await self._seat.settle(self, outcome, seconds, retry_after)
 
 
 def quality(value: Any) -> float:

@@ -111,7 +111,8 @@ def look(script: Script) -> Tool:
 async def perform(script: Script, seat: Seat | None = None, concurrency: int = 64) -> list[Event]:
     """Run a script on the real driver, with a place at a bank or alone."""
     own = look(script)
-    machine = Machine(Limits(concurrency=concurrency), policies={"look": own.policy})
+    chance = str(script.seconds)  # as each run has its own: no two make a call again at one instant
+    machine = Machine(Limits(concurrency=concurrency), policies={"look": own.policy}, seed=chance)
     events: list[Event] = []
 
     async def plan(command: Plan, emit: Emit) -> None:

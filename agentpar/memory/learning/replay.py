@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 from agentpar.errors import UsageError
 from agentpar.memory.admission import Admission, Decision, Proposal
-from agentpar.memory.bank import FAILURES
 from agentpar.memory.credit import Ledger, Prices, worth
 from agentpar.memory.embed import HashedNgrams
 from agentpar.memory.entry import Entry, Producer, Reading
@@ -30,6 +29,8 @@ from agentpar.tools.passages import words
 T = TypeVar("T")
 Embed = Callable[[str], Sequence[float]]
 
+PAUSE = 1.0
+"""Seconds before an attempt that no recording has, as the recorded one went well at once."""
 CLOSE = 0.5
 """From this cosine, or share of common words, on a planner is shown a call of the bank's; as in
 `agentpar.memory.seat`."""
@@ -192,10 +193,9 @@ class _Team:
 
 @dataclass(slots=True)
 class _Line:
-    """Who waits for a call, and how many calls they have seen fail."""
+    """Who waits for a call, and with which attempt of theirs."""
 
-    waiting: list[tuple[_Team, RecordedCall]] = field(default_factory=list)
-    failures: int = 0
+    waiting: list[tuple[_Team, RecordedCall, int]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -384,11 +384,9 @@ class _World:
             self.make(team, call, attempt, None)
         elif held is None:
             self.lease(team, call, attempt, _Line())
-        elif attempt > 1:  # it has failed once: made again, beside whoever makes it now
-            self.make(team, call, attempt, None)
         else:
             self.awaited += 1
-            held.line.waiting.append((team, call))
+            held.line.waiting.append((team, call, attempt))
 
     def lease(self, team: _Team, call: RecordedCall, attempt: int, line: _Line) -> None:
         self.fences += 1
@@ -400,8 +398,8 @@ class _World:
         """The lease's time is over: the first that waits makes the call, the others wait on."""
         held = self.leases.get(like)
         if held is not None and held.fence == fence and held.line.waiting:
-            team, call = held.line.waiting.pop(0)
-            self.lease(team, call, 1, held.line)
+            team, call, attempt = held.line.waiting.pop(0)
+            self.lease(team, call, attempt, held.line)
 
     def make(self, team: _Team, call: RecordedCall, attempt: int, held: _Held | None) -> None:
         self.made += attempt == 1
@@ -419,28 +417,30 @@ class _World:
         if ok and call.shared and not late and self.admission is not None:
             found = self.offer(team, call, len(line.waiting))
         if found is not None:
-            for other, theirs in line.waiting:
+            for other, theirs, _ in line.waiting:
                 self.use(other, theirs, found)
-        elif line.waiting:
-            line.failures += not ok
-            self.pass_on(line)
-        if ok or attempt == len(call.attempts):
+        elif line.waiting and ok:  # it was not admitted, and those who wait do not see it
+            (other, theirs, number), *line.waiting = line.waiting
+            self.lease(other, theirs, number, line)
+        else:
+            for other, theirs, number in line.waiting:
+                self.lose(other, theirs, number)
+        if ok:
             # Those who waited go on first: the bank has told them when the call's run hears of it.
             self.after(self.conditions.read, lambda: self.settle(team, call))
         else:
+            self.lose(team, call, attempt)
+
+    def lose(self, team: _Team, call: RecordedCall, attempt: int) -> None:
+        """An attempt has failed, one's own or one that was waited for: the next follows, if there
+        was one; one that was to go well is made again."""
+        if attempt < len(call.attempts):
             pause, _ = call.attempts[attempt]
             self.after(pause, lambda: self.claim(team, call, attempt + 1))
-
-    def pass_on(self, line: _Line) -> None:
-        """The next who waits makes the call; where it keeps failing all do, side by side."""
-        (team, call), *others = line.waiting
-        if line.failures < FAILURES:
-            line.waiting = others
-            self.lease(team, call, 1, line)
-            return
-        self.lease(team, call, 1, _Line())
-        for other, theirs in others:
-            self.make(other, theirs, 1, None)
+        elif call.ok:
+            self.after(PAUSE, lambda: self.claim(team, call, attempt))
+        else:
+            self.after(self.conditions.read, lambda: self.settle(team, call))
 
     def use(self, team: _Team, call: RecordedCall, kept: Kept) -> None:
         self.used += 1
