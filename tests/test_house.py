@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -219,14 +219,21 @@ def test_importing_agentpar_loads_nothing_heavy() -> None:
 
 
 def test_help_comes_at_once() -> None:
-    """`agentpar --help` takes less than half a second (best of three), Python's start included."""
+    """`agentpar --help` takes less than half a second of work (best of three), Python's start
+    included; on a busy machine one waits longer."""
     seconds = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = worked()
         text = python("-m", "agentpar.cli", "--help")
-        seconds.append(time.perf_counter() - began)
+        seconds.append(worked() - began)
     assert "doctor" in text
     assert min(seconds) < 0.5
+
+
+def worked() -> float:
+    """Seconds of the processor that child processes have had."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def python(*arguments: str) -> str:

@@ -461,8 +461,8 @@ class MemoryFields(Section):
     bank: Annotated[SecretStr | None, BeforeValidator(_no_empty)] = None
     """``sqlite:///FILE`` beside this one, or ``postgresql://…``; by default in this process, and
     gone with it."""
-    admission: Literal["none", "all", "novelty", "rule", "judge", "learned"] = "rule"
-    """Who decides what enters it."""
+    admission: Literal["none", "all", "novelty", "rule", "judge", "learned"] | None = None
+    """Who decides what enters it; by default ``all``, and ``rule`` where it outlives the run."""
     controller: Annotated[str | None, Field(min_length=1)] = None
     """With ``admission: learned``: the file, beside this one, of a controller that ``agentpar
     memory train`` has made; by default the one that ships."""
@@ -478,6 +478,8 @@ class MemoryFields(Section):
     """How long an equal call that another makes is waited for; ``none``: each makes its own."""
     namespace: Annotated[str, Field(max_length=200)] = ""
     """Keeps apart what lies in one bank; by default the agent's name."""
+    offers: CountOrZero = 0
+    """Most calls that a planner is shown of those whose result is in the bank."""
 
 
 class LimitFields(Section):

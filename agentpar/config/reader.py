@@ -146,6 +146,7 @@ def _memory(said: MemoryFields, path: Path) -> Memory:
         said.ttl,
         said.lease,
         said.namespace,
+        offers=said.offers,
         controller=said.controller and str(path.resolve().parent / said.controller),
     )
 

@@ -113,7 +113,7 @@ class Sharing:
             memory,
             agent=agent,
             open_store=store,
-            admission=partial(admission_of, memory.admission, seed=seed, ask=judge, controller=own),
+            admission=partial(admission_of, memory.decides, seed=seed, ask=judge, controller=own),
             embed=default_embedding(),
         )
 

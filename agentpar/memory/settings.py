@@ -17,27 +17,28 @@ class Memory:
     ``bank`` is ``"sqlite:///bank.db"`` or ``"postgresql://…"``; None: in this process, and gone
     with it. ``scope`` "run": what the teams of one question share; "project": what every run
     keeps for those to come, for ``ttl`` seconds (None: for ever). ``admission`` is the policy that
-    decides what enters; for "learned" ``controller`` is the file of one that ``agentpar memory
+    decides what enters (None: "all" for the teams of one question, "rule" for a project); for
+    "learned" ``controller`` is the file of one that ``agentpar memory
     train`` has made (None: the one that ships). Of equal calls one is made while the others wait
     for it, ``lease`` seconds at most before they take it over (None: each makes its own).
     ``namespace`` keeps apart what lies in one bank; empty: the agent's name. At most
-    ``max_entry_bytes`` of one value are kept. ``offers`` calls of which the bank has the result are
-    shown to a planner at most.
+    ``max_entry_bytes`` of one value are kept. At most ``offers`` calls of which the bank has the
+    result are shown to a planner; a small model plans worse with them (`bench/memory_live.py`).
     """
 
     bank: str | None = None
     scope: Scope = "run"
-    admission: AdmissionName = "rule"
+    admission: AdmissionName | None = None
     ttl: float | None = None
     lease: float | None = 30.0
     namespace: str = ""
     max_entry_bytes: int = 200_000
-    offers: int = 8
+    offers: int = 0
     controller: str | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("scope", get_args(Scope)), ("admission", get_args(AdmissionName))):
-            if (value := getattr(self, name)) not in known:
+            if (value := getattr(self, name)) is not None and value not in known:
                 raise UsageError(f"memory: {name} is {value!r}; there are {', '.join(known)}")
         for name in ("ttl", "lease"):
             if (seconds := getattr(self, name)) is not None and seconds <= 0:
@@ -55,6 +56,11 @@ class Memory:
                 "memory: with scope 'project' the bank outlives the run: say where it is, "
                 "bank='sqlite:///bank.db'"
             )
+
+    @property
+    def decides(self) -> AdmissionName:
+        """The policy that decides what enters."""
+        return self.admission or ("all" if self.scope == "run" else "rule")
 
 
 def memory_of(said: Memory | str | None) -> Memory | None:

@@ -583,13 +583,13 @@ def test_what_is_not_safe_yaml_is_refused(folder: Path, text: bytes, message: st
 def test_bombs_are_refused_before_they_grow(folder: Path) -> None:
     """Aliases of aliases and deep nests cost next to nothing."""
     levels = "\n".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 12))
-    began = time.perf_counter()
+    began = time.process_time()
     (aliases,) = mistakes(f"l0: &l0 [x, x]\n{levels}\n")
     (deep,) = mistakes("tools: " + "[" * 50_000)
     (chained,) = mistakes(
         "a: &a [[[[[[[[[[[[1]]]]]]]]]]]]\nb: &b [[[[[[[[[[[[*a]]]]]]]]]]]]\nc: [[[[[[[[[[[[*b]]]]]]]]]]]]\n"
     )
-    assert time.perf_counter() - began < 2.0
+    assert time.process_time() - began < 2.0
     assert "more than 20,000 values, aliases included" in aliases
     assert "nested deeper than 32 levels" in deep
     assert chained == "agent.yaml:3:16: nested deeper than 32 levels"

@@ -70,7 +70,7 @@ async def together(
         memory,
         agent="agent",
         open_store=lambda: store or open_store(memory.bank),
-        admission=lambda: admission or admission_of(memory.admission),
+        admission=lambda: admission or admission_of(memory.decides),
     )
     made: list[Agent] = []
 

@@ -737,8 +737,9 @@ def later(town: Town, first: str, *, memory: Memory, question: str = QUESTION) -
     return in_virtual_time(both())
 
 
-def kept(tmp_path: Path, **fields: Any) -> Memory:
-    return Memory(f"sqlite:///{tmp_path}/b.db", scope="project", admission="all", **fields)
+def kept(tmp_path: Path, offers: int = 8, **fields: Any) -> Memory:
+    bank = f"sqlite:///{tmp_path}/b.db"
+    return Memory(bank, scope="project", admission="all", offers=offers, **fields)
 
 
 HEADING = "Results that are there already (these calls cost nothing):"
