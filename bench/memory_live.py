@@ -98,7 +98,13 @@ async def answer(
 
 
 async def measure(
-    url: str, n: int, teams: int, seed: int, admission: str, offers: int, chosen_ways: Sequence[str]
+    url: str,
+    n: int,
+    teams: int,
+    seed: int,
+    admission: str | None,
+    offers: int,
+    chosen_ways: Sequence[str],
 ) -> tuple[list[Result], str]:
     results: list[Result] = []
     async with AsyncExitStack() as stack:
@@ -192,8 +198,8 @@ async def main() -> None:
     options.add_argument("--model-url", help="a server that is up, instead of --model")
     options.add_argument("--questions", type=int, default=2, help="of each family, each day")
     options.add_argument("--teams", type=int, default=3)
-    options.add_argument("--admission", default="rule")
-    options.add_argument("--offers", type=int, default=8, help="calls shown to a planner at most")
+    options.add_argument("--admission", help="by default that of the scope")
+    options.add_argument("--offers", type=int, default=0, help="calls shown to a planner at most")
     options.add_argument("--ways", default=", ".join((ONE, APART, BANK, PROJECT)))
     options.add_argument("--seed", type=int, default=SEED + 100)
     options.add_argument("--save", action="store_true", help="write a page to bench/results")
@@ -210,9 +216,10 @@ async def main() -> None:
         [way.strip() for way in chosen.ways.split(",")],
     )
     asked = len({r.question for r in results})
+    admission = repr(chosen.admission) if chosen.admission else "by default"
     lines = [
         *facts,
-        f"- {chosen.model}, {asked} questions of seven families, admission {chosen.admission!r}, "
+        f"- {chosen.model}, {asked} questions of seven families, admission {admission}, "
         f"seed {chosen.seed}; of what the project's bank can answer, planners are shown "
         f"{chosen.offers} calls at most",
         f"- {banner}",
@@ -222,7 +229,7 @@ async def main() -> None:
     ]
     print("\n".join(lines))
     if chosen.save:
-        name = "memory_live" if chosen.offers else "memory_live-no-offers"
+        name = "memory_live-offers" if chosen.offers else "memory_live"
         title = "Teams over a bank on a real model server"
         machine_facts.save(name, title, lines, by="bench/memory_live.py")
         rows = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in results)
