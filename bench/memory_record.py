@@ -13,7 +13,6 @@ import asyncio
 import sys
 import time
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -23,6 +22,7 @@ from memory_questions import SEED, Asked, questions
 from agentpar import Agent
 from agentpar.ids import new_run_id
 from agentpar.memory.learning.recorded import RecordedTeam, recorded_team
+from agentpar.memory.settings import Memory
 from agentpar.miniweb import MiniWeb
 from agentpar.miniweb.questions import score
 from agentpar.net import Guard
@@ -44,7 +44,7 @@ def tools_of(origin: str) -> list[Tool]:
     guard = Guard(allow_origins=frozenset({origin}))
     search = make_web_search("searxng", url=origin)
     fetch = make_web_fetch(guard=guard, max_chars=400)
-    return [replace(web_lookup(search=search, fetch=fetch), words=("query", "find")), calc]
+    return [web_lookup(search=search, fetch=fetch), calc]
 
 
 async def record(agent: Agent, asked: Asked, team: int, known: dict[str, Tool]) -> RecordedTeam:
@@ -83,7 +83,9 @@ async def main() -> None:
         web = await stack.enter_async_context(MiniWeb(latency=LATENCY))
         print(web.banner, file=sys.stderr)
         known = {tool.name: tool for tool in tools_of(web.origin)}
-        agent = await stack.enter_async_context(Agent(known.values(), model=url))
+        agent = await stack.enter_async_context(
+            Agent(known.values(), model=url, memory=Memory(admission="none", lease=None))
+        )
         with path.open("a", encoding="utf-8") as file:
             for asked in questions(chosen.questions, chosen.seed):
                 for team in range(1, chosen.teams + 1):
