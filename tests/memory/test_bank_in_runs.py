@@ -394,6 +394,50 @@ def test_trouble_with_the_bank_is_no_trouble_of_the_run(method: str, error: Exce
     assert len(two.all(BankFailed)) <= 1
 
 
+def test_a_bank_that_fails_makes_nobody_wait_in_a_line(tmp_path: Path) -> None:
+    """Whoever makes the call has nothing to offer any more, and those who wait have its result."""
+    town = Town()
+    sides = town.sides(*[LIMA] * 4)
+    store = Broken("lease", BankError("the disk is full"))
+    memory = Memory(f"sqlite:///{tmp_path}/b.db", admission="all")
+    in_virtual_time(together(*sides, memory=memory, store=store))
+    assert town.calls == ["Lima"]
+    assert [side.seconds for side in sides] == [pytest.approx(2.0, abs=0.1)] * 4
+    assert sides[0].all(BankFailed)
+
+
+def test_trouble_with_one_call_lets_down_nobody_who_waits_for_another(tmp_path: Path) -> None:
+    """The bank fails while a call is under way: its result still reaches all who wait."""
+    town = Town(2.0, 0.5)
+    one, *others = town.sides('1. lookup(query="Quito")\n2. lookup(query="Lima")', LIMA, LIMA)
+    for other in others:
+        other.begins = 0.1
+    in_virtual_time(together(one, *others, memory=ALL, store=Broken("put", BankError("full"))))
+    assert town.calls == ["Quito", "Lima"]
+    assert [other.seconds for other in others] == [pytest.approx(1.9, abs=0.1)] * 2
+
+
+def test_what_was_withdrawn_is_not_told_as_admitted(tmp_path: Path) -> None:
+    """The page still lies: its finding serves those who asked for it and enters no more, and the
+    ledger has them."""
+    memory = kept(tmp_path)
+    town = Town()
+    later(town, LIMA, memory=memory)
+    store = open_store(memory.bank)
+    store.open()
+    [entry] = store.entries()
+    store.revoke(entry.id)
+    store.close()
+    one, two = town.sides(LIMA, LIMA)
+    in_virtual_time(together(one, two, memory=memory, run="R2"))
+    [offered] = one.all(EntryOffered)
+    assert not offered.admitted
+    assert "withdrawn" in offered.why
+    assert len(town.calls) == 2
+    assert readings_of(memory)[-1].run_id == "R2.2"
+    assert entries_of(memory) == []
+
+
 def test_a_file_that_is_no_bank_is_told_and_left(tmp_path: Path) -> None:
     """The run goes on, and the file is as it was."""
     path = tmp_path / "b.db"
