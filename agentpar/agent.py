@@ -785,6 +785,10 @@ class Agent:
         past = () if journal is None else journal.history
         if past and isinstance(past[-1], RunFinished):
             assert self._journal is not None
+            assert journal is not None
+            if journal.held:  # its process died before it could say so
+                status = past[-1].status
+                await journal.close("failed" if status == "cancelled" else status)
             told, answer = await ended_run(self._journal, await self._journal.find(run.id))
             for event in told:
                 run.hear(event)
@@ -792,11 +796,15 @@ class Agent:
             return
 
         async def drive(team: int, hear: Callable[[Event], None]) -> Answer:
+            id = team_run(run.id, team)
+            strict = run.strict
+            if strict and self._journal is not None:  # what never began cannot have changed
+                strict = await _known(self._journal, id) is not None
             session = await self._session(
-                team_run(run.id, team),
+                id,
                 run.question,
                 deadline=run.deadline,
-                strict=run.strict,
+                strict=strict,
                 observers=[hear],
                 team=team,
             )
@@ -823,7 +831,7 @@ class Agent:
             hear=run.hear,
             redact=redactor.data if redactor else None,
         )
-        async with self._sharing.holding(run.id), log:
+        async with log, self._sharing.holding(run.id):
             rivals = Rivals(
                 run.id,
                 question,
