@@ -49,7 +49,7 @@ from agentpar.planner.prompts import Example
 from agentpar.planner.warmer import Warmer
 from agentpar.policy import Limits, Policy, PolicyFields, PolicyRule, Price, with_rules
 from agentpar.ports import Message, ModelRequest, Named, Results, RunInfo, Runtime, Watch
-from agentpar.redact import SHORTEST, Redactor, url_credentials
+from agentpar.redact import SHORTEST, Redactor, database_secrets, url_credentials
 from agentpar.rivals import Rivals, TeamsLog, ended_run, team_run
 from agentpar.run import Run
 from agentpar.runtime import open_runtime
@@ -278,7 +278,12 @@ class Agent:
         self._results: Results = (
             MemoryResults() if self._journal is None else JournalResults(self._journal)
         )
-        self._sharing = Sharing(memory_of(memory), agent=name, seed=seed or 0, judge=self._judge)
+        banked = memory_of(memory)
+        urls = (journal, None if banked is None else banked.bank)
+        self._database_secrets = tuple(
+            secret for url in urls if isinstance(url, str) for secret in database_secrets(url)
+        )
+        self._sharing = Sharing(banked, agent=name, seed=seed or 0, judge=self._judge)
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()  # protects the one-time opening from concurrent asks
         self._one_loop = threading.Lock()  # held by the thread whose loop has the connections
@@ -712,7 +717,8 @@ class Agent:
         holders = (self._runtime, *self._given, *tools)
         held = (secret for holder in holders for secret in getattr(holder, "secrets", ()))
         key = () if self._api_key is None else (self._api_key,)
-        return Redactor([*self._own_secrets, *key, *url_credentials(self._model or ""), *held])
+        given = (*self._own_secrets, *self._database_secrets, *key)
+        return Redactor([*given, *url_credentials(self._model or ""), *held])
 
     def _note(self) -> str:
         """What the sources of the tools say of themselves: that their web is simulated, say."""
