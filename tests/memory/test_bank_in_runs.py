@@ -344,6 +344,27 @@ def test_the_agents_own_cache_comes_first(tmp_path: Path) -> None:
     assert in_virtual_time(twice()) == [{1: ""}, {1: "cache"}]
 
 
+def test_a_result_from_the_bank_is_as_little_trusted_as_a_calls_own() -> None:
+    """Who approves what is made of it is told where it comes from, in both runs alike."""
+    town = Town()
+    labels: list[str] = []
+
+    @tool(effect="write")
+    async def send(text: str) -> str:
+        """Send. text: what."""
+        return "sent"
+
+    def approve(task: Any, args: Any, label: Any) -> bool:
+        labels.append(str(label))
+        return True
+
+    plan = f"{LIMA}\n2. send(text=$1)"
+    one, two = (Side(plan, [town.tool, send], approve=approve) for _ in range(2))
+    in_virtual_time(together(one, two, memory=ALL))
+    assert vias(two)[1] == "bank"
+    assert labels == ["data from 1 lookup(Lima)"] * 2
+
+
 def test_a_record_of_a_run_that_used_the_bank_replays(tmp_path: Path) -> None:
     """Equal facts give equal commands, those that came from the bank included."""
     town = Town()
