@@ -49,7 +49,7 @@ from agentpar.planner.prompts import Example
 from agentpar.planner.warmer import Warmer
 from agentpar.policy import Limits, Policy, PolicyFields, PolicyRule, Price, with_rules
 from agentpar.ports import Message, ModelRequest, Named, Results, RunInfo, Runtime, Watch
-from agentpar.redact import SHORTEST, Redactor, url_credentials
+from agentpar.redact import SHORTEST, Redactor, database_secrets, url_credentials
 from agentpar.rivals import Rivals, TeamsLog, ended_run, team_run
 from agentpar.run import Run
 from agentpar.runtime import open_runtime
@@ -278,7 +278,12 @@ class Agent:
         self._results: Results = (
             MemoryResults() if self._journal is None else JournalResults(self._journal)
         )
-        self._sharing = Sharing(memory_of(memory), agent=name, seed=seed or 0, judge=self._judge)
+        banked = memory_of(memory)
+        urls = (journal, None if banked is None else banked.bank)
+        self._database_secrets = tuple(
+            secret for url in urls if isinstance(url, str) for secret in database_secrets(url)
+        )
+        self._sharing = Sharing(banked, agent=name, seed=seed or 0, judge=self._judge)
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()  # protects the one-time opening from concurrent asks
         self._one_loop = threading.Lock()  # held by the thread whose loop has the connections
@@ -712,7 +717,8 @@ class Agent:
         holders = (self._runtime, *self._given, *tools)
         held = (secret for holder in holders for secret in getattr(holder, "secrets", ()))
         key = () if self._api_key is None else (self._api_key,)
-        return Redactor([*self._own_secrets, *key, *url_credentials(self._model or ""), *held])
+        given = (*self._own_secrets, *self._database_secrets, *key)
+        return Redactor([*given, *url_credentials(self._model or ""), *held])
 
     def _note(self) -> str:
         """What the sources of the tools say of themselves: that their web is simulated, say."""
@@ -785,6 +791,10 @@ class Agent:
         past = () if journal is None else journal.history
         if past and isinstance(past[-1], RunFinished):
             assert self._journal is not None
+            assert journal is not None
+            if journal.held:  # its process died before it could say so
+                status = past[-1].status
+                await journal.close("failed" if status == "cancelled" else status)
             told, answer = await ended_run(self._journal, await self._journal.find(run.id))
             for event in told:
                 run.hear(event)
@@ -792,11 +802,15 @@ class Agent:
             return
 
         async def drive(team: int, hear: Callable[[Event], None]) -> Answer:
+            id = team_run(run.id, team)
+            strict = run.strict
+            if strict and self._journal is not None:  # what never began cannot have changed
+                strict = await _known(self._journal, id) is not None
             session = await self._session(
-                team_run(run.id, team),
+                id,
                 run.question,
                 deadline=run.deadline,
-                strict=run.strict,
+                strict=strict,
                 observers=[hear],
                 team=team,
             )
@@ -823,7 +837,7 @@ class Agent:
             hear=run.hear,
             redact=redactor.data if redactor else None,
         )
-        async with self._sharing.holding(run.id), log:
+        async with log, self._sharing.holding(run.id):
             rivals = Rivals(
                 run.id,
                 question,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from agentpar.errors import BackendError, UsageError
-from agentpar.events import Answered, Event, Source, Usage
+from agentpar.events import Answered, Event, Source, TeamStarted, Usage
 from agentpar.executor import fuzz
 from agentpar.executor.commands import Conclude, Join
 from agentpar.executor.driver import Emit
@@ -48,6 +48,12 @@ def fuzz_run(
         pass
     else:
         raise UsageError("an event loop is running here already: fuzz in a thread, or outside")
+    events = read_record(record).events
+    if teams := [event.run_id for event in events if isinstance(event, TeamStarted)]:
+        raise UsageError(
+            f"{str(record)!r} is about several teams and has no call of its own: each team's run "
+            f"has its record, {', '.join(teams)}"
+        )
     whole = read_record(record)
     rules = fuzz.Rules(whole.terms)
     if settings is not None:

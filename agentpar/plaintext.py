@@ -6,7 +6,9 @@ for that markup as well.
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
 # Control characters (a terminal would obey them), direction overrides (text that reads
 # other than it is), and lone surrogates (which no file can hold).
@@ -31,6 +33,13 @@ def one_line(text: str, limit: int = 0) -> str:
         text = text[: limit * 8]  # a page of megabytes is not worth reading for one line
     line = _SPACE.sub(" ", visible(text)).strip()
     return cut(line, limit) if limit else line
+
+
+def as_json(data: Any) -> str:
+    """``data`` as indented JSON for people and programs: what acts instead of showing stands as
+    ``\\u009b``, which reads back as it was."""
+    text = json.dumps(data, ensure_ascii=False, indent=2)
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
 def cut(text: str, limit: int) -> str:

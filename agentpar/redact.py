@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from urllib.parse import parse_qsl, quote, quote_plus, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit, urlunsplit
 
 HIDDEN = "***"
 SHORTEST = 8
@@ -178,6 +178,18 @@ def url_credentials(url: str) -> Iterator[str]:
     elif user:
         yield user
     yield from credentials(dict(parse_qsl(parts.query)))
+
+
+def database_secrets(url: str) -> Iterator[str]:
+    """The secrets in a database's address, as it stands there and as the server has it: unlike
+    that of a web address its user name is none."""
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        return
+    if password:
+        yield from (password, unquote(password))
+    yield from credentials(dict(parse_qsl(urlsplit(url).query)))
 
 
 def public_url(url: str) -> str:

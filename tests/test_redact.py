@@ -241,6 +241,18 @@ async def test_the_model_never_reads_a_secret_that_a_tool_gave_back() -> None:
     assert KEY not in repr(runtime.requests)
 
 
+@pytest.mark.parametrize("where", ["memory", "journal"])
+def test_the_password_of_a_database_is_a_secret(where: str) -> None:
+    """A bank's and a journal's, as it is written and as it is meant; a user's name is none."""
+    pytest.importorskip("psycopg")
+    url = "postgresql://postgres:hunter2%20hunter2@localhost/db"
+    options: dict[str, Any] = {where: url}
+    redactor = Agent([echo], runtime=ScriptedRuntime([]), **options)._redactor()
+    assert redactor.text(f"postgres hunter2 hunter2 {url}") == (
+        "postgres *** postgresql://postgres:***@localhost/db"
+    )
+
+
 async def test_a_model_reads_and_writes_no_secret() -> None:
     """Its request is without them, and its text, before a parser or a check reads it."""
     inner = ScriptedRuntime([f"The key is {KEY}, and s3cr"], chunk=1)

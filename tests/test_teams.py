@@ -39,6 +39,7 @@ from agentpar.executor.record import read_record, replay
 from agentpar.memory.settings import Memory
 from agentpar.plan import Failed
 from agentpar.ports import Capability, ModelRequest
+from agentpar.rivals import TeamsLog
 from agentpar.teams import (
     SAMPLED,
     Ended,
@@ -663,6 +664,42 @@ async def test_who_was_stopped_is_not_carried_on(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="team 2 was first"):
         await silent.resume("r.1")
     assert await silent.resume_orphan() is None
+
+
+async def test_a_run_of_teams_that_died_at_its_very_end_is_held_by_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last event is in the journal, and that it has ended is not: who reads it says so."""
+    url = f"sqlite:///{tmp_path}/j.db"
+    with monkeypatch.context() as dying:
+        dying.setattr(TeamsLog, "close", lambda self, status: self._leave())
+        await agent_of(answers(RIGHT, RIGHT), journal=url).ask("Chile?", run_id="r", teams=2)
+    async with Agent([population], runtime=ScriptedRuntime([]), seed=0, journal=url) as agent:
+        assert (await agent.resume("r")).text == RIGHT
+        async with open_journal(url) as journal:
+            assert {run.id: (run.status, run.held) for run in await journal.runs()} == (
+                dict.fromkeys(["r", "r.1", "r.2"], ("answered", False))
+            )
+
+
+async def test_a_team_that_never_began_has_not_changed(tmp_path: Path) -> None:
+    """The process died before its turn came: a strict resume begins it."""
+    url = f"sqlite:///{tmp_path}/j.db"
+    agent = agent_of(answers((HANG, RIGHT), (HANG, RIGHT)), journal=url)
+    begin = agent._session
+
+    async def one_only(run_id: str, *args: Any, team: int = 0, **fields: Any) -> Any:
+        if team == 2:
+            await asyncio.sleep(HANG)
+        return await begin(run_id, *args, team=team, **fields)
+
+    agent._session = one_only  # type: ignore[method-assign]
+    async with agent.run("Chile?", run_id="r", teams=2) as run:
+        async for event in run:
+            if isinstance(event, FromTeam) and isinstance(event.told, TaskDone):
+                break
+    again = await agent_of(answers(RIGHT, RIGHT), journal=url).resume("r", strict=True)
+    assert [team.text for team in again.teams] == [RIGHT, RIGHT]
 
 
 async def test_one_team_is_carried_on_by_itself(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ waiting goes to stderr.
 from __future__ import annotations
 
 import asyncio
-import json
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import typer
 
 from agentpar.errors import RunFailed, UsageError
+from agentpar.plaintext import as_json
 from agentpar.ports import Progress, silent
 
 if TYPE_CHECKING:  # the agent and rich load when a question is asked
@@ -187,7 +187,7 @@ def show(answer: Answer, wish: Wish, folder: Path, *, printed: bool = False) -> 
     """Print what the view has not shown, nor who has ``printed`` the answer; the exit code."""
     if wish.output == "json":
         data = {**answer.as_dict(), "folder": str(folder)}
-        typer.echo(json.dumps(data, ensure_ascii=False, indent=2))
+        typer.echo(as_json(data))
     if answer.status != "answered":
         seen = wish.output == "view" and sys.stdout.isatty()  # the view ends with the reason
         reason = "" if seen else f": {answer.error}"

@@ -62,6 +62,7 @@ def fuzz(
 
         # No model is asked, so that it need not be there.
         agent = Agent.from_yaml(file, allow_modules=modules, runtime=ScriptedRuntime([]))
+        record = _played(record)
         report = agent.fuzz(record, seeds=seeds)
     else:
         if question is not None:
@@ -70,12 +71,20 @@ def fuzz(
             )
         from agentpar.fuzzing import fuzz_run
 
-        record = find_run(what, runs)
+        record = _played(find_run(what, runs))
         report = fuzz_run(record, seeds)
     typer.echo(str(record))
     for line in report.lines():
         typer.echo(line)
     raise typer.Exit(1 if report.differs else 0)
+
+
+def _played(record: Path) -> Path:
+    """The record with the calls: of a run of teams that of the one whose answer was taken."""
+    from agentpar.cli.teams import chosen_record
+    from agentpar.executor.record import read_record
+
+    return chosen_record(record, read_record(record).events) or record
 
 
 def _with_its_first(seed: int) -> list[int]:

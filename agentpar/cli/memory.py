@@ -221,7 +221,7 @@ def opened(bank: str | None, agent: Path | None) -> Iterator[Store]:
         raise UsageError(
             "say which bank: --bank sqlite:///bank.db, or --agent with a file that has memory:"
         )
-    store = open_store(bank, tell=lambda text: typer.echo(f"agentpar: {text}", err=True))
+    store = open_store(bank, tell=_warn)
     file = bank.removeprefix("sqlite:///").partition("?")[0]
     if bank.startswith("sqlite:///") and not Path(file).is_file():
         raise UsageError(f"there is no bank at {file!r}: --bank names another file")
@@ -230,6 +230,11 @@ def opened(bank: str | None, agent: Path | None) -> Iterator[Store]:
         yield store
     finally:
         store.close()
+
+
+def _warn(text: str) -> None:
+    """What names a row that another program has changed says what that program wrote."""
+    typer.echo(f"agentpar: {_one_line(text, 0)}", err=True)
 
 
 def _named(name: str, entries: Sequence[Entry]) -> Entry:
@@ -401,4 +406,6 @@ def _one_line(text: str, limit: int) -> str:
 
 
 def _dumped(data: Any) -> str:
-    return json.dumps(data, ensure_ascii=False, indent=2)
+    from agentpar.plaintext import as_json
+
+    return as_json(data)

@@ -22,7 +22,7 @@ from agentpar.errors import BankError
 from agentpar.memory.admission import Admission
 from agentpar.memory.entry import Entry, Lease, Producer, Reading
 from agentpar.memory.settings import Memory
-from agentpar.memory.store.base import Store
+from agentpar.memory.store.base import Put, Store
 from agentpar.plan import Failed, Ok
 
 T = TypeVar("T")
@@ -124,6 +124,7 @@ class Bank:
         self._store = store
         self._alone = settings.bank is None if alone is None else alone
         self._thread: _Thread | None = None
+        self._in_place = True  # whether the store is asked without a thread
         self._flights: dict[str, Flight] = {}
         self._work: set[asyncio.Task[Any]] = set()
         self._opened = False
@@ -135,7 +136,8 @@ class Bank:
             if self._opened:
                 return
             virtual = getattr(asyncio.get_running_loop(), "virtual_time", False)
-            if not (self._alone or virtual or self._thread):
+            self._in_place = self._alone or virtual
+            if not (self._in_place or self._thread):
                 self._thread = _Thread()
             await self.ask(_open)
             self._opened = True
@@ -146,26 +148,39 @@ class Bank:
             await self.stop()
 
     async def stop(self) -> None:
-        """Let what is on its way to the store arrive, and close it. Raises nothing."""
+        """Let what is on its way to the store arrive, and close it. Raises nothing. Cancelled, it
+        closes all the same, and no thread or connection is left."""
         for flight in list(self._flights.values()):
             self.clear(flight)
         loop = asyncio.get_running_loop()
         give_up = loop.time() + PATIENCE
-        while self._work and (left := give_up - loop.time()) > 0:
-            await asyncio.wait(self._work, timeout=left)
-        if self._opened:
-            self._opened = False
-            with contextlib.suppress(BankError):
-                await self.ask(lambda store: store.close())
-        if self._thread is not None:
-            self._thread.stop()
-            self._thread = None
+        try:
+            while self._work and (left := give_up - loop.time()) > 0:
+                await asyncio.wait(self._work, timeout=left)
+        finally:
+            closed = self._close()
+        if closed is not None:
+            await asyncio.wait((asyncio.wrap_future(closed),), timeout=PATIENCE)
+
+    def _close(self) -> Future[None] | None:
+        """Close the store, behind all that was asked of it. What comes later finds it closed."""
+        self._opened = False
         self._opening = asyncio.Lock()  # the next to open it may be in another event loop
+        thread, self._thread = self._thread, None
+        if thread is None:
+            if self._in_place:
+                _close(self._store)
+            return None
+        closed = thread.call(partial(_close, self._store))
+        thread.stop()
+        return closed
 
     async def ask(self, work: Callable[[Store], T]) -> T:
         """What ``work`` makes of the store."""
-        if self._thread is None:
+        if self._in_place:
             return work(self._store)
+        if self._thread is None:
+            raise BankError("the bank is closed")
         future = asyncio.wrap_future(self._thread.call(partial(work, self._store)))
         done, _ = await asyncio.wait((future,), timeout=PATIENCE)
         if not done:
@@ -297,16 +312,16 @@ class Bank:
 
     async def put(
         self, entry: Entry, vector: Sequence[float] | None, lease: Lease | None
-    ) -> Entry | None:
+    ) -> Put | None:
         """Keep ``entry``, for as long as the settings say; None where the lease under which it
         was found is another's by now."""
         ttl = self.settings.ttl
 
-        def keep(store: Store) -> Entry | None:
+        def keep(store: Store) -> Put | None:
             if lease is not None and store.renew(lease, TERM) is None:
                 return None
             dated = entry if ttl is None else replace(entry, expires=store.now() + ttl)
-            return store.put(dated, vector).entry
+            return store.put(dated, vector)
 
         return await self.ask(keep)
 
@@ -372,6 +387,11 @@ class Bank:
 def _open(store: Store) -> None:
     store.open()
     store.remove_expired()
+
+
+def _close(store: Store) -> None:
+    with contextlib.suppress(BankError):
+        store.close()
 
 
 def _find_or_lease(

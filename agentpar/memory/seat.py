@@ -118,6 +118,10 @@ class Seat:
             await self.bank.start()
         except Exception as error:
             self._failed(error)
+        except BaseException:  # cancelled: whoever has not sat down keeps no bank open
+            self.bank.seats.remove(self)
+            await self.bank.leave()
+            raise
         return self
 
     async def __aexit__(
@@ -316,7 +320,7 @@ class Seat:
         """The call of ``claim`` was made: those who wait have what it brought, and the bank is
         offered it. A failure is theirs as well, and for nobody else."""
         flight, bank = claim.flight, self.bank
-        if not isinstance(outcome, Ok) or not claim.like or self._out_of_order:
+        if not isinstance(outcome, Ok) or not claim.like:
             if flight is not None and isinstance(outcome, Failed):
                 flight.lost = Lost(self.redact(outcome), retry_after)
             return
@@ -344,6 +348,11 @@ class Seat:
             claim.flight = None
             waiting = len(flight.waiting)
             bank.land(flight, Found(Ok(value), entry.id, by, seconds))
+        if self._out_of_order:  # nothing more is offered, and nobody waits for it
+            if flight is not None:
+                flight.kept = False
+                bank.clear(flight)
+            return
         offer = self._later(self._offer(entry, claim.attempt, flight, waiting))
         await asyncio.wait((offer,), timeout=MOMENT)
 
@@ -370,6 +379,8 @@ class Seat:
             admitted, why = decision.admitted, decision.why
             if admitted and kept is None:
                 admitted, why = False, "another has taken the call over meanwhile"
+            elif kept is not None and kept.revoked:
+                admitted, why = False, "it was withdrawn from the bank, or made of what was"
             odds, seen = decision.probability, features.vector()
             self._tell_offer(entry, attempt, admitted, decision.policy, odds, why, seen)
         except Exception as error:

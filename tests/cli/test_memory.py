@@ -11,6 +11,7 @@ import pytest
 from harness import Cli
 
 from agentpar import tool
+from agentpar.cli import memory
 from agentpar.memory.entry import Entry, Producer, Reading, entry_of
 from agentpar.memory.store import open_store
 
@@ -109,6 +110,35 @@ def test_show_as_json_has_it_all(cli: Cli, entries: dict[str, Entry]) -> None:
     assert one["producers"] == [{"run": "20260101-a.1", "task": 2, "team": 1}]
     assert [use["run"] for use in one["readings"]] == ["20260101-a.2"]
     assert one["revoked"] is False
+
+
+def test_json_is_not_obeyed_by_a_terminal_either(cli: Cli, entries: dict[str, Entry]) -> None:
+    """What acts instead of showing is escaped, so it reads back as it was; half of a surrogate
+    pair, which no stream takes, too."""
+    value = "a\x9b31m b\u202ec \ud800 d\x7f"
+    store = open_store(f"sqlite:///{cli.folder / 'bank.db'}")
+    store.open()
+    odd = store.put(
+        entry_of(calc, {"expression": "odd"}, value, Producer("c", 1), namespace="geo")
+    ).entry
+    store.close()
+    told = cli("memory", "show", odd.id, "--bank", AT, "--json").stdout
+    assert not set("\x1b\x9b\u202e\x7f") & set(told)
+    assert json.loads(told)["value"] == value
+
+
+def test_a_forged_row_is_told_of_on_one_plain_line(
+    cli: Cli, entries: dict[str, Entry], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another program's id of it may say anything."""
+    with sqlite3.connect(cli.folder / "bank.db") as forger:
+        forger.execute("UPDATE entries SET id = 'x' || char(27) || '[2J' || char(10) || 'y' || seq")
+    forger.close()
+    with memory.opened(f"sqlite:///{cli.folder / 'bank.db'}", None) as store:
+        assert list(store.entries()) == []
+    told = capsys.readouterr().err.splitlines()
+    assert told
+    assert all("x␛[2J y" in line for line in told)
 
 
 def test_stats_count_in_all_and_by_tool(cli: Cli, entries: dict[str, Entry]) -> None:

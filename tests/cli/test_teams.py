@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from harness import Always, Cli, Hang, ModelServer
 
+from agentpar.errors import UsageError
+from agentpar.fuzzing import fuzz_run
+
 Serve = Callable[..., ModelServer]
 
 QUESTION = "How large is it?"
@@ -69,6 +72,16 @@ def test_last_is_the_run_and_not_its_last_team(cli: Cli, asked: ModelServer) -> 
     whole, one, _ = runs_in(cli.folder)
     assert "chosen" not in cli("trace", one).stdout
     assert cli("trace", whole[:-2]).returncode == 0
+
+
+def test_fuzz_plays_the_team_whose_answer_was_taken(cli: Cli, asked: ModelServer) -> None:
+    """The record of the whole has no call, and would agree with itself whatever happens."""
+    whole, one, two = runs_in(cli.folder)
+    done = cli("fuzz", "last", "--schedules", "4")
+    assert done.returncode == 0, done.stderr
+    assert any(f"{name}/events.jsonl" in done.stdout for name in (one, two))
+    with pytest.raises(UsageError, match=f"several teams.*{one}, {two}"):
+        fuzz_run(cli.folder / "runs" / whole / "events.jsonl", range(2))
 
 
 def test_another_choice_than_recorded_is_found(cli: Cli, asked: ModelServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from agentpar.memory import bank as banks
 from agentpar.memory.admission import Always
 from agentpar.memory.bank import Bank, Flight, Found
 from agentpar.memory.entry import Entry, Producer, entry_of, likeness
+from agentpar.memory.seat import Seat
 from agentpar.memory.store.sqlite import SqliteStore
 from agentpar.plan import Ok
 from agentpar.tools.call import call_key
@@ -190,6 +192,65 @@ async def test_a_store_that_does_not_answer_is_given_up(
         await bank.ask(lambda store: time.sleep(1.0))
     monkeypatch.setattr(banks, "PATIENCE", 20.0)
     await bank.stop()
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "agentpar-bank"]
+
+
+async def ended(others: list[threading.Thread]) -> None:
+    """A thread of a bank that is not one of ``others`` ends within a second."""
+    for thread in threads():
+        if thread not in others:
+            await asyncio.to_thread(thread.join, 1.0)
+            assert not thread.is_alive()
+
+
+async def test_a_stop_that_is_cancelled_leaves_nothing_open(tmp_path: Path) -> None:
+    """Neither its thread nor its connection, and what comes later finds the bank closed."""
+    before, store = threads(), SqliteStore(tmp_path / "b.db")
+    settings = Memory(f"sqlite:///{tmp_path}/b.db")
+    bank = Bank(store, Always(True), namespace="n", settings=settings)
+    await bank.start()
+    work = bank.begin(asyncio.sleep(0.5))
+    stop = asyncio.create_task(bank.stop())
+    await asyncio.sleep(0.05)
+    stop.cancel()
+    await asyncio.wait([stop])
+    assert stop.cancelled()
+    with pytest.raises(BankError, match="closed"):
+        await bank.find("key", "like")
+    await work
+    await ended(before)
+    with pytest.raises(BankError, match="closed"):
+        store.find("n", "key", "like")
+
+
+async def test_one_who_is_cancelled_while_the_bank_opens_has_not_sat_down(tmp_path: Path) -> None:
+    """Nobody sees its wishes any more, and the bank closes behind it."""
+
+    class Slow(SqliteStore):
+        def open(self) -> None:
+            time.sleep(0.2)
+            super().open()
+
+    before, store = threads(), Slow(tmp_path / "b.db")
+    settings = Memory(f"sqlite:///{tmp_path}/b.db")
+    bank = Bank(store, Always(True), namespace="n", settings=settings)
+
+    async def run() -> None:
+        async with Seat(bank, "R"):
+            pytest.fail("it is cancelled before")
+
+    work = asyncio.create_task(run())
+    await asyncio.sleep(0.05)
+    work.cancel()
+    await asyncio.wait([work])
+    assert work.cancelled()
+    assert bank.seats == []
+    await ended(before)
+    with pytest.raises(BankError, match="closed"):
+        store.find("n", "key", "like")
 
 
 async def test_a_bank_opens_again(tmp_path: Path) -> None:

@@ -344,6 +344,27 @@ def test_the_agents_own_cache_comes_first(tmp_path: Path) -> None:
     assert in_virtual_time(twice()) == [{1: ""}, {1: "cache"}]
 
 
+def test_a_result_from_the_bank_is_as_little_trusted_as_a_calls_own() -> None:
+    """Who approves what is made of it is told where it comes from, in both runs alike."""
+    town = Town()
+    labels: list[str] = []
+
+    @tool(effect="write")
+    async def send(text: str) -> str:
+        """Send. text: what."""
+        return "sent"
+
+    def approve(task: Any, args: Any, label: Any) -> bool:
+        labels.append(str(label))
+        return True
+
+    plan = f"{LIMA}\n2. send(text=$1)"
+    one, two = (Side(plan, [town.tool, send], approve=approve) for _ in range(2))
+    in_virtual_time(together(one, two, memory=ALL))
+    assert vias(two)[1] == "bank"
+    assert labels == ["data from 1 lookup(Lima)"] * 2
+
+
 def test_a_record_of_a_run_that_used_the_bank_replays(tmp_path: Path) -> None:
     """Equal facts give equal commands, those that came from the bank included."""
     town = Town()
@@ -392,6 +413,50 @@ def test_trouble_with_the_bank_is_no_trouble_of_the_run(method: str, error: Exce
     assert str(error) in told[0].error
     assert len(one.all(BankFailed)) <= 1
     assert len(two.all(BankFailed)) <= 1
+
+
+def test_a_bank_that_fails_makes_nobody_wait_in_a_line(tmp_path: Path) -> None:
+    """Whoever makes the call has nothing to offer any more, and those who wait have its result."""
+    town = Town()
+    sides = town.sides(*[LIMA] * 4)
+    store = Broken("lease", BankError("the disk is full"))
+    memory = Memory(f"sqlite:///{tmp_path}/b.db", admission="all")
+    in_virtual_time(together(*sides, memory=memory, store=store))
+    assert town.calls == ["Lima"]
+    assert [side.seconds for side in sides] == [pytest.approx(2.0, abs=0.1)] * 4
+    assert sides[0].all(BankFailed)
+
+
+def test_trouble_with_one_call_lets_down_nobody_who_waits_for_another(tmp_path: Path) -> None:
+    """The bank fails while a call is under way: its result still reaches all who wait."""
+    town = Town(2.0, 0.5)
+    one, *others = town.sides('1. lookup(query="Quito")\n2. lookup(query="Lima")', LIMA, LIMA)
+    for other in others:
+        other.begins = 0.1
+    in_virtual_time(together(one, *others, memory=ALL, store=Broken("put", BankError("full"))))
+    assert town.calls == ["Quito", "Lima"]
+    assert [other.seconds for other in others] == [pytest.approx(1.9, abs=0.1)] * 2
+
+
+def test_what_was_withdrawn_is_not_told_as_admitted(tmp_path: Path) -> None:
+    """The page still lies: its finding serves those who asked for it and enters no more, and the
+    ledger has them."""
+    memory = kept(tmp_path)
+    town = Town()
+    later(town, LIMA, memory=memory)
+    store = open_store(memory.bank)
+    store.open()
+    [entry] = store.entries()
+    store.revoke(entry.id)
+    store.close()
+    one, two = town.sides(LIMA, LIMA)
+    in_virtual_time(together(one, two, memory=memory, run="R2"))
+    [offered] = one.all(EntryOffered)
+    assert not offered.admitted
+    assert "withdrawn" in offered.why
+    assert len(town.calls) == 2
+    assert readings_of(memory)[-1].run_id == "R2.2"
+    assert entries_of(memory) == []
 
 
 def test_a_file_that_is_no_bank_is_told_and_left(tmp_path: Path) -> None:

@@ -341,11 +341,13 @@ def test_half_a_name_withdraws_nothing(store: Store, source: str) -> None:
 
 
 def test_a_run_is_revoked_with_its_teams(store: Store) -> None:
-    """ "R" means R.1 and R.2 as well, and not R2."""
-    for n, run in enumerate(["R", "R.1", "R.12", "R2", "R-1"]):
-        store.put(entry(n, producer=Producer(run, 1)))
+    """ "R" means R.1 and R.12 as well, and not R2, nor a run that somebody has named R.2b or R.3,
+    nor the teams of R.4."""
+    runs = {"R": 0, "R.1": 1, "R.12": 12, "R2": 0, "R-1": 0, "R.2b": 0, "R.3": 0, "R.4.1": 1}
+    for n, (run, team) in enumerate(runs.items()):
+        store.put(entry(n, producer=Producer(run, 1, team)))
     assert set(store.revoke("R").answers) == {"R", "R.1", "R.12"}
-    assert [one.producer.run_id for one in store.entries()] == ["R2", "R-1"]
+    assert [one.producer.run_id for one in store.entries()] == list(runs)[3:]
 
 
 def test_revoked_stays_revoked(store: Store) -> None:

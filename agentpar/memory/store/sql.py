@@ -356,11 +356,12 @@ class SqlStore(ABC):
         queries = [
             ("SELECT entry FROM agentpar_bank_sources WHERE source = ?", [text]),
             ("SELECT entry FROM agentpar_bank_producers WHERE entry = ?", [text]),
-            # A run, and those of its teams.
+            # A run, and those of its teams, but not another whose name begins like it.
             ("SELECT entry FROM agentpar_bank_producers WHERE run = ?", [text]),
             (
-                "SELECT entry FROM agentpar_bank_producers WHERE run >= ? AND run < ?",
-                [f"{text}.", f"{text}/"],
+                "SELECT entry FROM agentpar_bank_producers WHERE run >= ? AND run < ?"
+                " AND team > 0 AND run = ? || CAST(team AS TEXT)",
+                [f"{text}.", f"{text}/", f"{text}."],
             ),
         ]
         for start in _beginnings(source):
