@@ -61,6 +61,8 @@ def train(
     if not output.parent.is_dir():
         raise UsageError(f"there is no folder {str(output.parent)!r} to write a controller to")
     _known(data)
+    if data is not None and (bank is not None or agent is not None):
+        raise UsageError("give DATA or a bank, not both: they are two kinds of data")
     source = data if data is not None else _of_runs(bank, agent, runs)
     trained = learn(source, seed=seed, effort=effort, say=_say)
     if data is None:
