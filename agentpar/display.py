@@ -51,7 +51,7 @@ from agentpar.memory.evidence import spans
 from agentpar.plaintext import one_line, seconds, visible
 from agentpar.plan import Failed, Ok, Skipped
 from agentpar.ports import Progress
-from agentpar.story import RoundStory, State, Story, TaskStory, TeamStory, arguments, call
+from agentpar.story import RoundStory, State, Story, TaskStory, TeamStory, arguments, call, finder
 from agentpar.tools.page import unread_of
 
 if TYPE_CHECKING:  # rich loads when something is shown, not when this file is read
@@ -263,7 +263,8 @@ class TerminalDisplay:
             if isinstance(task.outcome, Skipped):
                 note = f"needs {task.outcome.because}"
             if task.used is not None:
-                note = f"{_whose(task.used.team, task.used.producer[0])} {note}"
+                whose = finder(task.used.producer[0], task.used.team, story.run_id)
+                note = f"from {one_line(whose, 60)} {note}"
             row: list[RenderableType] = [
                 Text(self._icon(state), style=_STYLES[state]),
                 task.task.label,
@@ -487,11 +488,11 @@ def _told(event: Event, story: Story) -> str:
         case TaskDone(id, outcome):
             what = _outcome_line(story.tasks[id], outcome)
         case LeaseAwaited(id, (run, _), number):
-            whose = f"team {number}" if number else f"run {one_line(run, 60)}"
+            whose = one_line(finder(run, number, story.run_id), 60)
             what = f"call {story.tasks[id].task.label}: {whose} makes an equal call, waiting for it"
         case EntryUsed(id, _, (run, _), number, spared):
-            whose = _whose(number, run)
-            what = f"call {story.tasks[id].task.label}: its result is there, {whose}"
+            whose = one_line(finder(run, number, story.run_id), 60)
+            what = f"call {story.tasks[id].task.label}: its result is there, from {whose}"
             what += f" ({seconds(spared)} spared)"
         case EntryOffered(id, _, admitted, policy, why=why):
             kept = "keeps" if admitted else "does not keep"
@@ -527,11 +528,6 @@ def _told(event: Event, story: Story) -> str:
         case _:
             return ""
     return what
-
-
-def _whose(team: int, run: str) -> str:
-    """Who has found what is used here."""
-    return f"from team {team}" if team else f"from run {one_line(run, 60)}"
 
 
 def _thinking(event: WorkersStarted | WorkersEnded, story: Story) -> str:

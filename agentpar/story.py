@@ -174,6 +174,16 @@ class TeamStory:
     story: Story = field(default_factory=lambda: Story())
 
 
+def finder(run: str, team: int, own: str) -> str:
+    """Who found what run ``own`` uses: another team on its question by number, else a run by id.
+
+    A bank outlives a run, so that team 3 may be one of yesterday's.
+    """
+    if team and run.rpartition(".")[0] == own.rpartition(".")[0]:
+        return f"team {team}"
+    return f"run {run}"
+
+
 class Story:
     """Everything a view shows about a run. One door in: `add`."""
 

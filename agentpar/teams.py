@@ -227,7 +227,10 @@ def vote(ended: Sequence[Ended]) -> Choice | None:
         _told(group): tuple(sorted(one.team for one in group))
         for group in sorted(groups.values(), key=len, reverse=True)
     }
-    why = f"{len(won)} of {len(voters)} came to it"
+    stopped = sum(one.answer.status == "cancelled" for one in ended)
+    why = f"{len(won)} of {len(voters) + stopped} came to it"
+    if stopped:
+        why += f", {stopped} could change nothing and {'was' if stopped == 1 else 'were'} stopped"
     if len(voters) < len(answers):
         why += f", {len(answers) - len(voters)} found nothing"
     if sum(len(group) == len(won) for group in groups.values()) > 1:

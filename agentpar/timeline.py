@@ -32,6 +32,7 @@ from agentpar.story import (
     TeamStory,
     arguments,
     call,
+    finder,
 )
 from agentpar.tools.page import pages_of
 
@@ -444,7 +445,7 @@ def _task_row(team: int, task: TaskStory, story: Story, scale: _Scale, critical:
     else:
         shown, note = span, seconds(span[1] - span[0]) + ("" if state == "ok" else f" {state}")
         if task.used is not None:
-            note += f", {_whose(task.used)}"
+            note += f", from {_whose(task.used, story)}"
     wait = ""
     if span is not None and span[0] > task.planned:
         wait = scale.rect("wait", (task.planned, span[0]), 12, 2)
@@ -461,10 +462,9 @@ def _task_row(team: int, task: TaskStory, story: Story, scale: _Scale, critical:
     )
 
 
-def _whose(used: EntryUsed) -> str:
-    """Who has found what settled a task."""
-    found = f"team {used.team}" if used.team else f"run {_safe(one_line(used.producer[0], 60))}"
-    return f"from {found}"
+def _whose(used: EntryUsed, story: Story) -> str:
+    """Who has found what settled a task of ``story``."""
+    return _safe(one_line(finder(used.producer[0], used.team, story.run_id), 60))
 
 
 # --- below the lanes --------------------------------------------------------------------
@@ -573,7 +573,7 @@ def _data(story: Story) -> str:
                     details[edge] = [_key(team, other) for other in details[edge]]
             if task.used is not None:
                 run, produced = task.used.producer
-                details["whose"] = f"{_whose(task.used)}, task {produced}"
+                details["whose"] = f"from {_whose(task.used, part)}, task {produced}"
                 details["from"] = _key(team_of[run], produced) if run in team_of else ""
     return json.dumps(data, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
 

@@ -395,6 +395,7 @@ async def test_a_vote_that_is_decided_waits_for_nobody() -> None:
         answer = await agent_of(model).ask("Chile?", teams=3)
     assert (answer.chosen, answer.text) == (2, RIGHT)
     assert answer.teams[0].error == "2 of 3 teams came to one answer"
+    assert answer.why == "2 of 3 came to it, 1 could change nothing and was stopped"
     assert model.open == 0
 
 

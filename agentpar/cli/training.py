@@ -64,6 +64,8 @@ def train(
     if not output.parent.is_dir():
         raise UsageError(f"there is no folder {str(output.parent)!r} to write a controller to")
     _known(data)
+    if data is not None and (bank is not None or agent is not None):
+        raise UsageError("give DATA or a bank, not both: they are two kinds of data")
     if data is not None:
         trained = learn(data, seed=seed, effort=effort, say=_say)
     else:

@@ -26,6 +26,7 @@ from agentpar.config.source import Loc, Mark, Node, read_text, read_yaml
 from agentpar.config.tools import Make, makers
 from agentpar.errors import ConfigError, UsageError
 from agentpar.executor.journal import open_journal
+from agentpar.memory.controller import load as load_controller
 from agentpar.memory.settings import Memory
 from agentpar.memory.store import open_store
 from agentpar.permissions import Rule
@@ -323,13 +324,17 @@ def _check_journal(fields: AgentFile, root: Node, shape: Shape) -> None:
 def _check_memory(fields: AgentFile, root: Node, shape: Shape) -> None:
     if fields.memory is None:
         return
+    loc: Loc = ("memory",)
     try:
-        memory = _memory(fields.memory, Path("agent.yaml"))
+        memory = _memory(fields.memory, Path(root.mark.file))
         if memory.bank is not None:
             open_store(memory.bank)
+        if memory.controller is not None:
+            loc = ("memory", "controller")
+            load_controller(memory.controller)
     except UsageError as error:
         text = str(error).removeprefix("memory: ")
-        shape.problems.append(Remark(root.find(("memory",)).mark, f"memory: {text}"))
+        shape.problems.append(Remark(root.find(loc).mark, f"{dotted(loc)}: {text}"))
 
 
 def _from(path: Path, url: str) -> str:
@@ -365,6 +370,9 @@ def _add_notes(fields: AgentFile, root: Node, known: Mapping[str, Tool], shape: 
         shape.notes += outside(revealed(fields.journal.url), file, root, ("journal", "url"))
     if fields.memory is not None and fields.memory.bank is not None:
         shape.notes += outside(revealed(fields.memory.bank), file, root, ("memory", "bank"))
+        if "scope" not in fields.memory.model_fields_set:
+            text = "memory: no later run uses this bank; with scope: project they do"
+            shape.notes.append(Remark(root.find(("memory", "bank")).place, text))
 
 
 def _watchers(fields: WatchFields) -> Iterator[Watch]:

@@ -94,7 +94,8 @@ def load(path: str | Path) -> Controller:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: the controller cannot be read: {error}") from None
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path}: the controller cannot be read: {why}") from None
     return loads(text, str(path))
 
 

@@ -37,11 +37,20 @@ class Memory:
     controller: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.bank, str | None):
+            raise UsageError(
+                f"memory: bank is {self.bank!r}; an address such as 'sqlite:///bank.db', or None"
+            )
         for name, known in (("scope", get_args(Scope)), ("admission", get_args(AdmissionName))):
             if (value := getattr(self, name)) is not None and value not in known:
                 raise UsageError(f"memory: {name} is {value!r}; there are {', '.join(known)}")
         for name in ("ttl", "lease"):
-            if (seconds := getattr(self, name)) is not None and seconds <= 0:
+            seconds = getattr(self, name)
+            if seconds is None:
+                continue
+            if not isinstance(seconds, int | float):
+                raise UsageError(f"memory: {name} is {seconds!r}; a number of seconds, or None")
+            if seconds <= 0:
                 raise UsageError(f"memory: {name} is {seconds!r}; it must be above 0, or None")
         for name, least in (("max_entry_bytes", 1), ("offers", 0)):
             if getattr(self, name) < least:

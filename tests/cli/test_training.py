@@ -129,6 +129,7 @@ def test_the_simulator_gives_a_table(cli: Cli) -> None:
         (["train", "default", "-o", "none/c.json"], "there is no folder 'none'"),
         (["train", "default", "-o", "c.json", "--effort", "0"], "effort is 0.0"),
         (["train", "--bank", "sqlite:///bank.db", "-o", "c.json"], "no recorded runs in 'runs'"),
+        (["train", "default", "-o", "c.json", "--bank", "sqlite:///b.db"], "give DATA or a bank"),
         (["eval", "none.json"], "none.json: the controller cannot be read"),
         (["eval", "decisions.jsonl"], "decisions.jsonl"),
         (["eval", "--on", "none.jsonl"], "'none.jsonl' is no file of logged decisions"),

@@ -419,6 +419,12 @@ def test_memory_is_a_bank(folder: Path) -> None:
         ("{scope: project}", "memory: with scope 'project' the bank outlives the run"),
         ("{scope: team}", "memory.scope: must be 'run' or 'project', not 'team'"),
         ("{lease: soon}", "memory.lease: "),
+        (
+            "{admission: learned, controller: no.json}",
+            "no.json: the controller cannot be read: No such file",
+        ),
+        ("{bank: 'sqlite://b.db'}", "got 'sqlite:' without three slashes and the name of a file"),
+        ("b.db", "got 'b.db': write 'sqlite:///b.db'"),
         ("{admision: all}", "memory.admision: unknown field, did you mean admission?"),
     ],
 )
@@ -426,6 +432,14 @@ def test_a_memory_that_cannot_be_is_a_mistake(folder: Path, said: str, message: 
     """Told with its place, before anything runs."""
     (found,) = mistakes(f"memory: {said}\n")
     assert message in found
+
+
+def test_a_bank_that_no_later_run_uses_is_noted(folder: Path) -> None:
+    """Unless the file says that it is meant so."""
+    (note,) = loaded("memory: {bank: 'sqlite:///b.db'}\n").notes
+    assert "1:10: memory: no later run uses this bank; with scope: project they do" in note
+    assert not loaded("memory: {bank: 'sqlite:///b.db', scope: run}\n").notes
+    assert not loaded("memory: 'sqlite:///b.db'\n").notes
 
 
 def test_a_banks_password_is_not_shown(folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agentpar import Memory, tool
-from agentpar.errors import BankError
+from agentpar.errors import BankError, UsageError
 from agentpar.executor.simulate import run as in_virtual_time
 from agentpar.memory import bank as banks
 from agentpar.memory.admission import Always
@@ -27,6 +27,21 @@ from agentpar.tools.call import call_key
 async def look(query: str) -> str:
     """Look. query: what."""
     return query
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"bank": 3}, "memory: bank is 3; an address such as 'sqlite:///bank.db', or None"),
+        ({"ttl": "7d"}, "memory: ttl is '7d'; a number of seconds, or None"),
+        ({"lease": "30s"}, "memory: lease is '30s'; a number of seconds, or None"),
+    ],
+)
+def test_what_is_said_of_a_bank_in_the_wrong_type_is_told(said: Any, message: str) -> None:
+    """With what would be right: a duration as YAML has it is no number of seconds."""
+    with pytest.raises(UsageError) as caught:
+        Memory(**said)
+    assert str(caught.value) == message
 
 
 def by(number: int) -> Producer:

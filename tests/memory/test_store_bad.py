@@ -160,6 +160,12 @@ def test_a_read_only_place_is_told(open_folder: Path, what: str) -> None:
         assert count(path) == 1
 
 
+def test_a_folder_is_no_bank(tmp_path: Path) -> None:
+    """Told as what it is, and not as a place that cannot be written."""
+    with pytest.raises(BankError, match=r"is a folder: name a file in it"):
+        opened(tmp_path)
+
+
 def fill(store: SqliteStore) -> None:
     for n in range(100, 300):
         store.put(entry(n, value="y" * 3_000), [1.0, 0.5])

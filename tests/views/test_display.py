@@ -6,6 +6,7 @@ import io
 import re
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from rich.cells import cell_len
@@ -15,7 +16,9 @@ from sample import big_events, events, hostile_events, hostile_teams, teams_even
 from agentpar.display import TerminalDisplay, progress_bar
 from agentpar.events import (
     Answered,
+    EntryUsed,
     Event,
+    FromTeam,
     JoinStarted,
     JoinText,
     PlanStarted,
@@ -31,6 +34,7 @@ from agentpar.events import (
 )
 from agentpar.permissions import Permissions
 from agentpar.plan import Ok, Task
+from agentpar.timeline import render_timeline
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -372,6 +376,20 @@ def test_outside_a_terminal_each_line_names_its_team() -> None:
     assert "    3.00 s  team 3: failed: the server is gone" in lines
     assert "    3.60 s  team 1 chosen (vote): 2 of 2 came to it" in lines
     assert lines[-1].startswith("3.60 s · 3 teams · 2 results of others, 1.80 s spared · tools: 6.")
+
+
+def test_what_a_team_of_an_earlier_run_found_is_told_by_that_run() -> None:
+    """Its number would name a team of this one."""
+    told = [
+        replace(event, told=replace(event.told, producer=("earlier.1", 2)))
+        if isinstance(event, FromTeam) and isinstance(event.told, EntryUsed)
+        else event
+        for event in teams_events()
+    ]
+    text = shown(told, console(terminal=False))
+    assert "team 2: call 1: its result is there, from run earlier.1 (0.90 s spared)" in text
+    assert "from team" not in text
+    assert "s, from run earlier.1</text>" in render_timeline(told)
 
 
 def test_in_a_terminal_each_team_is_a_block() -> None:

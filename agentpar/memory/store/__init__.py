@@ -42,9 +42,12 @@ def open_store(
         name = url.removeprefix(_SQLITE).partition("?")[0] if url.startswith(_SQLITE) else ""
         if not name:
             kind = url.partition(":")[0]  # the rest may hold a password
-            raise UsageError(
-                f"a bank is at sqlite:///FILE or postgresql://…, got an address of {kind!r}"
-            )
+            wrong = f"got an address of {kind!r}"
+            if kind == "sqlite":
+                wrong = "got 'sqlite:' without three slashes and the name of a file"
+            elif kind == url:
+                wrong = f"got {url!r}: write 'sqlite:///{url}'"
+            raise UsageError(f"a bank is at sqlite:///FILE or postgresql://…, {wrong}")
     from agentpar.memory.store.sqlite import SqliteStore
 
     return SqliteStore(

@@ -251,6 +251,10 @@ class SqliteStore(MirroredStore):
                 f"there is no room for more in the bank {self.place} ({error}): what it holds is "
                 "untouched; make room on the disk"
             ) from error
+        if self.path is not None and self.path.is_dir():
+            raise BankError(
+                f"the bank {self.place} is a folder: name a file in it, such as sqlite:///bank.db"
+            ) from error
         if what.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
             raise BankError(
                 f"the bank {self.place} cannot be written ({error}): its file and its folder must "
