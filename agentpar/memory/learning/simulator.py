@@ -9,7 +9,8 @@ Each team has a plan of tasks. A task is a call that answers a need from a pool 
 draw from; before it there may be a dead end, which other teams run into as well, and calls that
 no other team makes. A team works on two tasks at once, and reads lines about the bank's entries
 before each. Two calls are equal if they answer one need in the same words. An equal call is
-settled by the bank; with leases, one of two that run at once waits for the other.
+settled by the bank; with leases, one of two that run at once waits for the other, and has what that
+finds, whether the bank keeps it or not.
 """
 
 from __future__ import annotations
@@ -565,14 +566,15 @@ class _Play:
         call = job.calls[place]
         team.tokens += call.tokens
         key = call.key if call.words < EQUAL else None
-        self._offer(k, job, call, key)
+        entry = self._offer(k, job, call, key)
         if key is not None and self.holders.get(key) == k:
             del self.holders[key]
-            for waiter in self.waiters.pop(key, ()):
-                self._push(at, "call", *waiter)
+            for waiter in self.waiters.pop(key, ()):  # theirs, whether it is kept or not
+                self._use(at, *waiter, entry)
         self._go_on(at, k, j, place, call)
 
-    def _offer(self, k: int, job: Job, call: Call, key: Key | None) -> None:
+    def _offer(self, k: int, job: Job, call: Call, key: Key | None) -> _Entry:
+        """What a call found, as an entry; in the bank if it is let in."""
         team = self.teams[k]
         demand = coming = waiting = 0
         if key is not None:
@@ -603,11 +605,12 @@ class _Play:
         admitted, probability = self.policy(features, vector, truth, self.chance)
         decided = Decided(str(len(self.decided)), features, vector, probability, admitted)
         self.decided.append(decided)
+        entry = _Entry(len(self.bank), k, job.need, call, decided, [])
         if admitted:
-            entry = _Entry(len(self.bank), k, job.need, call, decided, [])
             self.bank.append(entry)
             if key is not None:
                 self.by_key.setdefault(key, entry)
+        return entry
 
     def _end(self, failures: float) -> Episode:
         regime, teams = self.regime, self.teams
