@@ -139,7 +139,7 @@ async def test_an_answer_whose_group_is_gone_is_an_ordinary_request() -> None:
         assert group.faults == ("only the answer is told of 'mail': row comes late: its group is "
                                 "no more", group.why)  # fmt: skip
     (asked,) = runtime.requests
-    prompt = asked.messages[-1].content
+    prompt = "\n".join(message.content for message in asked.messages)
     for text in ("Alice: ab", "Bob: ab", "search:\nLima", "mail:\nQuito", "Now the sum."):
         assert text in prompt
     assert (asked.temperature, asked.seed) == (0.5, 7)
