@@ -12,7 +12,7 @@ from agentpar.config import load_memory
 from agentpar.errors import UsageError
 from agentpar.events import EntryOffered, EntryUsed, Event, RunFinished, RunStarted
 from agentpar.executor.record import decode, encode
-from agentpar.memory.controller import Controller
+from agentpar.memory.controller import Controller, shipped
 from agentpar.memory.credit import Prices
 from agentpar.memory.entry import Entry, Producer, Reading, entry_of
 from agentpar.memory.features import NAMES, Features
@@ -131,6 +131,7 @@ def test_an_entry_is_credited_once(store: Store) -> None:
 
 def test_a_controller_lies_beside_the_agents_file(tmp_path: Path) -> None:
     """Wherever the command is run."""
+    shipped().save(tmp_path / "mine.json")
     file = tmp_path / "agent.yaml"
     file.write_text("tools: [calc]\nmemory: {admission: learned, controller: mine.json}\n")
     memory = load_memory(file).memory
