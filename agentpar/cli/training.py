@@ -124,12 +124,14 @@ def evaluate(
     if bank is not None or agent is not None:
         if on is not None:
             raise UsageError("give --on or a bank, not both: they are two kinds of data")
-        from agentpar.memory.learning.training import estimate, guarded
+        from agentpar.memory.learning.training import LEAST_DECISIONS, estimate, guarded
 
         logged = _of_runs(bank, agent, runs)
         typer.echo(f"Seconds of credit a decision, estimated from {len(logged)} decisions in runs.")
         typer.echo(f"rule        {estimate(chosen.rule.admits, logged):+.3f}")
         typer.echo(f"controller  {estimate(guarded(chosen), logged):+.3f}")
+        if len(logged) < LEAST_DECISIONS:
+            typer.echo(f"from fewer than {LEAST_DECISIONS} decisions this says little", err=True)
     else:
         _known(on)
         for line in tried(chosen, on, seed=seed, episodes=episodes, say=_say).lines():

@@ -93,6 +93,7 @@ async def test_runs_and_their_bank_are_what_is_learned_from(cli: Cli) -> None:
     assert tried.returncode == 0, tried.stderr
     assert tried.stdout.splitlines()[0].endswith("decisions in runs.")
     assert [line.split()[0] for line in tried.stdout.splitlines()[1:]] == ["rule", "controller"]
+    assert "from fewer than 200 decisions this says little" in tried.stderr
 
 
 async def test_teams_that_were_recorded_are_replayed_to_promote(cli: Cli) -> None:
