@@ -38,6 +38,7 @@ FLOORS = (
         "gate",
         "optimize",
         "redact",
+        "sqlite",
         "workers",
     ),
     ("planner", "executor", "memory", "runtime", "miniweb"),

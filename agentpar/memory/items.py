@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from agentpar.errors import BankError, MissingPackage, UsageError
+from agentpar.sqlite import transaction
 
 Namespace = tuple[str, ...]
 
@@ -208,15 +209,9 @@ class Items:
     @contextmanager
     def batch(self, *, writes: bool) -> Iterator[None]:
         """One transaction around what is done inside, which sees one state of all items."""
-        with self._lock, self._told():
-            self._execute("BEGIN IMMEDIATE" if writes else "BEGIN")
-            try:
-                yield
-                self._execute("COMMIT")
-            except BaseException:
-                if self._db is not None and self._db.in_transaction:
-                    self._db.rollback()
-                raise
+        kind = "IMMEDIATE" if writes else "DEFERRED"
+        with self._lock, self._told(), transaction(self._connection, kind):
+            yield
 
     def get(self, namespace: Namespace, key: str) -> Item | None:
         where, values = self._alive()
@@ -385,10 +380,14 @@ class Items:
             return "1", []
         return "(expires IS NULL OR expires > ?)", [self._clock()]
 
-    def _execute(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+    @property
+    def _connection(self) -> sqlite3.Connection:
         if self._db is None:
             raise BankError(f"{self.path} was closed; open it again first")
-        return self._db.execute(sql, values)
+        return self._db
+
+    def _execute(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        return self._connection.execute(sql, values)
 
     @contextmanager
     def _told(self) -> Iterator[None]:

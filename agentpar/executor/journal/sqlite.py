@@ -18,6 +18,7 @@ from agentpar.executor.journal import host
 from agentpar.executor.journal.spill import LIMIT, Spill
 from agentpar.executor.journal.sql import Execute, SqlStore
 from agentpar.executor.journal.store import VERSION, Append, EventRow, Unreachable
+from agentpar.sqlite import transaction, what_is_left
 
 _MARK = 0x61677072
 """SQLite's application_id of our files: "agpr"."""
@@ -107,7 +108,7 @@ class SqliteStore(SqlStore):
         with self._told(opening=True):
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")
-        with self._told(opening=True), self._transaction():
+        with self._told(opening=True), transaction(self._connection):
             # Asked again: another process may have made the tables meanwhile.
             (mark,) = self._connection.execute("PRAGMA application_id").fetchone()
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
@@ -117,16 +118,9 @@ class SqliteStore(SqlStore):
         self._check_length()
 
     def _check_length(self) -> None:
-        """A file that was cut off is found here, and not at the first row that is missing."""
-        (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
-        (size,) = self._connection.execute("PRAGMA page_size").fetchone()
-        log = self.path.with_name(f"{self.path.name}-wal")
-        if log.exists() and log.stat().st_size:
-            return  # its last pages may lie in the log still
-        length = self.path.stat().st_size
-        if length < pages * size:
+        if (left := what_is_left(self._connection, self.path)) is not None:
             raise JournalError(
-                f"the journal {self.place!r} is cut off: {length:,} of {pages * size:,} bytes. Put "
+                f"the journal {self.place!r} is cut off: {left[0]:,} of {left[1]:,} bytes. Put "
                 "a copy in its place, or name another file"
             )
 
@@ -224,25 +218,11 @@ class SqliteStore(SqlStore):
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Execute]:
-        with self._told(), self._transaction():
+        with self._told(), transaction(self._connection):
             yield self._execute
 
     def _execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
         return self._connection.execute(statement.replace("agentpar_", ""), parameters)
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """One writer at a time, of all processes."""
-        connection = self._connection
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                with contextlib.suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-            raise
 
     @contextlib.contextmanager
     def _told(self, *, opening: bool = False) -> Iterator[None]:

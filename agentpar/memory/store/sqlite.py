@@ -19,6 +19,7 @@ from agentpar.memory.store import key
 from agentpar.memory.store.mirrored import MirroredStore
 from agentpar.memory.store.rows import Seals
 from agentpar.memory.store.sql import VERSION, Execute
+from agentpar.sqlite import transaction, what_is_left
 
 _MARK = 0x61677062
 """SQLite's application_id of our files: "agpb"."""
@@ -131,7 +132,7 @@ class SqliteStore(MirroredStore):
             self._connection.execute("PRAGMA journal_mode = WAL")
             # A power cut may cost the last entries, which can be found again, and nothing else.
             self._connection.execute("PRAGMA synchronous = NORMAL")
-        with self._told(opening=True), self._transaction():
+        with self._told(opening=True), transaction(self._connection):
             # Asked again: another process may have made the tables meanwhile.
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
             made = version == 0
@@ -159,16 +160,9 @@ class SqliteStore(MirroredStore):
             )
 
     def _check_length(self, path: Path) -> None:
-        """A file that was cut off is found here, and not at the first row that is missing."""
-        (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
-        (size,) = self._connection.execute("PRAGMA page_size").fetchone()
-        log = path.with_name(f"{path.name}-wal")
-        if log.exists() and log.stat().st_size:
-            return  # its last pages may lie in the log still
-        length = path.stat().st_size
-        if length < pages * size:
+        if (left := what_is_left(self._connection, path)) is not None:
             raise BankError(
-                f"the bank {self.place} is cut off: {length:,} of {pages * size:,} bytes. Put a "
+                f"the bank {self.place} is cut off: {left[0]:,} of {left[1]:,} bytes. Put a "
                 "copy in its place, or name another file"
             )
 
@@ -193,7 +187,7 @@ class SqliteStore(MirroredStore):
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Execute]:
         """What is read is of one moment."""
-        with self._told(), self._transaction("DEFERRED"):
+        with self._told(), transaction(self._connection, "DEFERRED"):
             yield self._execute
 
     @contextlib.contextmanager
@@ -202,7 +196,7 @@ class SqliteStore(MirroredStore):
             if durable:
                 self._connection.execute("PRAGMA synchronous = FULL")
             try:
-                with self._transaction():
+                with transaction(self._connection):
                     yield self._execute
             finally:
                 if durable and self._open is not None:
@@ -210,20 +204,6 @@ class SqliteStore(MirroredStore):
 
     def _execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
         return self._connection.execute(statement.replace("agentpar_bank_", ""), parameters)
-
-    @contextlib.contextmanager
-    def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
-        """``IMMEDIATE``: one writer at a time, of all processes."""
-        connection = self._connection
-        connection.execute(f"BEGIN {kind}")
-        try:
-            yield
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                with contextlib.suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-            raise
 
     @contextlib.contextmanager
     def _told(self, *, opening: bool = False) -> Iterator[None]:
