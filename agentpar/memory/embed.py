@@ -25,9 +25,6 @@ if TYPE_CHECKING:  # httpx loads when a server is asked
 Vector = list[float]
 """Of length 1, so that the cosine of two is their product; all zeros where a text says nothing."""
 
-MAX_RETRY_AFTER = 60.0
-"""Seconds; a server that asks for more is given up on at once."""
-
 _KNOWN = "'hashed', 'wordllama', or the address of a server, 'http://localhost:8000/v1'"
 
 
@@ -302,15 +299,17 @@ class ServerEmbeddings:
         import httpx
         import tenacity
 
+        from agentpar.net.retry import Refused, is_worth_another_try
+
         attempts = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_again),
+            retry=tenacity.retry_if_exception(is_worth_another_try),
             stop=tenacity.stop_after_attempt(1 + self._retries),
             wait=_pause,
             reraise=True,
         )
         try:
             return attempts(self._ask_once, method, path, body)
-        except _Refused as error:
+        except Refused as error:
             raise ModelServerError(str(error)) from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise ModelServerError(
@@ -335,12 +334,12 @@ class ServerEmbeddings:
         if isinstance(said, dict):
             error = said.get("error", said)
             said = error.get("message", error) if isinstance(error, dict) else error
-        from agentpar.net import retry_after
+        from agentpar.net.retry import Refused, retry_after
 
-        raise _Refused(
+        raise Refused(
             f"{self.base_url}: HTTP {response.status_code} for {path}: {self._public(str(said))}",
             status=response.status_code,
-            wait=retry_after(response.headers),
+            retry_after=retry_after(response.headers),
         )
 
     def _http(self) -> httpx.Client:
@@ -364,33 +363,13 @@ class ServerEmbeddings:
         return self._redactor.text(text)[:200]
 
 
-class _Refused(Exception):
-    """The server's clear no."""
-
-    def __init__(self, text: str, *, status: int, wait: float | None) -> None:
-        super().__init__(text)
-        self.status = status
-        self.wait = wait
-
-
-def _again(error: BaseException) -> bool:
-    """Whether to try again after ``error``."""
-    import httpx
-
-    match error:
-        case _Refused(status=429 | 500 | 502 | 503 | 504, wait=wait):
-            return wait is None or wait <= MAX_RETRY_AFTER
-        case httpx.ReadTimeout():
-            return False  # the server has the request: a second one doubles its work
-        case _:
-            return isinstance(error, httpx.TransportError)
-
-
 def _pause(state: Any) -> float:
     """Seconds until the next attempt: what the server asks for, else more each time."""
+    from agentpar.net.retry import Refused
+
     error = state.outcome.exception()
-    if isinstance(error, _Refused) and error.wait is not None:
-        return error.wait
+    if isinstance(error, Refused) and error.retry_after is not None:
+        return error.retry_after
     return float(min(5.0, 0.2 * 2.0 ** (state.attempt_number - 1)))
 
 

@@ -1,10 +1,36 @@
-"""Whether a server wants to be left alone, and for how long."""
+"""Whether a server wants to be left alone, for how long, and whether to try again at all."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
+
+import httpx
+
+MAX_RETRY_AFTER = 60.0
+"""Seconds; a server that asks for more is given up on at once."""
+
+
+class Refused(Exception):
+    """A server's clear no: an error status (0: it is none of HTTP's), and how many seconds it
+    asked to be left alone."""
+
+    def __init__(self, text: str, *, status: int = 0, retry_after: float | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+        self.retry_after = retry_after
+
+
+def is_worth_another_try(error: BaseException) -> bool:
+    """Whether a request that failed with ``error`` may go well if it is sent again."""
+    match error:
+        case Refused(status=429 | 500 | 502 | 503 | 504, retry_after=wait):
+            return wait is None or wait <= MAX_RETRY_AFTER
+        case httpx.ReadTimeout():
+            return False  # the server has the request: a second one doubles its work
+        case _:
+            return isinstance(error, httpx.TransportError)
 
 
 def asks_for_less(status: int | None, wait: float | None) -> bool:

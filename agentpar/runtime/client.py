@@ -19,6 +19,7 @@ import tenacity
 from agentpar.errors import GrammarRefused, ModelServerError, UsageError
 from agentpar.events import Usage
 from agentpar.net import retry_after
+from agentpar.net.retry import Refused, is_worth_another_try
 from agentpar.ports import Capability, ModelRequest
 from agentpar.redact import HIDDEN, Redactor, public_url, url_credentials
 from agentpar.runtime.hogwild.opening import OpensGroups
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from agentpar.runtime.hogwild.rows import RowServer
 
 MAX_LINE = 16 << 20  # bytes; no honest piece of a stream is longer
-MAX_RETRY_AFTER = 60.0  # seconds; a server that asks for more is given up on at once
 _NO_SUCH_PAGE = frozenset({404, 405})
 _HIDDEN = _NO_SUCH_PAGE | {400, 401, 403}  # what gateways answer about pages that they do not know
 
@@ -122,7 +122,7 @@ class OpenAIRuntime(OpensGroups):
         def again(error: BaseException) -> bool:
             if begun or (once and not _is_unsent(error)):
                 return False
-            return self._drop_priority(body, error) or _again(error)
+            return self._drop_priority(body, error) or is_worth_another_try(error)
 
         try:
             async for attempt in self._attempts(again):
@@ -131,7 +131,7 @@ class OpenAIRuntime(OpensGroups):
                         async for piece in pieces:
                             begun = True
                             yield piece
-        except _Refused as error:
+        except Refused as error:
             if request is None:
                 raise ModelServerError(str(error)) from None
             raised = refusal(request, str(error), begun=begun)
@@ -255,7 +255,7 @@ class OpenAIRuntime(OpensGroups):
 
     def _drop_priority(self, body: dict[str, Any], error: BaseException) -> bool:
         """Whether ``error`` is about the priority in ``body``, which then has none any more."""
-        about = isinstance(error, _Refused) and "priority" in str(error).lower()
+        about = isinstance(error, Refused) and "priority" in str(error).lower()
         if not about or body.pop("priority", None) is None:
             return False
         self._takes_priority = False
@@ -279,7 +279,7 @@ class OpenAIRuntime(OpensGroups):
             await self._check(response)
             kind = response.headers.get("content-type", "")
             if not kind.startswith("text/event-stream"):
-                raise _Refused(
+                raise Refused(
                     f"{self.base_url}{path} sent {kind or 'no content type'!r} "
                     "instead of an event stream; is this an OpenAI-compatible server?"
                 )
@@ -305,11 +305,11 @@ class OpenAIRuntime(OpensGroups):
         try:
             chunk = json.loads(data.decode("utf-8"))
         except ValueError as error:
-            raise _Refused(
+            raise Refused(
                 f"{self.base_url} sent a line that is not JSON in UTF-8 ({error}): {data[:80]!r}"
             ) from None
         if not isinstance(chunk, dict) or "error" in chunk:
-            raise _Refused(f"{self.base_url} broke off: {self._public(_message(chunk))}")
+            raise Refused(f"{self.base_url} broke off: {self._public(_message(chunk))}")
         return chunk
 
     async def _get(self, url: str, *, absent: Collection[int] = _NO_SUCH_PAGE) -> Any:
@@ -325,14 +325,14 @@ class OpenAIRuntime(OpensGroups):
         """What ``url`` answers with, None where its status is in ``absent``."""
         method = "GET" if body is None else "POST"
         try:
-            async for attempt in self._attempts(_again):
+            async for attempt in self._attempts(is_worth_another_try):
                 with attempt:
                     async with self._http().stream(method, url, json=body) as response:
                         if response.status_code in absent:
                             return None
                         await self._check(response)
                         return await response.aread()
-        except _Refused as error:
+        except Refused as error:
             raise ModelServerError(str(error)) from None
         except httpx.HTTPError as error:
             raise self._failed(error, begun=False) from error
@@ -347,7 +347,7 @@ class OpenAIRuntime(OpensGroups):
         except ValueError:
             said = text[:200].decode("utf-8", errors="replace")
         path = response.url.path
-        raise _Refused(
+        raise Refused(
             f"{self.base_url}: HTTP {response.status_code} for {path}: {self._public(said)}",
             status=response.status_code,
             retry_after=retry_after(response.headers),
@@ -375,33 +375,13 @@ class OpenAIRuntime(OpensGroups):
                 return ModelServerError(f"{self.base_url} broke off {when}: {what}")
 
 
-class _Refused(Exception):
-    """The server's clear no: an error status, an error in the stream, no stream at all."""
-
-    def __init__(self, text: str, *, status: int = 0, retry_after: float | None = None) -> None:
-        super().__init__(text)
-        self.status = status
-        self.retry_after = retry_after
-
-
 def _is_unsent(error: BaseException) -> bool:
     """Whether no server has taken the request that failed with ``error``."""
     match error:
-        case _Refused(status=429):
+        case Refused(status=429):
             return True
         case _:
             return isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-
-
-def _again(error: BaseException) -> bool:
-    """Whether to try again after ``error``."""
-    match error:
-        case _Refused(status=429 | 500 | 502 | 503 | 504, retry_after=wait):
-            return wait is None or wait <= MAX_RETRY_AFTER
-        case httpx.ReadTimeout():
-            return False  # the server has the request: a second one doubles its work
-        case _:
-            return isinstance(error, httpx.TransportError)
 
 
 _backoff = tenacity.wait_random_exponential(multiplier=1.0, min=0.2, max=5.0)  # seconds
@@ -410,7 +390,7 @@ _backoff = tenacity.wait_random_exponential(multiplier=1.0, min=0.2, max=5.0)  #
 def _pause(state: tenacity.RetryCallState) -> float:
     """Seconds until the next attempt: what the server asks for, else more each time."""
     error = state.outcome.exception() if state.outcome else None
-    if isinstance(error, _Refused) and error.retry_after is not None:
+    if isinstance(error, Refused) and error.retry_after is not None:
         return error.retry_after
     return _backoff(state)
 
@@ -430,7 +410,7 @@ async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
             for line in whole:
                 yield bytes(line)
         if len(rest) > MAX_LINE:
-            raise _Refused(f"the server sent a line of more than {MAX_LINE} bytes")
+            raise Refused(f"the server sent a line of more than {MAX_LINE} bytes")
     if rest:
         yield bytes(rest)
 
