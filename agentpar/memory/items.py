@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from agentpar.errors import BankError, MissingPackage, UsageError
-from agentpar.sqlite import transaction
+from agentpar.sqlite import transaction, write_ahead
 
 Namespace = tuple[str, ...]
 
@@ -188,7 +188,7 @@ class Items:
                 self.path, timeout=30.0, isolation_level=None, check_same_thread=False
             )
             try:
-                self._db.execute("PRAGMA journal_mode = WAL")
+                write_ahead(self._db)
                 self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
                 version = self.meta("version") or self._first_meta("version", VERSION)
                 if version != VERSION:

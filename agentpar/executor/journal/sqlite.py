@@ -18,7 +18,7 @@ from agentpar.executor.journal import host
 from agentpar.executor.journal.spill import LIMIT, Spill
 from agentpar.executor.journal.sql import Execute, SqlStore
 from agentpar.executor.journal.store import VERSION, Append, EventRow, Unreachable
-from agentpar.sqlite import transaction, what_is_left
+from agentpar.sqlite import stamp, transaction, what_is_left, write_ahead
 
 _MARK = 0x61677072
 """SQLite's application_id of our files: "agpr"."""
@@ -92,9 +92,7 @@ class SqliteStore(SqlStore):
 
     def _prepare(self) -> None:
         with self._told(opening=True):
-            (mark,) = self._connection.execute("PRAGMA application_id").fetchone()
-            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-            tables = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            mark, version, tables = stamp(self._connection)
         if mark != _MARK and (mark or version or tables):
             raise UsageError(
                 f"{self.place!r} is a database of another program: name another file for the "
@@ -106,7 +104,7 @@ class SqliteStore(SqlStore):
                 f"{VERSION}: use the agentpar that wrote it, or name another file"
             )
         with self._told(opening=True):
-            self._connection.execute("PRAGMA journal_mode = WAL")
+            write_ahead(self._connection)
             self._connection.execute("PRAGMA synchronous = FULL")
         with self._told(opening=True), transaction(self._connection):
             # Asked again: another process may have made the tables meanwhile.

@@ -19,7 +19,7 @@ from agentpar.memory.store import key
 from agentpar.memory.store.mirrored import MirroredStore
 from agentpar.memory.store.rows import Seals
 from agentpar.memory.store.sql import VERSION, Execute
-from agentpar.sqlite import transaction, what_is_left
+from agentpar.sqlite import stamp, transaction, what_is_left, write_ahead
 
 _MARK = 0x61677062
 """SQLite's application_id of our files: "agpb"."""
@@ -116,9 +116,7 @@ class SqliteStore(MirroredStore):
 
     def _prepare(self) -> None:
         with self._told(opening=True):
-            (mark,) = self._connection.execute("PRAGMA application_id").fetchone()
-            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-            tables = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            mark, version, tables = stamp(self._connection)
         if mark != _MARK and (mark or version or tables):
             raise BankError(
                 f"{self.place} is a database of another kind and no bank: name another file"
@@ -129,7 +127,7 @@ class SqliteStore(MirroredStore):
                 f"{VERSION}: use the agentpar that wrote it, or name another file"
             )
         with self._told(opening=True):
-            self._connection.execute("PRAGMA journal_mode = WAL")
+            write_ahead(self._connection)
             # A power cut may cost the last entries, which can be found again, and nothing else.
             self._connection.execute("PRAGMA synchronous = NORMAL")
         with self._told(opening=True), transaction(self._connection):
