@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 from agentpar.errors import PlanError
@@ -117,25 +117,45 @@ class _Open:
             self.dependants.remove(one)
 
 
-@dataclass(slots=True, eq=False)
 class _Call:
     """A task whose needs have ended and which has not: waiting, running, or between attempts."""
 
-    task: Task
-    args: Mapping[str, Any]
-    policy: Policy
-    lane: Lane
-    began: float = 0.0
-    attempts: dict[int, float] = field(default_factory=dict)  # running: when each began
-    last: int = 0  # number of the attempt that began last
-    seen: int = 0  # number of the attempt that was told last to have begun
-    tries: int = 0  # attempts that were no hedges
-    waiting: bool = False  # an attempt waits for a place
-    hedging: bool = False  # ... and it, or the one that began last, is a hedge
-    failure: Failed | None = None
-    followers: list[int] | None = None  # tasks with the same call, which wait for this one
-    heard: int = 0  # number of the attempt that said which host asks for less
-    awaited: bool = False  # an equal call of another team was waited for: its time says nothing
+    # Written out, as one is made for each task: a dataclass takes twice the time for fields that
+    # all begin alike.
+    __slots__ = (
+        "args",
+        "attempts",
+        "awaited",
+        "began",
+        "failure",
+        "followers",
+        "heard",
+        "hedging",
+        "lane",
+        "last",
+        "policy",
+        "seen",
+        "task",
+        "tries",
+        "waiting",
+    )
+
+    def __init__(self, task: Task, args: Mapping[str, Any], policy: Policy, lane: Lane) -> None:
+        self.task = task
+        self.args = args
+        self.policy = policy
+        self.lane = lane
+        self.began = 0.0
+        self.attempts: dict[int, float] = {}  # running: when each began
+        self.last = 0  # number of the attempt that began last
+        self.seen = 0  # number of the attempt that was told last to have begun
+        self.tries = 0  # attempts that were no hedges
+        self.waiting = False  # an attempt waits for a place
+        self.hedging = False  # ... and it, or the one that began last, is a hedge
+        self.failure: Failed | None = None
+        self.followers: list[int] | None = None  # tasks with the same call, which wait for this one
+        self.heard = 0  # number of the attempt that said which host asks for less
+        self.awaited = False  # an equal call of another team was waited for: its time says nothing
 
 
 class Machine:
