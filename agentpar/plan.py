@@ -266,13 +266,13 @@ def _fill(value: Any, outcomes: Mapping[int, Outcome]) -> Any:
         values = [resolve(ref, outcomes) for ref in chosen(value, outcomes)]
         return values[0] if value.k is None else values
     if kind is list or kind is tuple:
-        filled = []
-        for item in value:  # most are plain references: what follows is `_fill`, written out
-            if type(item) is Ref and not item.path and type(got := outcomes.get(item.task)) is Ok:
-                filled.append(got.value)
-            else:
-                filled.append(_fill(item, outcomes))
-        return filled
+        return [
+            # Most are plain references: what follows is `_fill`, written out.
+            got.value
+            if type(item) is Ref and not item.path and type(got := outcomes.get(item.task)) is Ok
+            else _fill(item, outcomes)
+            for item in value
+        ]
     if isinstance(value, Mapping):
         return {key: _fill(item, outcomes) for key, item in value.items()}
     return value

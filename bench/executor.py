@@ -2,8 +2,9 @@
 
     python bench/executor.py [--repeat N] [--only KEYS] [--llmcompiler PATH] [--save]
 
-Every executor runs the same shapes (`shapes.py`) in the same process, in turns, so that a
-noisy machine troubles all alike. Printed are median (lowest-highest) over the repetitions:
+Every executor runs the same shapes (`shapes.py`), in turns, so that a noisy machine troubles all
+alike, and each in a process of its own, so that none pays for what another has left in the memory.
+Printed are median (lowest-highest) over the repetitions:
 wall seconds, CPU microseconds a task, and these as a multiple of the hand-written loop's (which
 carries further than microseconds do: machines differ); for shapes that sleep the wall time as a
 multiple of the critical path; and the seconds an executor took to build its graph beforehand.
@@ -20,11 +21,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import multiprocessing
 import os
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,7 +43,7 @@ from peers import (
     llmcompiler,
     ours,
 )
-from shapes import SHAPES, Shape
+from shapes import SHAPES, Shape, tangle
 
 from agentpar.executor.machine import Machine
 from agentpar.policy import Limits
@@ -50,6 +54,7 @@ OVERHEAD_GATES = {"d": 1.05, "e": 1.02}  # multiples of the critical path
 LOOP = floor.EXECUTOR.name
 GATED = (ours.PLAIN.name, ours.TIMED.name, LOOP)
 
+OURS = (ours.PLAIN, ours.TIMED, floor.EXECUTOR)
 PEERS = (  # the module that must be there, what brings it, the peer
     ("langgraph", "agentpar[langgraph]", langgraph_stategraph.EXECUTOR),
     ("haystack", "haystack-ai", haystack_pipeline.EXECUTOR),
@@ -153,21 +158,54 @@ def gate(shape: Shape, runs: Mapping[str, Sequence[Run]]) -> tuple[str, bool]:
     )
 
 
-def executors(checkout: str) -> Iterator[Executor]:
+class Runner:
+    """An executor in a process of its own, which has run a small plan once."""
+
+    def __init__(self, name: str, checkout: str) -> None:
+        self.name = name
+        spawn = multiprocessing.get_context("spawn")
+        self._process = ProcessPoolExecutor(1, spawn, _become, (name, checkout))
+
+    def __enter__(self) -> Runner:
+        self.measure(Shape("w", "to warm up", tangle(10, 3)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.shutdown()
+
+    def measure(self, shape: Shape) -> Run:
+        return self._process.submit(_measure, shape).result()
+
+
+def _become(name: str, checkout: str) -> None:
+    global _executor
+    if name == llmcompiler.EXECUTOR.name:
+        llmcompiler.use(Path(checkout))
+    known = (*OURS, *(peer for *_, peer in PEERS), llmcompiler.EXECUTOR)
+    _executor = next(executor for executor in known if executor.name == name)
+
+
+def _measure(shape: Shape) -> Run:
+    return measure(_executor, shape)
+
+
+_executor: Executor  # of the process that this is
+
+
+def names(checkout: str) -> Iterator[str]:
     """Ours first, then what is here to compare with; says what is left out, and why."""
-    yield ours.PLAIN
-    yield ours.TIMED
-    yield floor.EXECUTOR
+    for executor in OURS:
+        yield executor.name
     for module, package, peer in PEERS:
         if find_spec(module):
-            yield peer
+            yield peer.name
         else:
             print(f"without {peer.name}: pip install '{package}'", file=sys.stderr)
     try:
         if not checkout:
             raise ImportError("name a checkout of its repository with --llmcompiler PATH")
         llmcompiler.use(Path(checkout))
-        yield llmcompiler.EXECUTOR
+        yield llmcompiler.EXECUTOR.name
     except ImportError as error:
         print(f"without LLMCompiler: {error}", file=sys.stderr)
 
@@ -180,20 +218,24 @@ def main() -> int:
     options.add_argument("--save", action="store_true", help="write results/executor.md")
     given = options.parse_args()
 
-    present = list(executors(given.llmcompiler))
     report = [*machine_facts.lines(["langgraph", "haystack-ai", "distributed"])]
     gates: list[tuple[str, bool]] = []
-    for shape in (shape for shape in SHAPES if shape.key in given.only):
-        runs: dict[str, list[Run]] = {executor.name: [] for executor in present}
-        for turn in range(given.repeat):
-            for executor in present:
-                done = runs[executor.name]
-                # A second for a whole run is enough to see; repeat what is quick to repeat.
-                slow = done and done[0].wall > 20 * shape.critical_path + 1
-                if executor.name in GATED or (turn < 3 and not slow):
-                    done.append(measure(executor, shape))
-        report += rows(shape, runs)
-        gates.append(gate(shape, runs))
+    with ExitStack() as stack:
+        present = [
+            stack.enter_context(Runner(name, given.llmcompiler))
+            for name in names(given.llmcompiler)
+        ]
+        for shape in (shape for shape in SHAPES if shape.key in given.only):
+            runs: dict[str, list[Run]] = {runner.name: [] for runner in present}
+            for turn in range(given.repeat):
+                for runner in present:
+                    done = runs[runner.name]
+                    # A second for a whole run is enough to see; repeat what is quick to repeat.
+                    slow = done and done[0].wall > 20 * shape.critical_path + 1
+                    if runner.name in GATED or (turn < 3 and not slow):
+                        done.append(runner.measure(shape))
+            report += rows(shape, runs)
+            gates.append(gate(shape, runs))
     cost = statistics.median(event_cost() for _ in range(given.repeat))
     gates.append((f"machine: {cost * 1e6:.1f} µs CPU an event, at most 10", cost <= EVENT_GATE))
 

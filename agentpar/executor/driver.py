@@ -222,26 +222,25 @@ class Driver:
         Facts that come while one is being handled wait their turn, so that observers and
         the machine see every fact in one and the same order.
         """
-        inbox, beside, redact = self._inbox, self._beside, self._redact
         if self._draining:
-            inbox.append(event)
+            self._inbox.append(event)
             return
         self._draining = True
         try:
             while True:
-                if redact is not None:
-                    event = redact(event)
+                if self._redact is not None:
+                    event = self._redact(event)
                 for observe in self._observers:
                     observe(event)
                 for command in self.machine.handle(event):
                     for notice in self._command_observers:
                         notice(command)
                     self._perform(command)
-                if beside is not None and (work := beside(event)) is not None:
+                if self._beside is not None and (work := self._beside(event)) is not None:
                     self._start_beside(work)
-                if not inbox:
+                if not self._inbox:
                     return
-                event = inbox.popleft()
+                event = self._inbox.popleft()
         except Exception as error:
             raise _Broken from error
         finally:

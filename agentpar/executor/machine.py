@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 from agentpar.errors import PlanError
@@ -117,25 +117,45 @@ class _Open:
             self.dependants.remove(one)
 
 
-@dataclass(slots=True, eq=False)
 class _Call:
     """A task whose needs have ended and which has not: waiting, running, or between attempts."""
 
-    task: Task
-    args: Mapping[str, Any]
-    policy: Policy
-    lane: Lane
-    began: float = 0.0
-    attempts: dict[int, float] = field(default_factory=dict)  # running: when each began
-    last: int = 0  # number of the attempt that began last
-    seen: int = 0  # number of the attempt that was told last to have begun
-    tries: int = 0  # attempts that were no hedges
-    waiting: bool = False  # an attempt waits for a place
-    hedging: bool = False  # ... and it, or the one that began last, is a hedge
-    failure: Failed | None = None
-    followers: list[int] | None = None  # tasks with the same call, which wait for this one
-    heard: int = 0  # number of the attempt that said which host asks for less
-    awaited: bool = False  # an equal call of another team was waited for: its time says nothing
+    # Written out, as one is made for each task: a dataclass takes twice the time for fields that
+    # all begin alike.
+    __slots__ = (
+        "args",
+        "attempts",
+        "awaited",
+        "began",
+        "failure",
+        "followers",
+        "heard",
+        "hedging",
+        "lane",
+        "last",
+        "policy",
+        "seen",
+        "task",
+        "tries",
+        "waiting",
+    )
+
+    def __init__(self, task: Task, args: Mapping[str, Any], policy: Policy, lane: Lane) -> None:
+        self.task = task
+        self.args = args
+        self.policy = policy
+        self.lane = lane
+        self.began = 0.0
+        self.attempts: dict[int, float] = {}  # running: when each began
+        self.last = 0  # number of the attempt that began last
+        self.seen = 0  # number of the attempt that was told last to have begun
+        self.tries = 0  # attempts that were no hedges
+        self.waiting = False  # an attempt waits for a place
+        self.hedging = False  # ... and it, or the one that began last, is a hedge
+        self.failure: Failed | None = None
+        self.followers: list[int] | None = None  # tasks with the same call, which wait for this one
+        self.heard = 0  # number of the attempt that said which host asks for less
+        self.awaited = False  # an equal call of another team was waited for: its time says nothing
 
 
 class Machine:
@@ -301,7 +321,7 @@ class Machine:
         Facts that decide nothing (text pieces) return an empty list.
         """
         handler = self._handlers.get(type(event))
-        if handler is None or self.finished is not None:
+        if handler is None:
             return []
         at = event.at
         if at > self._now:  # a clock that was set back changes nothing
@@ -310,7 +330,7 @@ class Machine:
         admission = self._admission
         if admission.waiting and admission.running < admission.slots and self.finished is None:
             commands += self._admit()
-        if self._lingering or self._stuck_since is not None:
+        if self._lingering:
             commands += self._look_whether_stuck()
         return commands
 
@@ -829,6 +849,8 @@ class Machine:
     def _attempt_ended(self, event: AttemptEnded) -> list[Command]:
         if (lane := self._lingering.pop((event.task_id, event.attempt), None)) is not None:
             self._admission.release(lane)
+            if not self._lingering:
+                self._stuck_since = None
         return []
 
     def _look_whether_stuck(self) -> list[Command]:
@@ -894,30 +916,29 @@ class Machine:
         one = self._open.get(id)
         if one is None or one.unmet:
             return []  # ended already
-        if id in self._items and isinstance(outcome, Ok):
+        told_early = id in self._items
+        if told_early and isinstance(outcome, Ok):
             told = self._items[id]
             if outcome.value[: len(told)] != told:
                 return self._reread(id)
         del self._open[id]
         call = self._calls.pop(id, None)
         commands = [] if call is None else self._close(call, event)
-        called = call is not None or event.via  # what shares the result of a call shares its end
-        if called and isinstance(outcome, Failed) and outcome.kind not in ("limit", "cancelled"):
-            tool = self.tasks[id].tool
-            match self.policies.get(tool, PLAIN).on_error:
-                case "keep":
-                    outcome = replace(outcome, kept=True)
-                case "fail":
-                    self.outcomes[id] = outcome
-                    why = f"task {id} ({tool}) failed: {outcome.error}"
-                    stops = [command for command in commands if isinstance(command, Cancel)]
-                    return [*stops, *self._cancel_all(why), *self._finish(Finish("failed", why))]
-        self.outcomes[id] = outcome
-        if self.limits.replan_early and id not in self._parts and _is_mendable(outcome):
-            self._unmended = self._failure(self.tasks[id], outcome)
-            commands += self._mend()
-        told_early, picking = id in self._items, self._picking
-        lacks = type(outcome) is not Ok and not has_value(outcome)
+        lacks, self.outcomes[id] = False, outcome
+        if type(outcome) is not Ok:
+            if isinstance(outcome, Failed) and outcome.kind not in ("limit", "cancelled"):
+                # Whoever shares the result of a call shares its end.
+                called = call is not None or event.via
+                on_error = self.policies.get(one.task.tool, PLAIN).on_error if called else "skip"
+                if on_error == "fail":
+                    return self._fall(one.task, outcome, commands)
+                if on_error == "keep":
+                    outcome = self.outcomes[id] = replace(outcome, kept=True)
+            lacks = not has_value(outcome)
+            if self.limits.replan_early and id not in self._parts and _is_mendable(outcome):
+                self._unmended = self._failure(one.task, outcome)
+                commands += self._mend()
+        picking = self._picking
         for dependant in one.dependants or ():
             if told_early and self._spreads(dependant.task, id):
                 commands += self._spawn_rest(dependant.task, id)
@@ -935,6 +956,13 @@ class Machine:
         if self._open or self._planning:
             return commands
         return commands + self._join_if_quiet()
+
+    def _fall(self, task: Task, outcome: Failed, commands: list[Command]) -> list[Command]:
+        """The run fails with this task; of the ``commands`` that were due, those that stop
+        something are left."""
+        why = f"task {task.id} ({task.tool}) failed: {outcome.error}"
+        stops = [command for command in commands if isinstance(command, Cancel)]
+        return [*stops, *self._cancel_all(why), *self._finish(Finish("failed", why))]
 
     def _close(self, call: _Call, event: TaskDone) -> list[Command]:
         """The task of ``call`` has ended: what else was done for it stops, those who waited for
@@ -1247,6 +1275,7 @@ class Machine:
 
     def _finish(self, command: Finish) -> list[Command]:
         self.finished = command
+        self._handlers = {}  # no fact decides anything any more
         return [command]
 
 

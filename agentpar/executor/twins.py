@@ -33,7 +33,8 @@ class Twins:
             value = seen.choose(args) if not seen.single else None
         if value in seen.single:
             return seen.again(value, task, args)
-        seen.single[value] = task, args
+        seen.single[value] = task
+        seen.args[task] = args
         return task
 
     def begin_anew(self, task: int, tool: str, args: Args) -> None:
@@ -47,21 +48,22 @@ class Twins:
 
 
 class _Seen:
-    """The calls of one tool. A call is in ``by_value`` once a second is the same at ``name``."""
+    """The calls of one tool. A call is in ``by_value`` once a second is the same at ``name``, and
+    until then in ``args``."""
 
-    __slots__ = ("by_value", "name", "single")
+    __slots__ = ("args", "by_value", "name", "single")
 
     def __init__(self) -> None:
         self.name = ""
-        self.single: dict[str | int | None, tuple[int, Args | None]] = {}
+        self.single: dict[str | int | None, int] = {}  # by what is at `name`: the first task
+        self.args: dict[int, Args] = {}
         self.by_value: dict[bytes, int] = {}
 
     def again(self, value: str | int | None, task: int, args: Args) -> int:
         """The first task with this call: one with ``value`` has been seen before."""
-        before, its_args = self.single[value]
-        if its_args is not None:
+        before = self.single[value]
+        if (its_args := self.args.pop(before, None)) is not None:
             self.by_value.setdefault(_by_value(its_args), before)
-            self.single[value] = before, None
         return self.by_value.setdefault(_by_value(args), task)
 
     def choose(self, args: Args) -> str | int | None:
@@ -73,9 +75,8 @@ class _Seen:
         return None
 
     def forget(self, task: int) -> None:
-        for value, (first, args) in list(self.single.items()):
-            if first == task and args is not None:
-                del self.single[value]
+        if self.args.pop(task, None) is not None:
+            self.single = {value: first for value, first in self.single.items() if first != task}
         self.by_value = {key: first for key, first in self.by_value.items() if first != task}
 
 

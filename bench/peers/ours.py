@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from shapes import Shape
 
 from agentpar import tool
-from agentpar.events import Answered, Event, PlanEnded, RunStarted, TaskDone, TaskPlanned
+from agentpar.events import Answered, Event, PlanEnded, RunStarted, TaskPlanned
 from agentpar.executor.commands import Join, Plan
 from agentpar.executor.driver import Driver, Emit
 from agentpar.executor.machine import Machine
@@ -62,8 +62,7 @@ class Journaled:
         )
         self._clock = driver.clock
         await driver.run(RunStarted("bench", "run the shape"))
-        results = (event.outcome for event in self.journal if isinstance(event, TaskDone))
-        return sum(outcome.value for outcome in results if isinstance(outcome, Ok))
+        return sum(outcome.value for outcome in machine.outcomes.values() if type(outcome) is Ok)
 
     async def _plan(self, command: Plan, emit: Emit) -> None:
         for task in self.tasks:
