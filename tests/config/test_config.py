@@ -303,6 +303,17 @@ def test_a_known_other_word_is_read_with_a_note(folder: Path) -> None:
         ("planner: {max_tasks: 0}\n", "agent.yaml:1:22: planner.max_tasks: must be at least 1, not 0"),
         ("defaults: {timeout: 0s}\n",
          "agent.yaml:1:21: defaults.timeout: must be more than 0, not '0s'"),
+        (f"defaults: {{timeout: 1{'0' * 400}}}\n",
+         "agent.yaml:1:21: defaults.timeout: must be a duration such as 500ms, 20s or 1m, not "
+         f"1{'0' * 78}…"),
+        (f"planner: {{max_tasks: 1{'0' * 400}}}\n",
+         "agent.yaml:1:22: planner.max_tasks: must be a whole number such as 40 or 200k, not "
+         f"1{'0' * 78}…"),
+        (f"model: {{id: x, settings: {{temperature: 1{'0' * 400}}}}}\n",
+         "agent.yaml:1:40: model.settings.temperature: must be a number such as 0.2, not "
+         f"1{'0' * 78}…"),
+        ("defaults: {rate: .inf}\n",
+         "agent.yaml:1:18: defaults.rate: must be a rate such as 10/s, 60/min or 1000/h, not .inf"),
         ("defaults: {timeout: .inf}\n",
          "agent.yaml:1:21: defaults.timeout: must be a duration such as 500ms, 20s or 1m, not .inf"),
         ("tools: [calc, calc]\n",
