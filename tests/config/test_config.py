@@ -1016,3 +1016,16 @@ def test_known_tools_are_tools(folder: Path) -> None:
         "tools"
     ]
     assert all(isinstance(thing, Tool) for thing in things)
+
+
+@pytest.mark.usefixtures("folder")
+def test_every_switch_may_come_out_of_the_environment() -> None:
+    """What ``${V}`` stands for is text, and true is true."""
+    spec = loaded(
+        "planner: {extended: '${ON}'}\n"
+        "policies:\n  - {tools: calc, hedge: '${ON}', idempotent: '${OFF:-false}'}\n"
+        "tools: [calc]\n",
+        ON="true",
+    )
+    assert spec.fields.planner.extended is True
+    assert (spec.fields.policies[0].hedge, spec.fields.policies[0].idempotent) == (True, False)
