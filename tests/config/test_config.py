@@ -1019,6 +1019,17 @@ def test_known_tools_are_tools(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_an_example_may_think_where_workers_are_there_to_think() -> None:
+    """``think`` is a tool of such an agent, though it stands in no list."""
+    text = (
+        "planner: {examples: [{question: q, plan: \"1. think(question='x')\\njoin()\"}]}\n"
+        "tools: [calc]\npolicies: [{tools: think, timeout: 1m}]\n"
+    )
+    assert "unknown tool 'think'" in mistakes(text)[0]
+    assert loaded(text + "workers: {n: 2}\n").notes == ()
+
+
+@pytest.mark.usefixtures("folder")
 def test_every_switch_may_come_out_of_the_environment() -> None:
     """What ``${V}`` stands for is text, and true is true."""
     spec = loaded(
