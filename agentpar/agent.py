@@ -208,7 +208,7 @@ class Agent:
                     f"watch takes watchers such as OpenTelemetry(), got {watcher!r}: a watcher is "
                     "called with a RunInfo and gives a context manager"
                 )
-        if timeout is not None and timeout <= 0:
+        if timeout is not None and not timeout > 0:
             raise UsageError(f"timeout must be more than 0 seconds, or None, got {timeout!r}")
         for label, number, least in (
             ("model_concurrency", model_concurrency, 1),

@@ -29,9 +29,11 @@ def visible(text: str) -> str:
 
 def one_line(text: str, limit: int = 0) -> str:
     """``visible(text)`` on one line, cut to ``limit`` characters with ``…`` (0: not cut)."""
-    if limit:
-        text = text[: limit * 8]  # a page of megabytes is not worth reading for one line
-    line = _SPACE.sub(" ", visible(text)).strip()
+    # A page of megabytes is not worth reading for one line.
+    head = text[: limit * 8] if limit else text
+    line = _SPACE.sub(" ", visible(head)).strip()
+    if len(head) < len(text):
+        line += "…"  # also where a thousand blanks keep the rest out of sight
     return cut(line, limit) if limit else line
 
 

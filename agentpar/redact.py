@@ -173,11 +173,12 @@ def url_credentials(url: str) -> Iterator[str]:
     if "://" not in url:
         return
     if password:
-        yield password
-        yield base64.b64encode(f"{user or ''}:{password}".encode()).decode()
+        yield from (password, unquote(password))  # as it stands there, and as the server has it
+        sent = f"{unquote(user or '')}:{unquote(password)}"
+        yield base64.b64encode(sent.encode()).decode()
     elif user:
-        yield user
-    yield from credentials(dict(parse_qsl(parts.query)))
+        yield from (user, unquote(user))
+    yield from _query_secrets(parts.query)
 
 
 def database_secrets(url: str) -> Iterator[str]:
@@ -189,7 +190,12 @@ def database_secrets(url: str) -> Iterator[str]:
         return
     if password:
         yield from (password, unquote(password))
-    yield from credentials(dict(parse_qsl(urlsplit(url).query)))
+    yield from _query_secrets(urlsplit(url).query)
+
+
+def _query_secrets(query: str) -> Iterator[str]:
+    for name, value in parse_qsl(query):  # one at a time: a name may come twice
+        yield from credentials({name: value})
 
 
 def public_url(url: str) -> str:
@@ -200,5 +206,7 @@ def public_url(url: str) -> str:
         return HIDDEN
     shown = parts._replace(netloc=parts.netloc.rpartition("@")[2])
     if parts.query:
-        shown = shown._replace(query=re.sub(r"=[^&]*", f"={HIDDEN}", parts.query))
+        named = (part.partition("=") for part in parts.query.split("&"))
+        query = "&".join(f"{name}={HIDDEN}" if equals else HIDDEN for name, equals, _ in named)
+        shown = shown._replace(query=query)
     return urlunsplit(shown._replace(fragment=HIDDEN if parts.fragment else ""))

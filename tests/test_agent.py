@@ -479,6 +479,7 @@ def test_exactly_one_model(model: dict[str, Any]) -> None:
         ("max_result_bytes", 0),
         ("timeout", 0),
         ("timeout", -1.5),
+        ("timeout", float("nan")),
     ],
 )
 def test_limits_out_of_range_are_refused(option: str, value: float) -> None:

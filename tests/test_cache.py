@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,20 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
         write_whole(folder, "new")
     assert file.read_text() == "old"
     assert sorted(tmp_path.iterdir()) == [folder, file]
+
+
+def test_threads_that_write_one_file_do_not_meet(tmp_path: Path) -> None:
+    """Each writes a part of its own: the file is whole, and nobody's part is missing."""
+    file = tmp_path / "state.json"
+
+    def write(char: str) -> None:
+        for _ in range(100):
+            write_whole(file, char * 10_000)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, "abcdefgh"))
+    assert file.read_text() in {char * 10_000 for char in "abcdefgh"}
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_lock_ends_with_its_holder(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -160,6 +161,16 @@ def test_an_address_is_shown_without_its_secrets() -> None:
     assert set(url_credentials("https://t0ken-in-front@example.org/")) == {"t0ken-in-front"}
     assert not list(url_credentials("no URL: at all"))
     assert public_url("http://[::1") == HIDDEN
+    assert public_url("http://h/?sk-12345678&a=1") == "http://h/?***&a=***"
+    twice = "http://h/?key=key-one-11&key=key-two-22"
+    assert set(url_credentials(twice)) == {"key-one-11", "key-two-22"}
+
+
+def test_a_password_is_hidden_as_the_server_has_it() -> None:
+    """An address spells it with escapes, and a server that quotes it does not."""
+    found = set(url_credentials("https://me:hunter2%40home@example.org/"))
+    header = base64.b64encode(b"me:hunter2@home").decode()
+    assert {"hunter2%40home", "hunter2@home", header} == found
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import typer
 
 from agentpar.cli import fuzz, memory, project, prune, resume, run, runs, servers, training
 from agentpar.errors import AgentparError, UsageError
+from agentpar.plaintext import visible
 
 app = typer.Typer(
     name="agentpar",
@@ -68,7 +69,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             if os.environ.get("AGENTPAR_DEBUG"):
                 raise
             message, code = _told(error)
-        typer.echo(f"agentpar: {message}", err=True)
+        typer.echo(f"agentpar: {visible(message)}", err=True)  # it may quote a server
         raise typer.Exit(code)
 
     return run_command

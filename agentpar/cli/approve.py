@@ -16,10 +16,14 @@ from typing import TYPE_CHECKING, Any
 from agentpar.labels import Label
 from agentpar.plaintext import one_line
 from agentpar.plan import Task
-from agentpar.planner.parser import format_call
+from agentpar.planner.parser import format_value
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+SHOWN = 1_000
+"""Characters of one argument."""
 
 
 async def allow_all(task: Task, args: Mapping[str, Any]) -> bool | str:
@@ -47,7 +51,7 @@ class AskAtTerminal:
         from rich.text import Text
 
         async with self._turn:
-            call = one_line(format_call(task.tool, args), 1_000)
+            call = shown_call(task.tool, args)
             where = f"\n  {one_line(str(label), 500)}" if label.untrusted else ""
             question = Text.assemble(
                 ("Allow ", "bold yellow"),
@@ -61,6 +65,13 @@ class AskAtTerminal:
                 self._console.print(question)
                 allowed = await _key(sys.stdin.fileno()) in ("y", "Y")
         return True if allowed else "denied at the terminal"
+
+
+def shown_call(tool: str, args: Mapping[str, Any]) -> str:
+    """The call on one line. Each argument has `SHOWN` characters of its own, so that none can
+    push another out of sight; what is cut ends with ``…``."""
+    given = (f"{one_line(name)}={one_line(format_value(args[name]), SHOWN)}" for name in args)
+    return f"{one_line(tool)}({', '.join(given)})"
 
 
 async def _key(terminal: int) -> str:

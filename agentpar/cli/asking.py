@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import typer
 
 from agentpar.errors import RunFailed, UsageError
-from agentpar.plaintext import as_json
+from agentpar.plaintext import as_json, visible
 from agentpar.ports import Progress, silent
 
 if TYPE_CHECKING:  # the agent and rich load when a question is asked
@@ -190,7 +190,7 @@ def show(answer: Answer, wish: Wish, folder: Path, *, printed: bool = False) -> 
         typer.echo(as_json(data))
     if answer.status != "answered":
         seen = wish.output == "view" and sys.stdout.isatty()  # the view ends with the reason
-        reason = "" if seen else f": {answer.error}"
+        reason = "" if seen else f": {visible(answer.error)}"
         typer.echo(f"agentpar: the run failed{reason} (record: {folder})", err=True)
         return 1
     if wish.output == "quiet" and not printed:

@@ -59,13 +59,15 @@ def _known(agent: Path, modules: tuple[str, ...]) -> tuple[Mapping[str, Tool], P
     """The agent's tools, those of its sources included, and what its rules make of them."""
     from agentpar.config import load
     from agentpar.permissions import Permissions
+    from agentpar.thinking import planned_think
     from agentpar.tools.base import ToolSource
     from agentpar.tools.function import toolbox
 
     arguments = load(agent, allow_modules=modules).arguments()
 
     async def tools() -> Mapping[str, Tool]:
-        things: list[object] = []
+        workers = arguments.get("workers")
+        things: list[object] = [] if workers is None else [planned_think(workers)]
         async with AsyncExitStack() as stack:
             for thing in arguments["tools"]:
                 if isinstance(thing, ToolSource):

@@ -19,6 +19,7 @@ from agentpar.cli.run import AsJson, JournalUrl, Quiet, output_of
 from agentpar.cli.runs import RunsFolder
 from agentpar.cli.teams import teams_among
 from agentpar.errors import UsageError
+from agentpar.plaintext import visible
 
 if TYPE_CHECKING:
     from agentpar.answer import Answer
@@ -92,11 +93,11 @@ async def _orphans(how: _How) -> int:
         typer.echo("no run is left behind", err=True)
     failed = 0
     for run in runs:
-        typer.echo(f"run {run.id}: {run.question}", err=True)
+        typer.echo(f"run {run.id}: {visible(run.question)}", err=True)
         try:
             failed += await answered(_wish(run, how))
         except UsageError as error:  # it may be at work elsewhere by now
-            typer.echo(f"agentpar: {error}", err=True)
+            typer.echo(f"agentpar: {visible(str(error))}", err=True)
             failed += 1
     return 1 if failed else 0
 

@@ -211,7 +211,7 @@ class PlannerFields(Section):
     """How many more rounds the joiner may ask for; 0 for none."""
     replan_on: Literal["answer", "failure"] = "answer"
     """When the next plan is asked for: when the joiner asks, or as soon as a call has failed."""
-    extended: bool = False
+    extended: Switch = False
     """Tell the model of ``$1[*]``, ``any(…)`` and ``some(…)``; a plan may hold them in any case."""
     examples: Annotated[list[PlanExample], Field(min_length=1), _OR_FILE] | None = None
     """Plans shown to the model, or a ``file:`` that holds them; by default the built-in ones."""
@@ -351,7 +351,7 @@ class PolicyFile(Section):
     """Pause before the second attempt, doubled before each further one."""
     max_backoff: Duration | None = None
     """Longest pause between two attempts."""
-    idempotent: bool | None = None
+    idempotent: Switch | None = None
     """Whether calling twice does no more than once; by default true of tools that only read."""
     lock: str | None = None
     """Calls that name the same lock run one at a time."""
@@ -364,7 +364,7 @@ class PolicyFile(Section):
     """Most calls of each of the tools at once."""
     rate: Rate | None = None
     """Most calls of each of the tools that begin in a second, such as ``5/s``."""
-    hedge: bool | None = None
+    hedge: Switch | None = None
     """Call a straggler a second time and take the first result."""
     cost: Usd | None = None
     """Price of one attempt in USD."""

@@ -18,6 +18,7 @@ from agentpar.config.fields import (
     MemoryFields,
     ToolEntry,
     WatchFields,
+    WorkerFields,
     revealed,
 )
 from agentpar.config.notes import idle_rules, outside, unmatched
@@ -36,6 +37,7 @@ from agentpar.policy import PolicyFields, Price
 from agentpar.ports import Watch
 from agentpar.redact import SHORTEST
 from agentpar.teams import Teams
+from agentpar.thinking import planned_think
 from agentpar.tools.base import Tool
 from agentpar.workers import Workers
 
@@ -112,8 +114,7 @@ class AgentSpec:
                 Example(example.question, example.plan) for example in file.planner.examples
             )
         if file.workers is not None:
-            said = file.workers.model_dump(exclude={"mode"})
-            arguments["workers"] = Workers(**said, backend=_BACKENDS[file.workers.mode])
+            arguments["workers"] = _workers(file.workers)
         if file.teams is not None:
             arguments["teams"] = Teams(file.teams.n, file.teams.select)
         if self.memory is not None:
@@ -135,6 +136,10 @@ class AgentSpec:
             if model.price.model_fields_set:
                 arguments["price"] = Price(model.price.prompt, model.price.completion)
         return arguments
+
+
+def _workers(said: WorkerFields) -> Workers:
+    return Workers(**said.model_dump(exclude={"mode"}), backend=_BACKENDS[said.mode])
 
 
 def _memory(said: MemoryFields, path: Path) -> Memory:
@@ -251,6 +256,8 @@ def load(
             _check_journal(fields, root, shape)
         if not any(loc[0] == "memory" for loc, _ in unfilled):
             _check_memory(fields, root, shape)
+        if fields.workers is not None:
+            known = {"think": planned_think(_workers(fields.workers)), **known}
         if not shape.problems:
             _check_examples(fields, root, known, shape)
             _add_notes(fields, root, known, shape)

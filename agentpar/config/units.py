@@ -6,7 +6,6 @@ without the value, which may have come out of the environment.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 
@@ -19,6 +18,7 @@ _SIZES = {
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0, "": 1.0}
 _COUNTS = {"": 1, "k": 1000, "M": 1_000_000}
 
+_TOO_LARGE = 10**300  # a float holds little more
 _AMOUNT = re.compile(r"(\d{1,15}(?:\.\d{1,6})?) ?([A-Za-z]*)")
 
 
@@ -45,10 +45,7 @@ def switch(value: object) -> bool:
 def duration(value: object) -> float:
     """Seconds: a number, or a text such as ``"500ms"``, ``"20s"``, ``"1m"`` or ``"30d"``."""
     demand = "must be a duration such as 500ms, 20s or 1m"
-    seconds = _amount(value, _SECONDS, demand)
-    if not math.isfinite(seconds):
-        raise ValueError(demand)
-    return float(seconds)
+    return float(_amount(value, _SECONDS, demand))
 
 
 def rate(value: object) -> float:
@@ -70,22 +67,29 @@ def number(value: object) -> float:
             value = float(value)
         except ValueError:
             raise ValueError(demand) from None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(demand)
-    return float(value)
+    return float(_of_this_world(value, demand))
 
 
 def _whole(value: object, units: Mapping[str, int], demand: str) -> int:
     amount = _amount(value, units, demand)
-    rounded = round(amount) if math.isfinite(amount) else -1
+    rounded = round(amount)
     if abs(rounded - amount) > 1e-6:
         raise ValueError(demand)
     return rounded
 
 
+def _of_this_world(value: float, demand: str) -> float:
+    """``value``, where it is no infinity and not so long that only an integer can hold it."""
+    if not abs(value) < _TOO_LARGE:
+        raise ValueError(demand)
+    return value
+
+
 def _amount(value: object, units: Mapping[str, float], demand: str) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return value
+        return _of_this_world(value, demand)
     found = _AMOUNT.fullmatch(value.strip()) if isinstance(value, str) else None
     if found is None:
         raise ValueError(demand)

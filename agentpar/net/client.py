@@ -194,7 +194,7 @@ class _GuardedTransport(httpx.AsyncBaseTransport):
                 # Judged before httpx sees it, and handed on as the very URL that was judged:
                 # httpx reads this header even where it does not follow it, by rules of its own.
                 try:
-                    target = redirected(request.url, value.decode("latin-1"))
+                    target = redirected(request.url, _text(value))
                     value = str(self._guard.check(target)).encode("ascii")
                 except FetchError:
                     await response.aclose()
@@ -209,6 +209,14 @@ class _GuardedTransport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         await self._pool.aclose()
+
+
+def _text(header: bytes) -> str:
+    """A header as a browser reads it: UTF-8, which many servers send as it is, or latin-1."""
+    try:
+        return header.decode("utf-8")
+    except UnicodeDecodeError:
+        return header.decode("latin-1")
 
 
 def redirected(here: httpx.URL, target: str) -> httpx.URL:

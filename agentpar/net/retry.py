@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 import httpx
@@ -48,12 +50,19 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     """
     asked = headers.get("retry-after", "").strip()
     try:
-        return max(0.0, float(asked))
+        seconds = float(asked)
     except ValueError:
         pass
+    else:
+        return max(0.0, seconds) if math.isfinite(seconds) else None
     try:
-        now = parsedate_to_datetime(headers["date"]).timestamp() if "date" in headers else None
-        when = parsedate_to_datetime(asked).timestamp()
-    except ValueError:
+        now = _unix_time(headers["date"]) if "date" in headers else time.time()
+        return max(0.0, _unix_time(asked) - now)
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, when - (time.time() if now is None else now))
+
+
+def _unix_time(date: str) -> float:
+    """Seconds since 1970 at an HTTP date: GMT, also where the old form does not say so."""
+    when = parsedate_to_datetime(date)
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()

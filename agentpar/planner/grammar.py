@@ -36,6 +36,7 @@ MAX_ITEMS = 16
 
 _MAX_DIGITS = 15  # integers of so many digits are exact as floats, too
 _MAX_LEAST = 4  # of a minLength: each character that must come costs time at every step
+_MAX_COUNT = 1_000_000  # of characters or items: xgrammar's own numbers end at 2**31
 _MAX_KEY = 64  # characters of a key that no schema names
 _MAX_CHANGES = 8  # in a row
 _MAX_DEPTH = 5  # of nested schemas: what is deeper (a schema may contain itself) is any JSON
@@ -209,7 +210,8 @@ class _Writer:
                 return self._either(self._literal(each, root, depth) for each in types)
             case {"type": "string"}:
                 low = schema.get("minLength", 0)
-                return self._string(low, schema.get("maxLength", max(low, MAX_STRING)))
+                most = schema.get("maxLength", max(low, MAX_STRING))
+                return self._string(low, min(most, _MAX_COUNT))
             case {"type": "integer"}:
                 return self._integer(schema)
             case {"type": "number"}:
@@ -255,11 +257,12 @@ class _Writer:
 
     def _array(self, schema: Schema, root: Schema, depth: int) -> str:
         least = schema.get("minItems", 0)
-        most = schema.get("maxItems", max(MAX_ITEMS, least))
+        most = min(schema.get("maxItems", max(MAX_ITEMS, least)), _MAX_COUNT)
         rest = schema.get("items", True)
         first = [self._value(each, root, depth + 1) for each in schema.get("prefixItems", ())]
         first = first[:most]
-        least, most = max(least - len(first), 0), most - len(first)
+        most -= len(first)
+        least = min(max(least - len(first), 0), most)
         body = _sequence(self._rules, [(each, True) for each in first])
         if rest is not False and most > 0:
             item = self._value(rest, root, depth + 1)

@@ -362,6 +362,7 @@ class _Unreadable(Exception):
 _KEY = re.compile(rf"(?P<name>{_NAME})\s*=(?!=)\s*")
 _STRING = r"""(?:"[^"\\]*(?:\\.[^"\\]*)*"|'[^'\\]*(?:\\.[^'\\]*)*')"""
 _PATH = rf"(?:\.\w+|\[(?:-?[0-9]{{1,9}}|\*|{_STRING})\])*"
+_INDEX = re.compile(r"[0-9]{1,9}")
 _STEP = re.compile(rf"\.(\w+)|\[(?:(-?[0-9]+)|(\*)|({_STRING}))\]", re.DOTALL)
 _VALUE = re.compile(
     rf"""(?:
@@ -541,8 +542,10 @@ def _read_reference(text: str) -> Ref:
             path.append(_read_string(string))
         elif star:
             path.append(EACH)
+        elif index or _INDEX.fullmatch(name):
+            path.append(int(index or name))
         else:
-            path.append(int(index or name) if index or name.isdecimal() else name)
+            path.append(name)
     return Ref(int(number[1]), tuple(path))
 
 

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+)
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -290,11 +297,16 @@ class OpenAIRuntime(OpensGroups):
                     ended = True
                     break
                 chunk = self._parse(data)
-                usage = _usage(chunk) or usage
-                for choice in chunk.get("choices") or ():
-                    if text := (choice.get("delta") or {}).get("content") or choice.get("text"):
+                try:
+                    usage, said = _usage(chunk) or usage, list(_said(chunk))
+                except (AttributeError, TypeError):
+                    raise Refused(
+                        f"{self.base_url} sent a piece that is none of an OpenAI-compatible "
+                        f"server's: {data[:80]!r}"
+                    ) from None
+                for text, reason in said:
+                    if text:
                         yield text
-                    reason = choice.get("finish_reason")
                     ended = ended or reason is not None
                     cut = cut or reason == "length"
         if not ended:
@@ -420,17 +432,28 @@ def _sendable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def _said(chunk: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The text of each choice in a piece, and why it ended, if it did."""
+    for choice in chunk.get("choices") or ():
+        text = (choice.get("delta") or {}).get("content") or choice.get("text") or ""
+        if not isinstance(text, str):
+            raise TypeError
+        yield text, choice.get("finish_reason")
+
+
 def _usage(chunk: Mapping[str, Any]) -> Usage | None:
     told = chunk.get("usage")
     if not told:
         return None
     details = told.get("prompt_tokens_details") or {}
-    return Usage(
-        prompt_tokens=told.get("prompt_tokens") or 0,
-        completion_tokens=told.get("completion_tokens") or 0,
-        cached_tokens=details.get("cached_tokens") or 0,
-        calls=1,
+    counts = (
+        told.get("prompt_tokens") or 0,
+        told.get("completion_tokens") or 0,
+        details.get("cached_tokens") or 0,
     )
+    if not all(isinstance(count, int) for count in counts):
+        raise TypeError
+    return Usage(*counts, calls=1)
 
 
 def _message(answer: Any) -> str:

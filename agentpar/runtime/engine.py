@@ -12,7 +12,7 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agentpar.errors import GrammarRefused, ModelServerError
 from agentpar.events import Usage
@@ -24,9 +24,6 @@ from agentpar.runtime.hogwild.rows import Row
 from agentpar.runtime.hogwild.served import step_tokens, xargs
 from agentpar.runtime.refusal import refusal
 from agentpar.runtime.tokens import token_ids
-
-if TYPE_CHECKING:
-    pass
 
 
 class EngineRuntime(OpensGroups):

@@ -16,6 +16,7 @@ from typing import Any
 
 from agentpar.errors import UsageError
 from agentpar.tools.data import shown
+from agentpar.tools.dialects import modern
 
 if typing.TYPE_CHECKING:  # pydantic loads when the first tool is made
     from pydantic import TypeAdapter
@@ -191,7 +192,8 @@ thirty definitions that each name the next one twice would fill the memory."""
 
 
 def tidy(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A closed object schema without pydantic's titles, its definitions written in place.
+    """A closed object schema in today's dialect (`modern`), without pydantic's titles, its
+    definitions written in place.
 
     Where definitions contain themselves, the ones that close a circle stay under ``$defs``.
     Raises `UsageError` naming the tool ``name``, soon, where the result would be longer
@@ -204,7 +206,8 @@ def tidy(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _written_out(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-    definitions = {key: _as_mapping(item) for key, item in schema.get("$defs", {}).items()}
+    schema = modern(schema)
+    definitions: dict[str, Mapping[str, Any]] = schema.get("$defs", {})
     kept = _closing_a_circle(schema, definitions)
     length = 0
 
@@ -228,6 +231,8 @@ def _written_out(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
             return [walk(item) for item in node]
         if not isinstance(node, Mapping):
             return leaf(node)
+        if not names:
+            node = modern(node)
         spend(len(repr(list(node))))
         target = _target(node)
         if not names and target in definitions and target not in kept:
@@ -249,13 +254,6 @@ def _written_out(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _VERBATIM = frozenset({"default", "const", "enum", "examples", "required"})
-
-
-def _as_mapping(schema: Any) -> Mapping[str, Any]:
-    """``true`` and ``false`` are schemas too; these are their long forms."""
-    if isinstance(schema, Mapping):
-        return schema
-    return {} if schema else {"not": {}}
 
 
 def _target(node: Mapping[str, Any]) -> str | None:

@@ -114,6 +114,8 @@ class _Evaluation:
                 return [self.of(item, deeper) for item in items]
             case ast.Dict(keys=keys, values=items) if None not in keys:
                 names = [self.of(key, deeper) for key in keys if key is not None]
+                if any(isinstance(name, list | dict) for name in names):
+                    raise UsageError("calc: a list cannot be a name: argmax({'A': a, 'B': b})")
                 return dict(zip(names, (self.of(item, deeper) for item in items), strict=True))
             case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
                 return self._called(name, [self.of(arg, deeper) for arg in args], args)
@@ -145,8 +147,8 @@ class _Evaluation:
             ordered = not isinstance(op, ast.Eq | ast.NotEq)
             if ordered and isinstance(before, str) != isinstance(after, str):
                 raise UsageError(f"calc: {before!r} and {after!r} cannot be put in order")
-            if ordered and list in (type(before), type(after)):
-                raise UsageError("calc: lists cannot be put in order")
+            if ordered and not {list, dict}.isdisjoint((type(before), type(after))):
+                raise UsageError("calc: lists and dicts cannot be put in order")
             if not _COMPARISONS[type(op)](before, after):
                 return False
             before = after
@@ -204,7 +206,7 @@ def _as_number(value: Value) -> Value:
 def _number(value: Any, node: ast.AST | None = None) -> int | float:
     value = _as_number(value) if isinstance(value, str) else value
     if isinstance(value, int | float):
-        return value
+        return _bounded(value)  # type: ignore[no-any-return]
     subject = f"{node.id} is" if isinstance(node, ast.Name) else "there is"
     shown = (
         f"a {type(value).__name__}"

@@ -19,10 +19,13 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 from agentpar.errors import FetchError, MissingPackage
-from agentpar.tools.passages import Field, Passage
+from agentpar.tools.passages import Field, Passage, cut
 
 MAX_PASSAGE = 600
 """Characters of a paragraph; a longer one is cut between sentences into several passages."""
+MAX_LABEL = 200
+"""Characters of a title, a heading, a term or a table's header: it is read, or written out, once
+for each passage below it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,7 @@ def read_html(text: str) -> Page:
         at = token.end()
         if token["raw"]:
             if token["raw"].lower() == "title" and not reader.title:
-                reader.title = _clean(token["content"])
+                reader.title = _label(token["content"])
         elif token["tag"]:
             reader.tag(token["tag"].lower(), bool(token["end"]), token["attributes"])
     reader.characters(text[at:])
@@ -248,10 +251,10 @@ class _HtmlReader:
         if self._tables and block in ("td", "th") and len(text) <= MAX_PASSAGE:
             self._tables[-1].cells.append((text, block == "th"))
         elif block in _HEADINGS:
-            self.heading = self.heading or text
-            self._section = text
+            self._section = cut(text, MAX_LABEL)
+            self.heading = self.heading or self._section
         elif block == "dt":
-            self._term = text
+            self._term = cut(text, MAX_LABEL)
         elif block == "dd" and self._term:
             self._add(f"{self._term}: {text}", ((self._term, text),))
         elif self._tables and self._tables[-1].cells and block not in ("caption", "p"):
@@ -274,11 +277,11 @@ class _HtmlReader:
         heads = [head for _, head in cells]
         if len(cells) == 1:
             # A heading row inside a fact box: "Area", then "• Total | 756,102 km²".
-            table.group = texts[0] if heads[0] else ""
+            table.group = cut(texts[0], MAX_LABEL) if heads[0] else ""
             if not heads[0]:
                 self._add(texts[0])
         elif all(heads) and not table.header:
-            table.header = texts
+            table.header = [cut(text, MAX_LABEL) for text in texts]
         elif len(table.header) == len(cells):
             fields = tuple(zip(table.header, texts, strict=True))
             text = " | ".join(f"{label}: {value}" for label, value in fields)
@@ -293,6 +296,10 @@ class _HtmlReader:
 
     def _add(self, text: str, fields: tuple[Field, ...] = (), name: str = "") -> None:
         self.passages.append(Passage(text, fields, name, self._section))
+
+
+def _label(raw: str) -> str:
+    return cut(_clean(raw), MAX_LABEL)
 
 
 def _clean(raw: str, *, lines: bool = False) -> str:
@@ -386,4 +393,4 @@ def _read_pdf(body: bytes, url: str) -> Page:
         for number, page in enumerate(pages, 1)
         for passage in _paragraphs(page)
     ]
-    return Page(title, tuple(passages))
+    return Page(cut(title, MAX_LABEL), tuple(passages))

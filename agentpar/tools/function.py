@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Unpack, overload
@@ -206,13 +207,39 @@ def toolbox(things: Iterable[object]) -> dict[str, Tool]:
 
 
 def _fingerprint(fn: Callable[..., Any]) -> str:
-    """Changes with what ``fn`` does, as far as its own code says."""
-    code = getattr(fn, "__code__", None)
-    if code is None:
+    """Changes with what ``fn`` does, as far as its own code says: with that of the functions
+    inside it, its defaults, and the function that a decorator has wrapped."""
+    said: list[Any] = []
+    while fn is not None:
+        if (code := getattr(fn, "__code__", None)) is not None:
+            defaults = getattr(fn, "__defaults__", None), getattr(fn, "__kwdefaults__", None)
+            said.append((_code_said(code), *map(_constant_said, defaults)))
+        fn = getattr(fn, "__wrapped__", None)  # type: ignore[assignment]
+    if not said:
         return ""
-    constants = [value for value in code.co_consts if isinstance(value, str | int | float)]
-    said = repr((code.co_code, constants, code.co_names))
-    return hashlib.blake2b(said.encode(errors="replace"), digest_size=6).hexdigest()
+    return hashlib.blake2b(repr(said).encode(errors="replace"), digest_size=6).hexdigest()
+
+
+def _code_said(code: types.CodeType) -> Any:
+    """What a function's code says, the same in every process. The names count, too: a tool is
+    called by them."""
+    constants = list(map(_constant_said, code.co_consts))
+    return code.co_code, constants, code.co_names, code.co_varnames, code.co_freevars
+
+
+def _constant_said(value: Any) -> Any:
+    match value:
+        case types.CodeType():
+            return _code_said(value)
+        case tuple():
+            return list(map(_constant_said, value))
+        case dict():
+            return {name: _constant_said(item) for name, item in value.items()}
+        case frozenset():
+            return sorted(map(repr, map(_constant_said, value)))
+        case None | str() | bytes() | int() | float() | complex():
+            return value
+    return type(value).__name__  # how another prints may name a place in memory
 
 
 async def _call_batch(batch: Callable[..., Any], arguments: list[dict[str, Any]]) -> Any:

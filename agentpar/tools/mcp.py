@@ -18,6 +18,7 @@ from agentpar.errors import BackendError, MissingPackage, UsageError
 from agentpar.redact import Redactor, credentials, public_url, url_credentials
 from agentpar.tools.arguments import check_schema, tidy
 from agentpar.tools.base import Effect, Tool
+from agentpar.tools.dialects import modern
 from agentpar.tools.names import plan_name
 from agentpar.tools.outputs import written_out
 
@@ -163,7 +164,7 @@ class McpServer:
         name = plan_name(listed.name)
         # What a server says of itself goes to the model: it may quote its environment.
         schema = tidy(name, self._redactor.data(listed.input_schema))
-        output = listed.output_schema or {}
+        output = modern(listed.output_schema or {})
         return Tool(
             name=name,
             description=self._hide(listed.description or listed.title or "").strip(),

@@ -9,6 +9,7 @@ with the page's own passages as the collection, so a word that fills the page we
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter
@@ -54,24 +55,23 @@ def excerpt(passages: Sequence[Passage], find: str, title: str, max_chars: int) 
         if best > 0
         else range(len(passages))
     )
-    chosen: list[int] = []
     lines: dict[int, str] = {}
+    said: set[str] = set()
     room = max_chars // 3 if best <= 0 and words(find) else max_chars
     for index in order:
         text = passages[index].text
-        if text in lines.values():
+        if text in said:
             continue
+        said.add(text)
         if len(text) > room:
-            if not chosen or best <= 0:
+            if not lines or best <= 0:
                 lines[index] = cut(text, room)
-                chosen.append(index)
             if best <= 0:
                 break
             continue
         lines[index] = text
-        chosen.append(index)
         room -= len(text) + 1
-    return "\n".join(lines[index] for index in sorted(chosen) if lines[index])
+    return "\n".join(line for _, line in sorted(lines.items()) if line)
 
 
 def cut(text: str, limit: int) -> str:
@@ -138,12 +138,13 @@ def _scores(passages: Sequence[Passage], find: str, title: str) -> list[float]:
     query = words(find)
     if not query or not passages:
         return [0.0] * len(passages)
+    known = functools.cache(words)  # many passages have one section, one title, one label
     counts = [Counter(_word_list(passage.text)) for passage in passages]
-    above = [words(passage.section) for passage in passages]
+    above = [known(passage.section) for passage in passages]
     lengths = [sum(count.values()) for count in counts]
     usual = sum(lengths) / len(lengths) or 1.0
     weights = {
-        word: (1 / 3 if word in words(title) else 1.0)
+        word: (1 / 3 if word in known(title) else 1.0)
         * math.log(1 + (len(passages) + 0.5) / (0.5 + sum(word in count for count in counts)))
         for word in query
     }
@@ -153,7 +154,7 @@ def _scores(passages: Sequence[Passage], find: str, title: str) -> list[float]:
         for word in query:
             times = count[word] + 0.5 * (word in section)
             score += weights[word] * times * 2.2 / (times + 1.2 * (0.5 + 0.5 * length / usual))
-        labels = words(" ".join(label for label, _ in passage.fields))
+        labels = known(" ".join(label for label, _ in passage.fields))
         covered = sum(weights[word] for word in query & labels) / sum(weights.values())
         scores.append(score * (1 + covered))
     return scores
@@ -166,12 +167,13 @@ def _field_fits(
     title: frozenset[str],
 ) -> list[tuple[float, str]]:
     """How well each labelled cell fits, and its text; cells whose label has no word are out."""
+    known = functools.cache(words)
     fits = []
     for passage in passages:
-        name, section = words(passage.name), words(passage.section)
+        name, section = known(passage.name), known(passage.section)
         # Where a row has a name, its first cell is that name.
         for label, text in passage.fields[bool(passage.name) :]:
-            own = words(label)
+            own = known(label)
             if not own & wanted or not text:
                 continue
             recall = len(wanted & (own | name | section)) / len(wanted)
@@ -208,6 +210,8 @@ _BEFORE_NUMBER = re.compile(
     r"|US|[≈~<>≤≥±+$€£¥₹(]|\s)*(?:[-−]\s?)?",
     re.IGNORECASE,
 )
+_MAX_DIGITS = 100
+"""Of a quantity: what is longer is a key or a row of figures, and no float holds it."""
 _ASKS_YEAR = words(
     "year date founded established born died when since independence opened built inception"
 )
@@ -236,6 +240,8 @@ def _numbers(text: str) -> list[_Number]:
         if by_month and not re.fullmatch(r"\d{4}", match["digits"]):
             continue  # the day of a date
         digits = match["digits"]
+        if len(digits) > _MAX_DIGITS:
+            continue
         year = bool(re.fullmatch(r"1\d{3}|20\d\d|2100", digits)) and not match["scale"] and not unit
         number = _parse(digits) * _SCALES.get((match["scale"] or "").lower(), 1)
         if isinstance(number, float) and match["scale"] and abs(number - round(number)) < 1e-6:

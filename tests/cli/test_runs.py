@@ -236,6 +236,17 @@ def test_a_plan_with_an_open_path_is_no_proof(cli: Cli, mail: Path) -> None:
     assert "allow: rule 1: {tools: mail, data: any, action: allow}" in done.stdout
 
 
+def test_what_workers_think_is_part_of_the_path(cli: Cli, mail: Path) -> None:
+    """``think`` comes with ``workers:`` and is in no list of tools; a page gets through it."""
+    rules = "permissions: [{tools: mail, data: any, action: allow}]\n"
+    (mail / "agent.yaml").write_text(MAIL_YAML + rules + "workers: {n: 2}\n")
+    plan = '1. page("https://example.org")\n2. think("?", $1)\n3. mail(to="ann", text=$2)\njoin()\n'
+    (mail / "plan.txt").write_text(plan)
+    done = cli(*PROOF)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "untrusted: 1 page → 2 think → 3 mail" in done.stdout
+
+
 def test_a_plan_alone_cannot_be_proved(cli: Cli, mail: Path) -> None:
     """Text names tools, and does not say what they do."""
     done = cli("graph", "plan.txt", "--proof")

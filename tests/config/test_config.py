@@ -303,6 +303,17 @@ def test_a_known_other_word_is_read_with_a_note(folder: Path) -> None:
         ("planner: {max_tasks: 0}\n", "agent.yaml:1:22: planner.max_tasks: must be at least 1, not 0"),
         ("defaults: {timeout: 0s}\n",
          "agent.yaml:1:21: defaults.timeout: must be more than 0, not '0s'"),
+        (f"defaults: {{timeout: 1{'0' * 400}}}\n",
+         "agent.yaml:1:21: defaults.timeout: must be a duration such as 500ms, 20s or 1m, not "
+         f"1{'0' * 78}…"),
+        (f"planner: {{max_tasks: 1{'0' * 400}}}\n",
+         "agent.yaml:1:22: planner.max_tasks: must be a whole number such as 40 or 200k, not "
+         f"1{'0' * 78}…"),
+        (f"model: {{id: x, settings: {{temperature: 1{'0' * 400}}}}}\n",
+         "agent.yaml:1:40: model.settings.temperature: must be a number such as 0.2, not "
+         f"1{'0' * 78}…"),
+        ("defaults: {rate: .inf}\n",
+         "agent.yaml:1:18: defaults.rate: must be a rate such as 10/s, 60/min or 1000/h, not .inf"),
         ("defaults: {timeout: .inf}\n",
          "agent.yaml:1:21: defaults.timeout: must be a duration such as 500ms, 20s or 1m, not .inf"),
         ("tools: [calc, calc]\n",
@@ -1005,3 +1016,27 @@ def test_known_tools_are_tools(folder: Path) -> None:
         "tools"
     ]
     assert all(isinstance(thing, Tool) for thing in things)
+
+
+@pytest.mark.usefixtures("folder")
+def test_an_example_may_think_where_workers_are_there_to_think() -> None:
+    """``think`` is a tool of such an agent, though it stands in no list."""
+    text = (
+        "planner: {examples: [{question: q, plan: \"1. think(question='x')\\njoin()\"}]}\n"
+        "tools: [calc]\npolicies: [{tools: think, timeout: 1m}]\n"
+    )
+    assert "unknown tool 'think'" in mistakes(text)[0]
+    assert loaded(text + "workers: {n: 2}\n").notes == ()
+
+
+@pytest.mark.usefixtures("folder")
+def test_every_switch_may_come_out_of_the_environment() -> None:
+    """What ``${V}`` stands for is text, and true is true."""
+    spec = loaded(
+        "planner: {extended: '${ON}'}\n"
+        "policies:\n  - {tools: calc, hedge: '${ON}', idempotent: '${OFF:-false}'}\n"
+        "tools: [calc]\n",
+        ON="true",
+    )
+    assert spec.fields.planner.extended is True
+    assert (spec.fields.policies[0].hedge, spec.fields.policies[0].idempotent) == (True, False)

@@ -228,6 +228,22 @@ def test_a_mistake_cannot_be_written(compiler: Any, text: str, mistake: str) -> 
     assert not accepts(compiler, plan_grammar(TOOLS, max_lines=4), text), mistake
 
 
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"type": "string", "maxLength": 10**12}, '"x"'),
+        ({"type": "array", "items": {"type": "integer"}, "maxItems": 10**12}, "[1, 2]"),
+        ({"type": "array", "items": {"type": "integer"}, "minItems": 3, "maxItems": 1}, "[1]"),
+    ],
+)
+def test_bounds_that_nobody_can_count_to_do_not_lose_the_grammar(
+    compiler: Any, schema: dict[str, Any], text: str
+) -> None:
+    """One such argument, and every plan of the agent would be written without one."""
+    grammar = plan_grammar(tools_of({"f": {"properties": {"a": schema}}}), max_lines=1)
+    assert accepts(compiler, grammar, f"1. f(a={text})\njoin()")
+
+
 def test_a_later_round_goes_on_and_may_refer_to_what_has_a_value(compiler: Any) -> None:
     """After a replan ids continue, earlier values are in reach, failed tasks are not."""
     grammar = plan_grammar(TOOLS, first_id=4, known=[1, 3], max_lines=2)

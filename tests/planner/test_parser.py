@@ -607,3 +607,9 @@ def test_tools_may_be_named_cancel_and_replace() -> None:
     """A call has a number. In an open call such a line changes nothing either."""
     assert call("1. cancel($3)") == Call(1, "cancel", (Ref(3),), line="1. cancel($3)")
     assert call('1. f("a\nreplace($3, x)")').args == ("a\nreplace($3, x)",)
+
+
+def test_a_path_of_thousands_of_digits_is_a_name() -> None:
+    """Python reads no integer of so many digits; a field may be called that."""
+    assert value(f"$1.{'9' * 5_000}") == Ref(1, ("9" * 5_000,))
+    assert value("$1.12") == Ref(1, (12,))

@@ -435,6 +435,31 @@ async def test_what_is_not_json_in_utf8_is_named(wire: Any, data: bytes) -> None
     await runtime.aclose()
 
 
+@pytest.mark.parametrize(
+    "piece",
+    [
+        {"choices": [None]},
+        {"choices": 7},
+        {"choices": [{"delta": "Hi"}]},
+        {"choices": [{"delta": {"content": ["Hi"]}}]},
+        {"choices": [], "usage": {"prompt_tokens": "12"}},
+        {"choices": [], "usage": 12},
+    ],
+)
+async def test_a_piece_of_another_protocol_is_named(wire: Any, piece: dict[str, Any]) -> None:
+    """Whatever a server sends, it is its mistake, and no AttributeError of ours."""
+
+    async def odd(request: Any) -> None:
+        await request.head()
+        await request.send(f"data: {json.dumps(piece)}\n\n")
+
+    wire.answers = [odd]
+    runtime = OpenAIRuntime(wire.url)
+    with pytest.raises(ModelServerError, match="none of an OpenAI-compatible server's: b'"):
+        await read(runtime)
+    await runtime.aclose()
+
+
 async def test_page_instead_of_a_stream_is_named(wire: Any) -> None:
     """A wrong address that answers with a web page says so."""
 

@@ -123,6 +123,10 @@ def test_values_as_pages_write_them(expression: str, values, expected) -> None:
         ("sqrt(1, 2)", {}, "one value"),
         ("[1, 2]", {}, "no single value"),
         ("1e999", {}, "too large"),
+        ("abs('1e999')", {}, "too large"),
+        ("max(a, 1)", {"a": "1e999"}, "too large"),
+        ("argmax({[1]: 2})", {}, "a list cannot be a name"),
+        ("{'a': 1} < {'a': 2}", {}, "cannot be put in order"),
         ("10 ** 200 * 10 ** 200", {}, "digits"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import os
 import subprocess
 import sys
 import threading
@@ -522,3 +523,130 @@ def test_the_output_schema_can_be_given() -> None:
 
     assert open.output == {}
     assert tool(open.function, output={"type": "object"}).output == {"type": "object"}  # type: ignore[arg-type]
+
+
+# ── The version ──────────────────────────────────────────────────────────────────
+
+
+def logged(fn: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(fn)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return fn(*args, **kwargs)
+
+    return wrapper
+
+
+def changed_constant() -> Any:
+    def before(a: int) -> int:
+        return a + 1
+
+    def after(a: int) -> int:
+        return a + 2
+
+    return before, after
+
+
+def changed_function_inside() -> Any:
+    def before(a: int) -> int:
+        return max([a], key=lambda x: x + 1)
+
+    def after(a: int) -> int:
+        return max([a], key=lambda x: x + 2)
+
+    return before, after
+
+
+def changed_tuple() -> Any:
+    def before(a: int) -> bool:
+        return a in (1, 2)
+
+    def after(a: int) -> bool:
+        return a in (1, 3)
+
+    return before, after
+
+
+def changed_set() -> Any:
+    def before(a: int) -> bool:
+        return a in {1, 2}
+
+    def after(a: int) -> bool:
+        return a in {1, 3}
+
+    return before, after
+
+
+def changed_default() -> Any:
+    def before(a: int = 1) -> int:
+        return a
+
+    def after(a: int = 2) -> int:
+        return a
+
+    return before, after
+
+
+def changed_default_by_name() -> Any:
+    def before(*, a: int = 1) -> int:
+        return a
+
+    def after(*, a: int = 2) -> int:
+        return a
+
+    return before, after
+
+
+def changed_names() -> Any:
+    def before(a: int, b: int) -> int:
+        return a - b
+
+    def after(b: int, a: int) -> int:
+        return b - a
+
+    return before, after
+
+
+def changed_under_a_decorator() -> Any:
+    before, after = changed_constant()
+    return logged(before), logged(after)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        changed_constant,
+        changed_function_inside,
+        changed_tuple,
+        changed_set,
+        changed_default,
+        changed_default_by_name,
+        changed_names,
+        changed_under_a_decorator,
+    ],
+)
+def test_another_code_is_another_version(changed: Callable[[], Any]) -> None:
+    """A result that was kept is not given for a function that would return another one."""
+    before, after = (tool(fn).version for fn in changed())
+    again, _ = (tool(fn).version for fn in changed())
+    assert before == again
+    assert before != after
+
+
+def test_a_version_is_the_same_in_every_process() -> None:
+    """Also where the order of a set is not."""
+    code = (
+        "from agentpar.tools import tool\n"
+        "def f(a: str) -> bool:\n    return [a in {'x', 'y', 'z', 'u', 'v'} for _ in a] == ()\n"
+        "print(tool(f).version)"
+    )
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(seen) == 1

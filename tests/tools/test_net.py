@@ -452,6 +452,10 @@ async def test_a_post_is_not_sent_again_once_it_was_sent() -> None:
         ({"retry-after": "2"}, 2.0),
         ({"retry-after": " 0.5 "}, 0.5),
         ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "1e999"}, None),
+        ({"retry-after": "Sun, 06 Nov 2050 08:49:37 +999999999999999999"}, None),
         ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
         ({"retry-after": "soon", "date": "Wed, 21 Oct 2015 07:28:00 GMT"}, None),
         (
@@ -464,8 +468,33 @@ async def test_a_post_is_not_sent_again_once_it_was_sent() -> None:
     ],
 )
 def test_retry_after_is_seconds_or_a_date(headers: dict[str, str], seconds: float | None) -> None:
-    """A date is held against the server's own clock where it tells that."""
+    """A date is held against the server's own clock where it tells that; no number is endless,
+    which no record could hold."""
     assert retry_after(headers) == seconds
+
+
+def test_a_date_without_a_zone_is_greenwich_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest form of an HTTP date names none, and is not the time of this machine's town."""
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        headers = {
+            "retry-after": "Sun Nov  6 08:49:37 1994",
+            "date": "Sun, 06 Nov 1994 08:49:28 GMT",
+        }
+        assert retry_after(headers) == 9.0
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "latin-1"])
+async def test_a_redirect_to_letters_that_are_not_escaped_is_followed(charset: str) -> None:
+    """Many servers send the address in UTF-8 as it is, some in latin-1."""
+    moved = b"HTTP/1.1 302 Said\r\ncontent-length: 0\r\nlocation: /caf\xff\r\n\r\n"
+    async with serving({"/caf%C3%A9": reply("open")}) as server, fetching(only(server)) as fetcher:
+        server.routes["/"] = [moved.replace(b"\xff", "é".encode(charset))]
+        assert (await fetcher.fetch(f"{server.origin}/")).body == b"open"
 
 
 async def test_a_granted_name_without_an_address_is_said() -> None:

@@ -220,6 +220,34 @@ def test_hostile_markup_takes_linear_time(unit: str) -> None:
     assert time.process_time() - started < 6.0
 
 
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<dl><dt>{long}" + "<dd>x" * 1000,
+        "<table><tr><th>a<div>{long}</div><th>b" + "<tr><td>x<td>y" * 1000,
+        "<table><tr><th>a<div>{long}</div>" + "<tr><td>• x<td>y" * 1000,
+        "<h2>{long}</h2>" + "<p>x" * 1000,
+    ],
+)
+def test_a_long_label_is_not_read_once_for_each_of_its_rows(page: str) -> None:
+    """A term of 1 MB above 100,000 lines would be 100 GB of passages, or hours of looking."""
+    page = page.format(long="word " * 10_000)
+    read = read_html(page)
+    labels = [label for passage in read.passages for label, _ in passage.fields]
+    beside = [read.title, *(passage.section for passage in read.passages), *labels]
+    assert sum(map(len, beside)) < 6 * len(page)
+    assert sum(len(passage.text) for passage in read.passages) < 6 * len(page)
+
+
+@pytest.mark.parametrize("digits", ["1" * 400, "1" * 400 + ".5", "1" * 400 + ".5 million"])
+def test_a_row_of_digits_is_no_quantity_and_spoils_no_page(digits: str) -> None:
+    """No float holds it, and no JSON an infinity: the page would be lost for one such cell."""
+    found = read_html(f"<dl><dt>Key<dd>{digits * 12}</dl><p>The population is {digits}.</p>")
+    for find in ("Key", "population"):
+        seen = value(found.passages, find, "")
+        assert seen is None or seen == digits * 12
+
+
 def test_unclosed_cells_and_nested_tables() -> None:
     """Old pages: no closing tags, a table inside a layout table."""
     page = read_html(
