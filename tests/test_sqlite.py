@@ -31,7 +31,7 @@ def open_record(address: str) -> None:
 
 def open_all(together: Any, folder: Path, opens: Any) -> None:
     for number in range(FILES):
-        together.wait(30)
+        together.wait(100)
         opens(f"sqlite:///{folder}/{number}.db")
 
 

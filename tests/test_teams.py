@@ -722,6 +722,7 @@ async def test_one_team_is_carried_on_by_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.vllm
+@pytest.mark.timeout(300)
 async def test_teams_on_a_real_server(vllm_url: str) -> None:
     """Three teams at once: each has a plan of its own from a model, all of them end, and what is
     said of them adds up."""

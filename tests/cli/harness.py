@@ -21,7 +21,7 @@ _START = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "from agentpar.cli import main; main()"
 )
-_TIMEOUT = 40  # seconds for one command
+_TIMEOUT = 100  # seconds for one command, on the busiest machine
 
 
 @dataclass(frozen=True)

@@ -58,10 +58,10 @@ def words(server: ModelServer, *more: str) -> tuple[str, ...]:
     return (*asked, "--yes", *more)
 
 
-def planned(folder: Path) -> None:
+def planned(folder: Path, name: str = "runs/journal.db") -> None:
     """Wait until the journal has the whole plan: else the model would be asked for it again."""
-    give_up = time.monotonic() + 20
-    with closing(sqlite3.connect(folder / "runs" / "journal.db")) as journal:
+    give_up = time.monotonic() + 100
+    with closing(sqlite3.connect(folder / name)) as journal:
         query = (
             "SELECT (SELECT count(*) FROM events WHERE line LIKE '%\"PlanEnded\"%')"
             " = (SELECT count(*) FROM runs)"
@@ -158,7 +158,7 @@ def test_the_journal_of_a_run_is_found_in_the_agents_file(
     (folder / "agent.yaml").write_text(f"{YAML}journal: {{url: 'sqlite:///${{DB}}', keep: 30d}}\n")
     cli.environment["DB"] = "yaml.db"
     server = model_server(PLAN, ANSWER)
-    killed = cli.interrupt("started 2", *words(server), first=lambda _: time.sleep(0.2))
+    killed = cli.interrupt("started 2", *words(server), first=lambda _: planned(folder, "yaml.db"))
     run_id = the_id(folder)
     assert f"carry it on: agentpar resume {run_id} agent.yaml" in killed.stderr
     (folder / "go").touch()

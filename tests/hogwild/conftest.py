@@ -17,9 +17,10 @@ if find_spec("torch") is None or find_spec("transformers") is None:
     ]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Models this small only lose by threads that wait for each other."""
+    """Models this small only lose by threads that wait for each other. Before any engine of the
+    module starts: once a vLLM runs, it lets nobody change their number."""
     if find_spec("torch") is None:
         yield
         return

@@ -10,6 +10,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -220,7 +221,7 @@ def serving(
     from vllm.v1.engine.input_processor import InputProcessor
 
     before = torch.set_num_threads, InputProcessor.process_inputs, AsyncLLM.generate
-    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+    with quick_starts(), pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         for key, value in {
             **plugin.environment(),
             plugin.RECORD: str(record),
@@ -243,6 +244,32 @@ def serving(
             AttentionBackendEnum.CPU_ATTN.clear_override()
             _cached_get_attn_backend.cache_clear()
             torch.set_num_threads, InputProcessor.process_inputs, AsyncLLM.generate = before
+
+
+@contextmanager
+def quick_starts() -> Iterator[None]:
+    """vLLM starts and ends without what takes most of its time in a process with much in it:
+    collecting the garbage of all of it, again and again, and looking for kernels in all modules."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    find_kernels()
+    gc.freeze()  # what was there before the engine is no garbage of it
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gc, "unfreeze", lambda: None)
+            patch.setattr(CpuPlatform, "register_triton_kernel_overrides", lambda *_: None)
+            yield
+    finally:
+        gc.unfreeze()
+        gc.collect()
+
+
+@cache
+def find_kernels() -> None:
+    """As every engine would: what they put in the place of the kernels stays there."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    CpuPlatform.register_triton_kernel_overrides()
 
 
 @contextmanager
@@ -289,4 +316,3 @@ def served(
         finally:
             engine.engine.engine_core.shutdown()
             del engine.engine
-            gc.collect()

@@ -52,8 +52,8 @@ class Rows:
         self.prefix, self.rope, self.cache = prefix, rope, cache
         draw = torch.Generator().manual_seed(prefix)
         self._draw = draw
-        self.shared = torch.randn(2, prefix, KV, NUMBERS, generator=draw).to(dtype)
-        self.own = {row: torch.randn(2, 80, KV, NUMBERS, generator=draw).to(dtype) for row in ROWS}
+        shared = torch.randn(2, prefix, KV, NUMBERS, generator=draw)
+        self._stored = {row: self._computed(shared, dtype) for row in ROWS}
         self.per_row = -(-(prefix + 80) // SIZE)
         blocks = 1 + len(ROWS) * self.per_row
         self.kv = torch.zeros(blocks, KV, SIZE, 2 * NUMBERS, dtype=dtype)
@@ -63,21 +63,24 @@ class Rows:
             for k, row in enumerate(ROWS)
         }
 
-    def stored(self, row: str, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Key (rotated at its index in the row) and value."""
-        k, v = (
-            self.shared[:, index] if index < self.prefix else self.own[row][:, index - self.prefix]
-        )
-        return rotated(k, index, self.rope).to(k.dtype), v
+    def _computed(self, shared: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        own = torch.randn(2, 80, KV, NUMBERS, generator=self._draw)
+        k, v = torch.cat((shared, own), 1).to(dtype)
+        return rotated(k, torch.arange(len(k))[:, None, None], self.rope).to(dtype), v
+
+    def stored(self, row: str, start: int, stop: int) -> tuple[torch.Tensor, ...]:
+        """Keys (each rotated at its index in the row) and values, [tokens, KV, NUMBERS] each."""
+        keys, values = self._stored[row]
+        return keys[start:stop], values[start:stop]
 
     def write(self, row: str, start: int, stop: int) -> None:
         """Into the blocks, as a kernel with this layout does."""
         flat = self.kv.view(len(self.kv), KV, 2 * SIZE * NUMBERS)
         for index in range(start, stop):
             block, token = self.blocks[row][index // SIZE], index % SIZE
-            for which, (numbers, layout) in enumerate(
-                zip(self.stored(row, index), (self.cache.keys, self.cache.values), strict=True)
-            ):
+            stored = self.stored(row, index, index + 1)
+            layouts = self.cache.keys, self.cache.values
+            for which, ((numbers,), layout) in enumerate(zip(stored, layouts, strict=True)):
                 places = [
                     which * self.cache.behind
                     + place(layout.tokens, token)
@@ -87,8 +90,8 @@ class Rows:
                 flat[block, :, places] = numbers
 
 
-def rotated(x: torch.Tensor, positions: float, rope: Rope) -> torch.Tensor:
-    """``x`` [..., NUMBERS] turned, in float64."""
+def rotated(x: torch.Tensor, positions: float | torch.Tensor, rope: Rope) -> torch.Tensor:
+    """``x`` [..., NUMBERS] turned, in float64; all by one position, or by those that broadcast."""
     x = x.double()
     angle = positions * torch.tensor(rope.frequencies, dtype=torch.float64)
     half = rope.dim // 2
@@ -111,13 +114,12 @@ def expected(rows: Rows, group: Any, asked: Queries, query: torch.Tensor) -> tor
         keys, values = [], []
         for span in view:
             stop = index + 1 if span is own else span.stop
-            for i in range(span.start, stop):
-                key, value = rows.stored(span.row, i)
-                keys.append(rotated(key, span.shift, rows.rope))
-                values.append(value.double())
+            key, value = rows.stored(span.row, span.start, stop)
+            keys.append(rotated(key, span.shift, rows.rope))
+            values.append(value.double())
         q = rotated(query[number], own.shift, rows.rope)
-        k = torch.stack(keys).repeat_interleave(HEADS // KV, 1)
-        v = torch.stack(values).repeat_interleave(HEADS // KV, 1)
+        k = torch.cat(keys).repeat_interleave(HEADS // KV, 1)
+        v = torch.cat(values).repeat_interleave(HEADS // KV, 1)
         weights = torch.einsum("hd,thd->ht", q, k).mul(0.25).softmax(-1)
         found.append(torch.einsum("ht,thd->hd", weights, v))
     return torch.stack(found)

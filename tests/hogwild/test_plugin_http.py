@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import importlib.metadata
 import json
-import os
 import re
-import socket
-import subprocess
-import time
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,9 +17,7 @@ pytest.importorskip("vllm")
 import httpx
 import tenacity
 
-import agentpar
-from agentpar.runtime import launch, models
-from agentpar.runtime.hogwild import plugin
+from agentpar.runtime import models
 from agentpar.runtime.hogwild.engine import Engine
 from agentpar.runtime.hogwild.transcript import Transcript
 
@@ -36,74 +27,10 @@ MODEL = "smollm2-135m"
 TASK = "Alice and Bob list the planets of the solar system together, one a line.\n"
 
 
-@dataclass(frozen=True)
-class Server:
-    url: str
-    records: Path
-    log: Path
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Started as `agentpar serve --hogwild` does, in float32 so that a replay can be exact."""
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = [*plugin.serve_args(), "--dtype", "float32", "--max-model-len", "1024"]
-    command = launch.command(
-        Path(models.resolve(MODEL)), name=MODEL, port=port, device="cpu", extra_args=arguments
-    )
-    path = [str(Path(agentpar.__file__).parents[1])]
-    if not importlib.metadata.entry_points(group="vllm.general_plugins", name="agentpar_hogwild"):
-        path.append(str(folder))
-        _declare_plugin(folder)
-    environment = {
-        **os.environ,
-        **launch.environment("cpu"),
-        **plugin.environment(),
-        plugin.RECORD: str(folder / "records"),
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "PYTHONPATH": os.pathsep.join(path),
-    }
-    log = folder / "log"
-    with log.open("w") as out:
-        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _wait(url, process, log)
-        yield Server(url, folder / "records", log)
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _declare_plugin(folder: Path) -> None:
-    """What installing the package would: the entry point that vLLM looks for."""
-    declared = folder / "agentpar_hogwild-0.dist-info"
-    declared.mkdir()
-    (declared / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: agentpar_hogwild\nVersion: 0\n"
-    )
-    (declared / "entry_points.txt").write_text(
-        "[vllm.general_plugins]\nagentpar_hogwild = agentpar.runtime.hogwild.plugin:register\n"
-    )
-
-
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + 200
-    while time.monotonic() < until:
-        assert process.poll() is None, log.read_text()[-4000:]
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{url}/health", trust_env=False).status_code == 200:
-                return
-        time.sleep(0.2)
-    raise AssertionError(log.read_text()[-4000:])
-
-
 @pytest.fixture
-async def client(server: Server) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=120) as client:
+async def client(vllm_sharing_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    root = vllm_sharing_url.removesuffix("/v1")
+    async with httpx.AsyncClient(base_url=root, trust_env=False, timeout=120) as client:
         yield client
 
 
@@ -140,15 +67,17 @@ async def complete(client: httpx.AsyncClient, request: dict[str, Any]) -> dict[s
     return choice
 
 
-async def transcript(server: Server, group: str) -> Transcript:
+async def transcript(records: Path, group: str) -> Transcript:
     """The group's, which it leaves at the step after its last."""
-    pattern = f"{quote(group, safe='')}.*.json"
     attempts = tenacity.AsyncRetrying(
         wait=tenacity.wait_fixed(0.05), stop=tenacity.stop_after_delay(20), reraise=True
     )
-    async for attempt in attempts:
-        with attempt:
-            (path,) = server.records.glob(pattern)
+    return await attempts(asyncio.to_thread, only, records, group)
+
+
+def only(records: Path, group: str) -> Transcript:
+    """The one that lies there."""
+    (path,) = records.glob(f"{quote(group, safe='')}.*.json")
     return Transcript.from_json(path.read_text())
 
 
@@ -168,7 +97,7 @@ async def idle(client: httpx.AsyncClient) -> None:
 
 
 async def test_a_served_group_is_the_replay_of_its_transcript(
-    server: Server, client: httpx.AsyncClient, reference: Engine
+    vllm_records: Path, client: httpx.AsyncClient, reference: Engine
 ) -> None:
     """Two clients at once; every token is the likeliest of one dense pass in torch."""
     requests = {worker: body(reference, "both", worker) for worker in ("Alice", "Bob")}
@@ -179,7 +108,7 @@ async def test_a_served_group_is_the_replay_of_its_transcript(
             strict=True,
         )
     )
-    found = await transcript(server, "both")
+    found = await transcript(vllm_records, "both")
     assert set(found.tokens) == {"Alice", "Bob"}
     again = reference.replay(found)
     for worker, choice in choices.items():
@@ -252,7 +181,7 @@ async def test_a_row_that_its_group_cannot_have_is_http_400_and_others_go_on(
 
 
 async def test_a_client_that_goes_away_closes_its_row(
-    server: Server, client: httpx.AsyncClient, reference: Engine
+    vllm_records: Path, client: httpx.AsyncClient, reference: Engine
 ) -> None:
     """The other writes on; in the end the server holds nothing."""
     leaving = body(reference, "leaving", "Alice", max_tokens=400, stream=True)
@@ -264,7 +193,7 @@ async def test_a_client_that_goes_away_closes_its_row(
         for _ in range(6):
             await anext(lines)
     assert len((await staying)["token_ids"]) == 60
-    found = await transcript(server, "leaving")
+    found = await transcript(vllm_records, "leaving")
     assert 0 < len(found.tokens["Alice"]) < 300
     assert sum("Alice" in step.closed for step in found.steps) == 1
     await idle(client)

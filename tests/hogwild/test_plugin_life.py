@@ -63,11 +63,10 @@ def test_what_a_group_wrote_is_kept_for_who_comes_late(engine: Served) -> None:
 
 def test_who_comes_when_the_time_is_over_is_refused(engine: Served) -> None:
     """Even if nothing was scheduled since: it would be in a group of its own, and see nobody."""
-    start(engine, "over", 6, hold=0.01)
+    start(engine, "over", 6, hold=60.0)
     engine.run()
     (group,) = engine.scheduler._groups.values()
-    while time.monotonic() < group.held_until:
-        pass
+    group.held_until = time.monotonic()
     late = engine.row("over", "answer", PREFIX, ids(6, seed=9), 8, late=True)
     engine.run()
     assert engine.written[late].finish == "error"

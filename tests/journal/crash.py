@@ -86,6 +86,9 @@ def forked(work: Callable[[], None]) -> bool:
 
 
 def main(url: str, folder: Path, plans: tuple[str, ...], idempotent: bool) -> None:
+    # Once in this process, so that no child has to load what a run needs: most of its time.
+    unharmed = new_journal(url, folder, "unharmed")
+    asyncio.run(asked(unharmed, acting.World(folder / "world-unharmed.db"), plans, idempotent, 0))
     for when in ("before", "after"):
         for n in itertools.count(1):
             line = one_death(url, folder, plans, idempotent, n, when)
@@ -105,16 +108,8 @@ def one_death(
     def ask(deadly: Deadly | None, seed: int) -> None:
         if deadly is not None:
             make_deadly(deadly, url)
-        data = asyncio.run(asked(seed))
+        data = asyncio.run(asked(journal, world, plans, idempotent, seed))
         result.write_text(json.dumps(data))
-
-    async def asked(seed: int) -> dict[str, Any]:
-        async with acting.agent_of(
-            journal, world, plans=plans, idempotent=idempotent, seed=seed
-        ) as agent:
-            answer = await agent.ask(acting.QUESTION, run_id="run")
-        kinds = {id: getattr(outcome, "kind", "ok") for id, outcome in answer.outcomes.items()}
-        return {"text": answer.text, "kinds": kinds}
 
     killed = forked(lambda: ask(Deadly(n, when), seed=n))
     if killed:
@@ -128,6 +123,18 @@ def one_death(
         "once": world.payments("once"),
         **json.loads(result.read_text()),
     }
+
+
+async def asked(
+    journal: str, world: acting.World, plans: tuple[str, ...], idempotent: bool, seed: int
+) -> dict[str, Any]:
+    """The run in this process, begun or carried on: its answer, and how each task ended."""
+    async with acting.agent_of(
+        journal, world, plans=plans, idempotent=idempotent, seed=seed
+    ) as agent:
+        answer = await agent.ask(acting.QUESTION, run_id="run")
+    kinds = {id: getattr(outcome, "kind", "ok") for id, outcome in answer.outcomes.items()}
+    return {"text": answer.text, "kinds": kinds}
 
 
 def new_journal(url: str, folder: Path, name: str) -> str:

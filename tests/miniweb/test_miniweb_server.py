@@ -73,17 +73,17 @@ def test_bad_requests_are_told_what_is_wrong(shelf: Path, address: str, status: 
 
 
 async def test_the_latency_is_real_and_requests_overlap(shelf: Path) -> None:
-    """Twenty requests of 0.1 s each take far less than 2 s."""
+    """Twenty requests of 1 s each take far less than 20 s."""
     async with (
-        MiniWeb(latency=0.1, folder=shelf) as web,
+        MiniWeb(latency=1.0, folder=shelf) as web,
         httpx.AsyncClient(base_url=web.origin) as client,
     ):
         began = time.perf_counter()
         replies = await asyncio.gather(*(client.get(CHILE) for _ in range(20)))
         took = time.perf_counter() - began
         assert all(r.status_code == 200 for r in replies)
-        assert all(r.elapsed.total_seconds() >= 0.1 for r in replies)
-        assert took < 1.5
+        assert all(r.elapsed.total_seconds() >= 1.0 for r in replies)
+        assert took < 10
         counted = web.statistics()
         assert counted.requests == counted.pages == 20
         assert counted.peak > 5

@@ -436,6 +436,7 @@ def test_the_grammar_stays_small() -> None:
 
 
 @pytest.mark.vllm
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_real_vllm_writes_sound_plans_under_the_grammar(vllm_url: str, seed: int) -> None:
     """Hot sampling from the smallest weights: nonsense, but every call parses and binds."""
@@ -450,7 +451,7 @@ def test_a_real_vllm_writes_sound_plans_under_the_grammar(vllm_url: str, seed: i
             "seed": seed,
             "max_tokens": 700,
         },
-        timeout=110,
+        timeout=200,
     )
     response.raise_for_status()
     choice = response.json()["choices"][0]

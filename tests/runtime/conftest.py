@@ -132,7 +132,7 @@ async def serving(wire: Wire) -> AsyncIterator[Wire]:
         yield wire
     finally:
         server.close()
-        await asyncio.wait_for(asyncio.gather(*handlers), 5)
+        await asyncio.wait_for(asyncio.gather(*handlers), 20)
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def wire_thread() -> Iterator[str]:
     started: queue.Queue[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
     thread = threading.Thread(target=asyncio.run, args=(main(),))
     thread.start()
-    url, loop, end = started.get(timeout=5)
+    url, loop, end = started.get(timeout=20)
     yield url
     loop.call_soon_threadsafe(end.set)
-    thread.join(5)
+    thread.join(20)

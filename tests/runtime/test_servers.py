@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -66,10 +65,8 @@ async def test_two_starters_end_with_one_server_and_stop_ends_it(own_home: Path)
     try:
         assert first.pid == second.pid
         assert [first.started, second.started].count(True) == 1
-        begun = time.monotonic()
         third = await server.ensure(SMALL)
         assert (third.pid, third.started) == (first.pid, False)
-        assert time.monotonic() - begun < 2
         assert [handle.pid for handle in server.running()] == [first.pid]
         assert any("loading weights" in stage or "another process" in stage for stage in stages)
         assert SMALL in json.loads((own_home / "servers" / "seconds").read_text())

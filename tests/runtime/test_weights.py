@@ -209,7 +209,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         name = path.rpartition("/")[2]
         if path == "/api/models/owner/slow":
-            self.silent.wait(5)
+            self.silent.wait(60)
         if path.startswith("/api/models/owner/model/tree/"):
             tree = [
                 {"type": "file", "path": n, "size": len(data), "oid": n}
@@ -261,7 +261,7 @@ def test_silent_hub_is_not_waited_for(hub: None, monkeypatch: pytest.MonkeyPatch
     begun = time.monotonic()
     with pytest.raises(WeightsError, match=r"did not give 'owner/slow': .*timed out"):
         models.resolve("owner/slow")
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 20
 
 
 def test_hub_that_does_not_know_the_model_says_so(hub: None) -> None:

@@ -156,10 +156,10 @@ def test_errors_say_what_is_wrong(expression: str, values, message: str) -> None
 )
 def test_what_would_take_long_is_refused_at_once(expression: str) -> None:
     """Caps come before the work."""
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(UsageError):
         evaluate(expression, {})
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0
 
 
 @pytest.mark.parametrize(

@@ -200,10 +200,10 @@ def test_a_type_that_doubles_at_every_level_is_refused_soon() -> None:
 
     def climb(stair: Stair) -> None: ...
 
-    before = time.perf_counter()
+    before = time.process_time()
     with pytest.raises(UsageError, match=r"tool 'climb': its schema is longer than 100,000"):
         tool(climb)
-    assert time.perf_counter() - before < 5
+    assert time.process_time() - before < 5
 
 
 # ── What cannot be a tool ────────────────────────────────────────────────────────

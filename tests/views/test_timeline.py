@@ -224,12 +224,12 @@ def test_long_results_are_cut_and_say_so() -> None:
     assert "6,000 characters more" in result
 
 
-def test_a_thousand_tasks_render_within_two_seconds() -> None:
+def test_a_thousand_tasks_render_within_two_seconds_of_work() -> None:
     """Large runs stay readable: every task has its row."""
     run = big_events(1000)
-    began = time.perf_counter()
+    began = time.process_time()
     html = render_timeline(run)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
     assert html.count('class="row task') == 1000
 
 
