@@ -186,6 +186,16 @@ class Model(Section):
     """What the server takes, so that ``limits.max_cost_usd`` can count it."""
 
 
+def _at_model(value: object) -> object:
+    """A text alone as the address of a server, or else as a name."""
+    if not isinstance(value, str):
+        return value
+    return {"base_url" if value.startswith(("http://", "https://")) else "id": value}
+
+
+_OR_MODEL = _Or({"type": "string", "description": "The name, or a server's address, alone."})
+
+
 class PlanExample(Section):
     """A question and the plan that a good planner writes for it."""
 
@@ -211,7 +221,7 @@ class PlannerFields(Section):
     """How many more rounds the joiner may ask for; 0 for none."""
     replan_on: Literal["answer", "failure"] = "answer"
     """When the next plan is asked for: when the joiner asks, or as soon as a call has failed."""
-    extended: bool = False
+    extended: Switch = False
     """Tell the model of ``$1[*]``, ``any(…)`` and ``some(…)``; a plan may hold them in any case."""
     examples: Annotated[list[PlanExample], Field(min_length=1), _OR_FILE] | None = None
     """Plans shown to the model, or a ``file:`` that holds them; by default the built-in ones."""
@@ -351,7 +361,7 @@ class PolicyFile(Section):
     """Pause before the second attempt, doubled before each further one."""
     max_backoff: Duration | None = None
     """Longest pause between two attempts."""
-    idempotent: bool | None = None
+    idempotent: Switch | None = None
     """Whether calling twice does no more than once; by default true of tools that only read."""
     lock: str | None = None
     """Calls that name the same lock run one at a time."""
@@ -364,7 +374,7 @@ class PolicyFile(Section):
     """Most calls of each of the tools at once."""
     rate: Rate | None = None
     """Most calls of each of the tools that begin in a second, such as ``5/s``."""
-    hedge: bool | None = None
+    hedge: Switch | None = None
     """Call a straggler a second time and take the first result."""
     cost: Usd | None = None
     """Price of one attempt in USD."""
@@ -385,6 +395,16 @@ class PermissionRule(Section):
     data: Literal["any", "trusted", "untrusted"] | None = None
     """Which calls: untrusted ones are fed by a tool's result, or planned after reading one. Left
     out: any, but an allow for a tool that writes or sends is for trusted data only."""
+
+
+def _at_n(value: object) -> object:
+    """A number alone as how many."""
+    return value if isinstance(value, dict) or value is None else {"n": value}
+
+
+def _or_number(most: int) -> _Or:
+    number = {"type": "integer", "minimum": 1, "maximum": most}
+    return _Or({"anyOf": [number, {"type": "string"}], "description": "How many."})
 
 
 class WorkerFields(Section):
@@ -409,19 +429,6 @@ class WorkerFields(Section):
     """Randomness of the workers; with 0 those that see the same write the same."""
     seed: CountOrZero | None = None
     """Seed of the first worker's randomness; the next has the next number."""
-
-
-def _at_n(value: object) -> object:
-    """A number alone as how many."""
-    return value if isinstance(value, dict) or value is None else {"n": value}
-
-
-_OR_NUMBER = _Or(
-    {
-        "anyOf": [{"type": "integer", "minimum": 1, "maximum": 16}, {"type": "string"}],
-        "description": "How many.",
-    }
-)
 
 
 class TeamFields(Section):
@@ -558,13 +565,17 @@ class AgentFile(Section):
     """What the agent is called on screen and in records."""
     instructions: Annotated[str, _OR_FILE] = ""
     """What the agent should mind, for planner and joiner; or ``file:`` beside this one."""
-    model: Model | None = None
-    """Which model plans and answers; may be left out where the caller brings one."""
+    model: Annotated[
+        Model | None, BeforeValidator(_at_model), BeforeValidator(_no_empty), _OR_MODEL
+    ] = None
+    """Which model plans and answers: its name or a server's address, or its fields; may be left
+    out where the caller brings one."""
     planner: PlannerFields = PlannerFields()
     """How the plan is made."""
-    workers: WorkerFields | None = None
-    """Several workers who think together before the answer; plans may then ``think(…)``, too."""
-    teams: Annotated[TeamFields | None, BeforeValidator(_at_n), _OR_NUMBER] = None
+    workers: Annotated[WorkerFields | None, BeforeValidator(_at_n), _or_number(8)] = None
+    """Several workers who think together before the answer: how many, or their fields. Plans may
+    then ``think(…)``, too."""
+    teams: Annotated[TeamFields | None, BeforeValidator(_at_n), _or_number(16)] = None
     """Several teams on each question, of whose answers one is taken: how many, or ``n`` and
     ``select``."""
     tools: list[Annotated[ToolEntry, _OR_NAME]] = []
