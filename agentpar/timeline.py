@@ -442,7 +442,7 @@ def _task_row(team: int, task: TaskStory, story: Story, scale: _Scale, critical:
     until = task.ended if task.ended is not None else story.now
     wait = ""
     if span is None and isinstance(task.outcome, Failed):  # refused before its call: it only waited
-        shown, note = (until, until), task.outcome.kind
+        shown, note = (until, until), str(task.outcome.kind)
         wait = scale.rect("wait", (task.planned, until), 12, 2)
     elif span is None:  # it never ran
         shown, note = (task.planned, until), str(state)
