@@ -509,7 +509,8 @@ def _told(event: Event, story: Story) -> str:
         case TeamChosen(number, select, why):
             what = f"team {number} chosen ({one_line(select, 20)}): {one_line(why, 300)}"
         case WorkersStarted(_, workers, backend, why):
-            how = "in one KV cache" if backend == "rows" else f"in a log ({one_line(why, 200)})"
+            reason = f" ({one_line(why, 200)})" if why else ""
+            how = "in one KV cache" if backend == "rows" else f"in a log{reason}"
             what = f"{_thinking(event, story)}: {', '.join(workers)} think together {how}"
         case WorkersEnded(faults=faults) if faults:
             what = f"{_thinking(event, story)}: {one_line('; '.join(faults), 500)}"

@@ -440,13 +440,16 @@ def _task_row(team: int, task: TaskStory, story: Story, scale: _Scale, critical:
     state, key = story.state(task), _key(team, task.task.id)
     span = task.span(story.now)
     until = task.ended if task.ended is not None else story.now
-    if span is None:  # it never ran: skipped, or failed before its call
+    wait = ""
+    if span is None and isinstance(task.outcome, Failed):  # refused before its call: it only waited
+        shown, note = (until, until), str(task.outcome.kind)
+        wait = scale.rect("wait", (task.planned, until), 12, 2)
+    elif span is None:  # it never ran
         shown, note = (task.planned, until), str(state)
     else:
         shown, note = span, seconds(span[1] - span[0]) + ("" if state == "ok" else f" {state}")
         if task.used is not None:
             note += f", from {_whose(task.used, story)}"
-    wait = ""
     if span is not None and span[0] > task.planned:
         wait = scale.rect("wait", (task.planned, span[0]), 12, 2)
     args = one_line(arguments(task.task), 90)

@@ -111,6 +111,10 @@ async def answered(wish: Wish) -> int:
 async def _model(wish: Wish, named: str | None) -> dict[str, Any]:
     """The agent's arguments for its model; known weights mean a vLLM, started if need be."""
     if wish.model_url is not None:
+        if not wish.model_url.startswith(("http://", "https://")):
+            raise UsageError(
+                "--model-url must begin with http:// or https://, such as http://localhost:8000/v1"
+            )
         return {"model": wish.model_url, "model_id": wish.model}
     name = wish.model or named
     if name is None:

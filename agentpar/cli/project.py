@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -54,8 +55,10 @@ def init(
 
     Writes agent.yaml, tools.py and a test that needs no model; overwrites nothing.
     """
-    from agentpar.cli.templates import FILES, QUESTION
+    from agentpar.cli.templates import FILES, FIRST_QUESTION
 
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{str(folder)!r} is a file: name the folder of a project")
     taken = [name for name in FILES if (folder / name).exists()]
     if taken:
         raise UsageError(
@@ -67,12 +70,13 @@ def init(
         with (folder / name).open("x", encoding="utf-8") as file:
             file.write(text)
         typer.echo(f"wrote {folder / name}")
-    into = "" if folder == Path(".") else f"cd {folder} && "
+    into = "" if folder == Path(".") else f"cd {shlex.quote(str(folder))} && "
     # By this very Python: the one that a shell finds first may not have agentpar.
-    typer.echo(f"try: {into}{sys.executable} -m pytest -q test_agent.py")
+    python = shlex.quote(sys.executable)
+    typer.echo(f"try: {into}{python} -m pytest -q test_agent.py")
     typer.echo(
-        f"ask: {into}{sys.executable} -m agentpar.cli run agent.yaml --allow-module tools "
-        f'"{QUESTION}"'
+        f"ask: {into}{python} -m agentpar.cli run agent.yaml --allow-module tools "
+        f'"{FIRST_QUESTION}"'
     )
 
 

@@ -15,7 +15,7 @@ import typer
 
 from agentpar.cli.asking import Output, Wish, answered, show
 from agentpar.cli.journals import AgentWithJournal, Place, place_of
-from agentpar.cli.run import AsJson, JournalUrl, Quiet, output_of
+from agentpar.cli.run import AsJson, JournalUrl, Quiet, Yes, output_of
 from agentpar.cli.runs import RunsFolder
 from agentpar.cli.teams import teams_among
 from agentpar.errors import UsageError
@@ -42,11 +42,13 @@ def resume(
     ] = False,
     json: AsJson = False,
     quiet: Quiet = False,
+    yes: Yes = False,
 ) -> None:
     """Carry on a run that broke off.
 
     What it has done is not done again. A run that has its answer shows it. The agent's file is
-    found where it was, or is the one that is named.
+    found where it was, or is the one that is named. With --yes what was asked for and not
+    answered yet is approved, too.
     """
     if orphans and agent is None and run.endswith((".yaml", ".yml")):
         run, agent = "", Path(run)
@@ -54,7 +56,7 @@ def resume(
         raise UsageError("name a run, or 'last', or give --orphans")
     place = place_of(agent, journal, runs)
     output = output_of(json, quiet)
-    how = _How(place, agent, output, strict)
+    how = _How(place, agent, output, strict, yes)
     raise typer.Exit(asyncio.run(_orphans(how) if orphans else _one(how, run)))
 
 
@@ -66,6 +68,7 @@ class _How:
     agent: Path | None
     output: Output
     strict: bool
+    yes: bool
 
 
 async def _one(how: _How, name: str) -> int:
@@ -157,7 +160,7 @@ def _wish(run: JournaledRun, how: _How) -> Wish:
         output=how.output,
         runs=Path(spec["runs"]),
         allow_modules=tuple(spec["allow_modules"]),
-        yes=spec["yes"],
+        yes=spec["yes"] or how.yes,
         journal=how.place.url if how.place.named else None,  # else the file names it
         run_id=run.id,
         strict=how.strict,

@@ -1,6 +1,8 @@
 """The files that ``agentpar init`` writes, and the agent that ``agentpar demo`` asks."""
 
 QUESTION = "How many people live in Lima, Bogotá and Quito together?"
+FIRST_QUESTION = "Which has more people, Chile or Peru?"
+"""What the tools of a project that was just begun can answer."""
 DEFAULT_MODEL = "qwen2.5-coder-1.5b"
 
 # The same as examples/web_research/agent.yaml, which an installed package does not have.
@@ -24,6 +26,14 @@ model: {id: qwen2.5-coder-1.5b}  # or {id: NAME, base_url: "http://localhost:800
 tools:
   - python: tools:population     # allowed by: agentpar run --allow-module tools
   - calc
+planner:
+  examples:                      # small models copy what they see: show plans with your own tools
+    - question: Which has more people, Brazil or Bolivia?
+      plan: |
+        1. population(country="Brazil")
+        2. population(country="Bolivia")
+        3. calc(expression="'Brazil' if a > b else 'Bolivia'", a=$1, b=$2)
+        join()
 """
 
 _TOOLS = '''\
@@ -40,6 +50,8 @@ async def population(country: str) -> float:
 
     country: English name.
     """
+    if country not in MILLIONS:
+        raise LookupError(f"no country {country!r}; known: {', '.join(MILLIONS)}")
     return MILLIONS[country]
 '''
 

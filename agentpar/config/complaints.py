@@ -6,6 +6,7 @@ credential never at all.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -42,8 +43,23 @@ def complaints(errors: Iterable[Mapping[str, Any]], root: Node) -> list[Remark]:
         if error["type"] == "missing":
             remarks.append(Remark(node.place, f"{dotted(loc)}: {text}"))
             continue
-        remarks.append(Remark(node.mark, f"{dotted(loc)}: {text}{_shown(node, loc)}"))
+        hint = _as_list(node, loc) if error["type"] == "list_type" else ""
+        remarks.append(Remark(node.mark, f"{dotted(loc)}: {text}{_shown(node, loc)}{hint}"))
     return remarks
+
+
+def _as_list(node: Node, loc: tuple[str | int, ...]) -> str:
+    """How to write as a list what stands there; nothing where that is not clear."""
+    if loc == ("policies",) and isinstance(node.value, dict):
+        return ": each entry is such as - {tools: web_*, retries: 3}"
+    if isinstance(node.value, dict):
+        return ": put '- ' before each entry"
+    if not isinstance(node.value, str) or is_secret(AgentFile, loc):
+        return ""
+    if node.written.startswith("-"):
+        return ": put a space after each '-'"
+    words = ", ".join(node.written.replace(",", " ").split())
+    return f": write [{words}]" if words and re.fullmatch(r"[\w ,.@/-]{1,80}", words) else ""
 
 
 def _shown(node: Node, loc: tuple[str | int, ...]) -> str:

@@ -14,6 +14,8 @@ from agentpar.config.source import Loc, Node
 _REFERENCE = re.compile(
     r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?:(?P<how>:[-?])(?P<text>[^{}]*))?\}|\$\{"
 )
+_SHELL = re.compile(r"\$[A-Z_][A-Z0-9_]*")
+"""A reference as a shell has it, which hardly anyone means as a text."""
 
 Problem = tuple[Loc, str]
 
@@ -42,6 +44,9 @@ def fill(node: Node, env: Mapping[str, str], loc: Loc = ()) -> tuple[Node, list[
         case str() if "${" in node.value:
             text, messages = _filled(node.value, env)
             return replace(node, value=text), [(loc, message) for message in messages]
+        case str() if _SHELL.fullmatch(node.value):
+            name = node.value.removeprefix("$")
+            problems.append((loc, f"'{node.value}' stands for itself: write ${{{name}}}"))
     return node, problems
 
 

@@ -186,6 +186,16 @@ class Model(Section):
     """What the server takes, so that ``limits.max_cost_usd`` can count it."""
 
 
+def _at_model(value: object) -> object:
+    """A text alone as the address of a server, or else as a name."""
+    if not isinstance(value, str):
+        return value
+    return {"base_url" if value.startswith(("http://", "https://")) else "id": value}
+
+
+_OR_MODEL = _Or({"type": "string", "description": "The name, or a server's address, alone."})
+
+
 class PlanExample(Section):
     """A question and the plan that a good planner writes for it."""
 
@@ -387,6 +397,16 @@ class PermissionRule(Section):
     out: any, but an allow for a tool that writes or sends is for trusted data only."""
 
 
+def _at_n(value: object) -> object:
+    """A number alone as how many."""
+    return value if isinstance(value, dict) or value is None else {"n": value}
+
+
+def _or_number(most: int) -> _Or:
+    number = {"type": "integer", "minimum": 1, "maximum": most}
+    return _Or({"anyOf": [number, {"type": "string"}], "description": "How many."})
+
+
 class WorkerFields(Section):
     """Several workers who think together before an answer is written."""
 
@@ -409,19 +429,6 @@ class WorkerFields(Section):
     """Randomness of the workers; with 0 those that see the same write the same."""
     seed: CountOrZero | None = None
     """Seed of the first worker's randomness; the next has the next number."""
-
-
-def _at_n(value: object) -> object:
-    """A number alone as how many."""
-    return value if isinstance(value, dict) or value is None else {"n": value}
-
-
-_OR_NUMBER = _Or(
-    {
-        "anyOf": [{"type": "integer", "minimum": 1, "maximum": 16}, {"type": "string"}],
-        "description": "How many.",
-    }
-)
 
 
 class TeamFields(Section):
@@ -558,13 +565,17 @@ class AgentFile(Section):
     """What the agent is called on screen and in records."""
     instructions: Annotated[str, _OR_FILE] = ""
     """What the agent should mind, for planner and joiner; or ``file:`` beside this one."""
-    model: Model | None = None
-    """Which model plans and answers; may be left out where the caller brings one."""
+    model: Annotated[
+        Model | None, BeforeValidator(_at_model), BeforeValidator(_no_empty), _OR_MODEL
+    ] = None
+    """Which model plans and answers: its name or a server's address, or its fields; may be left
+    out where the caller brings one."""
     planner: PlannerFields = PlannerFields()
     """How the plan is made."""
-    workers: WorkerFields | None = None
-    """Several workers who think together before the answer; plans may then ``think(…)``, too."""
-    teams: Annotated[TeamFields | None, BeforeValidator(_at_n), _OR_NUMBER] = None
+    workers: Annotated[WorkerFields | None, BeforeValidator(_at_n), _or_number(8)] = None
+    """Several workers who think together before the answer: how many, or their fields. Plans may
+    then ``think(…)``, too."""
+    teams: Annotated[TeamFields | None, BeforeValidator(_at_n), _or_number(16)] = None
     """Several teams on each question, of whose answers one is taken: how many, or ``n`` and
     ``select``."""
     tools: list[Annotated[ToolEntry, _OR_NAME]] = []

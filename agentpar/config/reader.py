@@ -314,8 +314,8 @@ def _check_model(fields: AgentFile, root: Node, shape: Shape) -> None:
         shape.problems.append(Remark(at, "model.api_key: goes with base_url, which is not given"))
     elif model.base_url is not None and not model.base_url.startswith(("http://", "https://")):
         at = root.find(("model", "base_url")).mark
-        text = "model.base_url: must be an address such as http://localhost:8000/v1"
-        shape.problems.append(Remark(at, text))
+        text = "must begin with http:// or https://, such as http://localhost:8000/v1"
+        shape.problems.append(Remark(at, f"model.base_url: {text}"))
 
 
 def _check_journal(fields: AgentFile, root: Node, shape: Shape) -> None:

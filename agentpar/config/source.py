@@ -122,15 +122,43 @@ def read_yaml(text: str, name: str) -> Node:
         at = _mark_at(name, text, error.position)
         raise ConfigError(f"{at}: a control character cannot stand here") from None
     except MarkedYAMLError as error:
-        at = Mark(name)
-        if (mark := error.problem_mark or error.context_mark) is not None:
-            at = Mark(name, mark.line + 1, mark.column + 1)
-        problem = str(error.problem or "cannot be read").split("\n")[0]
-        if "'\\t'" in problem:
-            problem = "a tab: YAML is indented with spaces"
+        place, problem = _in_plain_words(error)
+        at = Mark(name) if place is None else Mark(name, place.line + 1, place.column + 1)
         raise ConfigError(f"{at}: not YAML: {problem}") from None
     except YAMLError as error:
         raise ConfigError(f"{Mark(name)}: not YAML: {str(error).splitlines()[0]}") from None
+
+
+def _in_plain_words(error: Any) -> tuple[Any, str]:
+    """Where the mistake stands that the parser met, and what it is, without the parser's terms.
+
+    What is opened and not closed is found at the end of the file, and told where it was opened.
+    """
+    context, problem = str(error.context or ""), str(error.problem or "cannot be read")
+    problem = problem.split("\n")[0]
+    place, opened = error.problem_mark or error.context_mark, error.context_mark
+    if "'\\t'" in problem:
+        return place, "a tab: YAML is indented with spaces"
+    if "scanning a" in context and problem == "found unexpected end of stream":
+        return opened, "this quote is never closed"
+    if "parsing a flow" in context and (found := re.match(r"expected ',' or '(.)'", problem)):
+        start = "{" if found[1] == "}" else "["
+        return place, f"',' or '{found[1]}' is missing ('{start}' stands in line {opened.line + 1})"
+    if problem == "could not find expected ':'":
+        return opened, "a field without ':'"
+    if problem == "mapping values are not allowed here":
+        return (
+            place,
+            "':' cannot stand here: a text with ': ' needs quotes, fields of one level "
+            + ("need one indentation"),
+        )
+    if problem.startswith("expected <block end>"):
+        if re.search("'(<block mapping start>|<block sequence start>|-|[?])'$", problem):
+            return place, "this line is indented unlike those it belongs to"
+        return place, "something follows after the end of a value: does the text need quotes?"
+    if found := re.match(r"found character (.+) that cannot start any token", problem):
+        return place, f"a text that begins with {found[1]} needs quotes"
+    return place, problem
 
 
 def _mark_at(name: str, text: str, position: int) -> Mark:

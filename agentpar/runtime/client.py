@@ -483,4 +483,10 @@ def _parse_url(base_url: str) -> httpx.URL:
             f"model server address {public_url(base_url)!r} has more than a path: leave out '?' "
             "and '#', and give a key as api_key"
         )
+    for tail in ("/chat/completions", "/completions", "/models"):
+        if url.path.rstrip("/").endswith(tail):
+            raise UsageError(
+                f"model server address {public_url(base_url)!r} is that of one kind of request: "
+                f"leave out {tail!r}"
+            )
     return url.copy_with(path="/v1") if url.path in {"", "/"} else url

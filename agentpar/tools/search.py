@@ -118,6 +118,10 @@ def _granted(guard: Guard, url: str | None) -> Guard:
     if parts.query or parts.fragment:
         # Not shown: a key in a query would end up in every error message.
         raise UsageError("web_search: url is a base address, without '?' and '#'")
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise UsageError(
+            "web_search: url must begin with http:// or https://, such as http://localhost:8888"
+        )
     base = origin(f"{parts.scheme}://{parts.netloc}/")
     return dataclasses.replace(guard, allow_origins=guard.allow_origins | {base})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -73,6 +74,26 @@ def test_init_never_overwrites(cli: Cli) -> None:
     assert "tools.py" in done.stderr
     assert [file.name for file in cli.folder.iterdir()] == ["tools.py"]
     assert (cli.folder / "tools.py").read_text() == "mine\n"
+
+
+def test_init_prints_commands_that_a_shell_understands(cli: Cli) -> None:
+    """A folder with a space is quoted, and the question is one that the new tools can answer."""
+    done = cli("init", "my shop")
+    told = [line.removeprefix("ask: ") for line in done.stdout.splitlines() if "ask: " in line]
+    words = shlex.split(told[0])
+    assert words[:3] == ["cd", "my shop", "&&"]
+    assert words[-1] == templates.FIRST_QUESTION
+    for country in ("Chile", "Peru"):
+        assert country in words[-1]
+        assert f'"{country}":' in (cli.folder / "my shop" / "tools.py").read_text()
+
+
+def test_init_takes_no_file_for_a_folder(cli: Cli) -> None:
+    """A slip of the pen is told as one, and the file stays as it is."""
+    (cli.folder / "agent.yaml").write_text("mine\n")
+    done = cli("init", "agent.yaml")
+    assert done.returncode == 2
+    assert done.stderr == "agentpar: 'agent.yaml' is a file: name the folder of a project\n"
 
 
 def test_doctor_names_the_command_that_mends(cli: Cli) -> None:

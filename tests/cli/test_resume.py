@@ -91,6 +91,16 @@ def test_a_run_is_carried_on_from_its_id_alone(
     assert cli("replay", the_id(folder)).returncode == 0
 
 
+def test_a_carried_on_run_can_be_approved(cli: Cli, folder: Path, model_server: Serve) -> None:
+    """Begun without --yes, it gets --yes where it is carried on, and its write runs."""
+    server = model_server(PLAN, ANSWER)
+    asked = [word for word in words(server) if word != "--yes"]
+    cli.interrupt("started 2", *asked, sign=signal.SIGKILL, first=lambda _: planned(folder))
+    (folder / "go").touch()
+    assert cli("resume", the_id(folder), "--yes").returncode == 0
+    assert (folder / "sent").read_text() == "late aa"
+
+
 def test_a_run_that_has_ended_shows_its_answer(cli: Cli, folder: Path, model_server: Serve) -> None:
     """No model is asked, no tool called: the model server has nothing left to say."""
     (folder / "go").touch()

@@ -181,6 +181,16 @@ def test_no_model_at_all_is_told_with_what_to_give(cli: Cli, folder: Path) -> No
     assert "--model-url" in done.stderr
 
 
+def test_a_server_without_a_scheme_is_told_as_an_address(cli: Cli, folder: Path) -> None:
+    """``localhost:8000`` is no name of weights, and the message does not list those."""
+    asked = ("run", "agent.yaml", QUESTION, "--allow-module", "own_tools")
+    done = cli(*asked, "--model-url", "localhost:8000")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "agentpar: --model-url must begin with http:// or https://, such as http://localhost:8000/v1\n"
+    )
+
+
 def test_debug_shows_the_traceback(cli: Cli, folder: Path) -> None:
     """What users are spared, those who mend agentpar can ask for."""
     (folder / "agent.yaml").write_text("")

@@ -35,6 +35,7 @@ from agentpar.runtime.scripted import ScriptedRuntime
 from agentpar.teams import Teams
 from agentpar.tools.base import Tool, ToolSource
 from agentpar.tools.mcp import McpServer
+from agentpar.workers import Workers
 
 REPOSITORY = Path(agentpar.__file__).parents[1]
 EXAMPLES = sorted(REPOSITORY.glob("examples/*/agent.yaml"))
@@ -270,7 +271,7 @@ def test_a_known_other_word_is_read_with_a_note(folder: Path) -> None:
             "tools:\n  - web_serch: {}\n",
             "agent.yaml:2:5: tools[0].web_serch: unknown field, did you mean web_search?",
         ),
-        ("tools: calc\n", "agent.yaml:1:8: tools: must be a list, not 'calc'"),
+        ("tools: calc\n", "agent.yaml:1:8: tools: must be a list, not 'calc': write [calc]"),
         ("tools: [3]\n", "agent.yaml:1:9: tools[0]: must hold fields, not 3"),
         ("name: 3\n", "agent.yaml:1:7: name: must be a text, not 3"),
         ("name:\n", "agent.yaml:1:1: name: must be a text; nothing is given"),
@@ -289,9 +290,9 @@ def test_a_known_other_word_is_read_with_a_note(folder: Path) -> None:
         ("planner: {examples: [{question: q}]}\n",
          "agent.yaml:1:22: planner.examples[0].plan: is needed"),
         ("model: {}\n", "agent.yaml:1:1: model: id or base_url is needed"),
-        ("model: qwen\n", "agent.yaml:1:8: model: must hold fields, not 'qwen'"),
+        ("model: 5\n", "agent.yaml:1:8: model: must hold fields, not 5"),
         ("model: {base_url: 'localhost:1'}\n",
-         "agent.yaml:1:19: model.base_url: must be an address such as http://localhost:8000/v1"),
+         "agent.yaml:1:19: model.base_url: must begin with http:// or https://, such as http://localhost:8000/v1"),
         ("model: {id: x, settings: {temperature: .nan}}\n",
          "agent.yaml:1:40: model.settings.temperature: must be a number such as 0.2, not .nan"),
         ("model: {id: x, settings: {temperature: 3}}\n",
@@ -594,15 +595,81 @@ def test_examples_beside_an_mcp_server_are_not_checked_and_that_is_said(folder: 
         (b"? [a]\n: b\n", "agent.yaml:1:3: a key must be a plain name"),
         (b"%YAML 1.1\n---\nname: x\n",
          "agent.yaml:2:1: the file is read as YAML 1.2; drop the directive"),
-        (b"tools: [calc\n", "agent.yaml:2:1: not YAML: expected ',' or ']', but got '<stream end>'"),
+        (b"tools: [calc\n",
+         "agent.yaml:2:1: not YAML: ',' or ']' is missing ('[' stands in line 1)"),
+        (b"name: 'x\ntools: [calc]\n", "agent.yaml:1:7: not YAML: this quote is never closed"),
+        (b"name: x\ntools\nversion: 1\n", "agent.yaml:2:1: not YAML: a field without ':'"),
+        (b"name: a: b\n",
+         "agent.yaml:1:8: not YAML: ':' cannot stand here: a text with ': ' needs quotes, fields of one level need one indentation"),
+        (b"model:\n  id: x\n base_url: y\n",
+         "agent.yaml:3:2: not YAML: this line is indented unlike those it belongs to"),
+        (b"name: 'it's'\n",
+         "agent.yaml:1:11: not YAML: something follows after the end of a value: does the text need quotes?"),
+        (b"name: @x\n", "agent.yaml:1:7: not YAML: a text that begins with '@' needs quotes"),
         (b"name: " + b"9" * 5000, "agent.yaml:1:7: a number with too many digits"),
         (b"name: x\n" + b"#" * 1_000_000, "agent.yaml:1:1: the file is larger than 1,000,000 bytes"),
     ],
-    ids=range(19),
+    ids=range(25),
 )  # fmt: skip
 def test_what_is_not_safe_yaml_is_refused(folder: Path, text: bytes, message: str) -> None:
     """With its place, and before any field is looked at."""
     assert mistakes(text) == [message]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tools: calc", "1:8: tools: must be a list, not 'calc': write [calc]"),
+        ("tools:\n  -calc", "2:3: tools: must be a list, not '-calc': put a space after each '-'"),
+        ("tools:\n  calc: {}", "2:3: tools: must be a list, not a mapping: put '- ' before each entry"),
+        ("tools: [mcp: {command: npx -y mail}]",
+         "1:24: tools[0].mcp.command: must be a list, not 'npx -y mail': write [npx, -y, mail]"),
+        ("policies: {'*': {retries: 1}}",
+         "1:11: policies: must be a list, not a mapping: each entry is such as - {tools: web_*, retries: 3}"),
+        ("secrets: a-long-password", "1:10: secrets: must be a list"),
+        ("planner: {extended: yes}", "1:21: planner.extended: must be true or false, not 'yes'"),
+        ("policies: [{tools: '*', hedge: on}]", "1:32: policies[0].hedge: must be true or false, not 'on'"),
+        ("instructions: $TASK", "1:15: instructions: '$TASK' stands for itself: write ${TASK}"),
+        ("model: {base_url: 'localhost:8000'}",
+         "1:19: model.base_url: must begin with http:// or https://, such as http://localhost:8000/v1"),
+        ("tools: [web_search: {url: 'localhost:8888'}]",
+         "1:21: tools[0].web_search: url must begin with http:// or https://, such as http://localhost:8888"),
+        ("journal: runs.db",
+         "1:10: journal: a journal is at sqlite:///FILE or postgresql://…, got 'runs.db': write 'sqlite:///runs.db'"),
+    ],
+)  # fmt: skip
+def test_a_message_says_what_to_write(folder: Path, text: str, message: str) -> None:
+    """What a newcomer writes first is answered with what is meant; a credential is not shown."""
+    assert mistakes(text + "\n") == [f"agent.yaml:{message}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        ("model: qwen2.5-coder-0.5b", {"model": "qwen2.5-coder-0.5b"}),
+        (
+            "model: http://localhost:8000/v1",
+            {"model": "http://localhost:8000/v1", "model_id": None},
+        ),
+        ("model: '${MODEL}'", {"model": "some/model"}),
+        ("workers: 3", {"workers": Workers(3)}),
+        ("teams: 2", {"teams": Teams(2, "vote")}),
+    ],
+)
+def test_a_value_alone_stands_for_its_section(
+    folder: Path, text: str, arguments: dict[str, Any]
+) -> None:
+    """As in Python, where ``Agent(model=…)`` takes a name or an address."""
+    made = loaded(text + "\n", MODEL="some/model").arguments()
+    assert {name: made[name] for name in arguments} == arguments
+
+
+def test_switches_may_come_from_the_environment(folder: Path) -> None:
+    """Every true or false may be written as a reference, those of policies and planner too."""
+    text = "planner: {extended: '${ON}'}\npolicies: [{tools: calc, hedge: '${ON}', idempotent: '${ON}'}]\n"
+    fields = loaded(text, ON="true").fields
+    assert fields.planner.extended is True
+    assert (fields.policies[0].hedge, fields.policies[0].idempotent) == (True, True)
 
 
 def test_bombs_are_refused_before_they_grow(folder: Path) -> None:

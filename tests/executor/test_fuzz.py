@@ -303,6 +303,17 @@ def test_a_plan_that_does_without_a_call_is_read_again(tmp_path: Path) -> None:
     assert not any(group.cause == "crash" for found in groups for group in found)
 
 
+def test_a_run_without_calls_is_told_in_one_line() -> None:
+    """Where no call can fail every set is one without faults, and all of them are one line."""
+    decided = Decided((), (), (), ("no answer",))
+    sets = tuple(FaultSet({}, (Group(decided, (seed,)),)) for seed in (0, 10, 30))
+    text = list(Report("What?", 3, sets).lines())
+    assert text[0] == "3 schedules of 'What?': 1 distinct outcome"
+    assert [line for line in text if "without faults" in line] == [
+        "without faults: 3 schedules, 1 outcome"
+    ]
+
+
 def test_what_only_a_crash_changes_is_said() -> None:
     """And counts: a run is to come to the same, in however many pieces."""
     one = Decided((), ((1, "1"),), ("reads 1",), ("the answer is 'One'",))

@@ -152,7 +152,7 @@ def test_what_is_no_journal_is_refused_and_left_alone(tmp_path: Path) -> None:
         ("sqlite:///", "sqlite:///FILE"),
         ("sqlite:///:memory:", "outlives nothing"),
         ("postgresql://u:secret@h/db?nonsense=1", "none that Postgres knows"),
-        ("j.db", "got an address of 'j.db'"),
+        ("j.db", "got 'j.db': write 'sqlite:///j.db'"),
     ],
 )
 def test_an_address_that_is_none_is_refused(url: str, message: str) -> None:

@@ -547,6 +547,13 @@ async def _read_and_close(runtime: OpenAIRuntime) -> tuple[str, Usage]:
         await runtime.aclose()
 
 
+@pytest.mark.parametrize("tail", ["/chat/completions", "/completions", "/models"])
+def test_an_address_of_one_request_says_what_to_leave_out(tail: str) -> None:
+    """An address that was copied from a call of curl is not asked below itself."""
+    with pytest.raises(UsageError, match=f"leave out '{tail}'"):
+        open_runtime(f"http://localhost:8000/v1{tail}")
+
+
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/v1", "http://", "http://h:x/v1"])
 def test_address_that_is_none_is_refused(url: str) -> None:
     """At once, with the value."""

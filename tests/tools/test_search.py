@@ -156,7 +156,7 @@ async def test_an_empty_query_is_the_callers_mistake() -> None:
         ({"provider": "gogle"}, r"'gogle' is not known \(known: 'searxng'"),
         ({"provider": "brave"}, "needs api_key"),
         ({"provider": "tavily", "api_key": ""}, "needs api_key"),
-        ({"url": "localhost:8888"}, "starts with 'http"),
+        ({"url": "localhost:8888"}, "begin with http"),
         ({"url": "http://localhost:8888/search?key=hidden"}, "without '\\?'"),
         ({"url": "http://u:hidden@localhost/"}, "carries a user name"),
         ({"url": "http://localhost:1", "max_results": 0}, "at least 1"),

@@ -26,7 +26,7 @@ from agentpar.events import (
     TaskStarted,
 )
 from agentpar.memory.evidence import check
-from agentpar.plan import Ok, Task
+from agentpar.plan import Failed, Ok, Task
 from agentpar.timeline import render_timeline
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -166,6 +166,24 @@ def test_a_label_stands_where_there_is_room() -> None:
     assert label(1, 5) == 'x="50.0%" dx="6" y="17"'
     assert label(5, 9.5) == 'x="50.0%" dx="-6" y="17" text-anchor="end"'
     assert label(1, 9.5) == 'class="within" x="95.0%" dx="-6" y="17" text-anchor="end"'
+
+
+def test_a_call_that_was_refused_is_not_drawn_as_one_that_ran() -> None:
+    """It waited until somebody said no; its row says so, and its bar has no length."""
+    task = Task.of(1, "send", text="hello")
+    told = [
+        RunStarted("r", "Say hello"),
+        PlanStarted(1),
+        TaskPlanned(1, task, 0.5),
+        TaskDone(1, Failed("not approved: no", "denied"), 4.0),
+        RunFinished("answered", at=4.5),
+    ]
+    page = render_timeline(told)
+    row = page[page.index('id="task-1"') :].split("</svg>")[0]
+    assert 'class="wait"' in row
+    assert ">denied<" in row
+    wait, bar = (float(width) for width in re.findall(r'width="([\d.]+)%?"', row)[:2])
+    assert bar < wait / 10
 
 
 def test_both_rounds_faults_and_totals_are_shown() -> None:

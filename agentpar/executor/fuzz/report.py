@@ -117,16 +117,19 @@ class Report:
 
     def lines(self) -> Iterator[str]:
         """The report in plain words."""
-        yield f"{self.schedules} schedules of {self.question!r}: {self.outcomes} distinct outcomes"
+        outcomes = _many(self.outcomes, "distinct outcome")
+        yield f"{self.schedules} schedules of {self.question!r}: {outcomes}"
+        plain = [one for one in self.sets if not one.faults and not one.mortal]
+        if plain:  # several where there is no call that could fail
+            count = sum(len(group.seeds) for one in plain for group in one.groups)
+            found = len({group.decided for one in plain for group in one.groups})
+            yield f"without faults: {count} schedules, {_many(found, 'outcome')}"
         for one in self.sets:
-            count = sum(len(group.seeds) for group in one.groups)
-            plain = not one.faults and not one.mortal
-            if plain:
-                yield f"without faults: {count} schedules, {_many(len(one.groups), 'outcome')}"
             if len(one.groups) > 1:
-                if not plain:
+                if one.faults or one.mortal:
                     faults = ", ".join(f"{call} {fault}" for call, fault in one.faults.items())
                     where = faults or "the process dies"
+                    count = sum(len(group.seeds) for group in one.groups)
                     yield f"where {where}: {count} schedules, {len(one.groups)} outcomes"
                 yield from _compared(one.groups)
         faulty = [one for one in self.sets if one.faults or one.mortal]

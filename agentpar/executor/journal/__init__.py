@@ -45,7 +45,10 @@ def open_journal(
         store = PostgresStore(url)
     else:
         kind = url.partition(":")[0]  # the rest may hold a password
-        raise UsageError(
-            f"a journal is at sqlite:///FILE or postgresql://…, got an address of {kind!r}"
-        )
+        wrong = f"got an address of {kind!r}"
+        if kind == "sqlite":
+            wrong = "got 'sqlite:' without three slashes and the name of a file"
+        elif kind == url:
+            wrong = f"got {url!r}: write 'sqlite:///{url}'"
+        raise UsageError(f"a journal is at sqlite:///FILE or postgresql://…, {wrong}")
     return Journal(store, lease=lease, patience=patience, keep=keep, spec=spec)
