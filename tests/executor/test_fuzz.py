@@ -290,6 +290,25 @@ def test_a_write_that_a_crash_left_open_is_told(tmp_path: Path, idempotent: bool
     assert told == (not idempotent)
 
 
+def test_a_limit_that_a_crash_brings_nearer_is_told_from_the_crash(tmp_path: Path) -> None:
+    """The call in flight counts twice, so that the last one is not made; with more steps it is."""
+    plan = "1. size(of='ab')\n2. size(of=$1)\n3. size(of=$2)\njoin()"
+
+    @tool
+    async def size(of: object) -> str:
+        """Size of a thing."""
+        await asyncio.sleep(2)
+        return f"{of}."
+
+    path = recorded(tmp_path, [size], [plan, "Two [1]."], max_steps=3)
+    report = fuzzed(path, 60)
+    others = [group for one in mortal(report) for group in one.groups[1:]]
+    assert {(group.cause, group.limit) for group in others} == {
+        ("limit", "max_steps=3, which a crash brings nearer")
+    }
+    assert (report.crash_matters, report.limits_matter) == (False, True)
+
+
 def test_a_plan_that_does_without_a_call_is_read_again(tmp_path: Path) -> None:
     """The line that cancels it, too, and once, although the process dies in the middle."""
     texts = ["1. size(of='abcdefghijkl')\n2. broken(of='x')\njoin()"]
