@@ -20,6 +20,7 @@ from agentpar.errors import PlanError
 from agentpar.events import (
     Answered,
     ApprovalGiven,
+    AttemptFailed,
     Event,
     JoinFailed,
     PlanEnded,
@@ -31,13 +32,13 @@ from agentpar.events import (
     TaskDone,
     TaskPlanned,
 )
-from agentpar.executor.commands import Ask, Command, Execute, Finish, Join, Plan, Settle
+from agentpar.executor.commands import Ask, Command, Execute, Finish, Join, Plan, Settle, Wake
 from agentpar.executor.machine import Machine
 from agentpar.executor.resume import catch_up
 from agentpar.permissions import Flow, Permissions
 from agentpar.plan import Failed, Ok, Outcome, Ref, Skipped, Task
 from agentpar.planner.prompts import observations
-from agentpar.policy import Limits
+from agentpar.policy import Limits, Policy
 
 RISKY = Permissions(flows={"send": Flow("write")})
 START = RunStarted("run", "Chile or Peru?")
@@ -396,3 +397,14 @@ def test_a_plan_that_broke_off_goes_on_behind_its_last_number() -> None:
     machine = Machine()
     due = catch_up(machine, [START, TaskPlanned(1, task := Task.of(4, "get"))])
     assert due == [Plan(1, 5), Execute(task)]
+
+
+def test_an_event_of_a_clock_that_was_set_back_moves_no_time() -> None:
+    """A pause counts on from the latest time that was ever told."""
+    policies = {"get": Policy(retries=1, backoff=1.0)}
+    machine = Machine(policies=policies)
+    machine.handle(START)
+    machine.handle(TaskPlanned(1, Task(1, "get", {}), at=100.0))
+    (wake,) = machine.handle(AttemptFailed(1, Failed("no"), at=5.0))
+    assert isinstance(wake, Wake)
+    assert 100.5 <= wake.at <= 101.0
