@@ -28,14 +28,16 @@ from agentpar.events import (
     PlanFault,
     PlanText,
     ReplanAsked,
+    RunResumed,
     RunStarted,
     TaskDone,
     TaskPlanned,
+    TaskStarted,
 )
 from agentpar.executor.commands import Ask, Command, Execute, Finish, Join, Plan, Settle, Wake
 from agentpar.executor.machine import Machine
 from agentpar.executor.resume import catch_up
-from agentpar.permissions import Flow, Permissions
+from agentpar.permissions import Flow, Permissions, Rule
 from agentpar.plan import Failed, Ok, Outcome, Ref, Skipped, Task
 from agentpar.planner.prompts import observations
 from agentpar.policy import Limits, Policy
@@ -408,3 +410,20 @@ def test_an_event_of_a_clock_that_was_set_back_moves_no_time() -> None:
     (wake,) = machine.handle(AttemptFailed(1, Failed("no"), at=5.0))
     assert isinstance(wake, Wake)
     assert 100.5 <= wake.at <= 101.0
+
+
+def test_a_call_that_is_judged_anew_keeps_the_tries_that_it_has_spent() -> None:
+    """One of two has failed when the process dies; the next one asks, and makes one more."""
+    machine = Machine(policies={"get": Policy(retries=1)})
+    machine.handle(START)
+    machine.handle(TaskPlanned(1, Task(1, "get", {})))
+    machine.handle(TaskStarted(1))
+    assert isinstance(machine.handle(AttemptFailed(1, Failed("no")))[0], Wake)
+    rules = Permissions((Rule("get", "ask"),))
+    (ask,) = machine.handle(RunResumed((), rules))
+    assert isinstance(ask, Ask)
+    (call,) = machine.handle(ApprovalGiven(1, True, bound=ask.bound))
+    assert isinstance(call, Execute)
+    assert call.attempt == 2
+    machine.handle(TaskStarted(1, attempt=2))
+    assert machine.handle(AttemptFailed(1, Failed("no"), attempt=2)) == [Settle(1, Failed("no"))]
