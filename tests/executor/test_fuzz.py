@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from agentpar import Agent, RunFailed, ScriptedRuntime, UsageError, tool
 from agentpar.errors import FetchError
+from agentpar.events import RunResumed
 from agentpar.executor.fuzz import (
     BLOCK,
     WITHOUT,
@@ -25,9 +27,10 @@ from agentpar.executor.fuzz import (
     first_of,
     material,
 )
-from agentpar.executor.record import read_record
+from agentpar.executor.record import encode, read_record
 from agentpar.executor.simulate import run
 from agentpar.fuzzing import fuzz_run
+from agentpar.permissions import Permissions
 from agentpar.plan import Failed, Ok
 
 CALLS = [f"size(of={letter})" for letter in "abcdefg"]
@@ -195,6 +198,17 @@ def test_other_rules_than_the_records_are_told(tmp_path: Path) -> None:
     agent = Agent([size], runtime=ScriptedRuntime([]), max_tasks=1)
     report = agent.fuzz(path, schedules=10)
     assert any("on the recorded order task 2 ends as" in text for text in report.findings)
+
+
+def test_a_record_of_a_run_that_was_carried_on_otherwise_is_told(tmp_path: Path) -> None:
+    """The rules that it had from then on are no part of a fuzz."""
+    path = recorded(tmp_path, [size], ["1. size(of='a')\njoin()", "One [1]."])
+    lines = path.read_text().splitlines(keepends=True)
+    event = encode(RunResumed(("tool 'pay' is new",), Permissions()))
+    path.write_text("".join([*lines[:2], json.dumps(event) + "\n", *lines[2:]]))
+    report = fuzzed(path, 10)
+    assert any("carried on with an agent that had changed" in text for text in report.findings)
+    assert not report.differs
 
 
 def test_what_a_hanging_call_costs_is_virtual(tmp_path: Path) -> None:

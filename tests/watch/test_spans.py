@@ -234,8 +234,11 @@ def test_whatever_a_page_says_can_be_sent() -> None:
     """Lone surrogates, control characters: the exporter's protobuf takes them all."""
     from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
-    spans = watched(hostile_events(), content=True).spans
-    assert encode_spans(spans).SerializeToString()
+    hostile = [*hostile_events()]
+    hostile[1:1] = [RunResumed(("tool '\ud83d' is new",), Permissions())]
+    spans = watched(hostile, content=True).spans
+    sent = encode_spans(spans).SerializeToString()
+    assert b"tool '?' is new" in sent
     assert HOSTILE[:20] in everything(spans)
 
 

@@ -100,6 +100,10 @@ def fuzz(
         if len({repr(result.outcome) for result in results}) > 1:
             text = f"{short(call)} was called {len(results)} times, with different results"
             findings[f"{text}: what it returns depends on when it is called"] = 0
+    if recorded.resumed:
+        findings[
+            "the run was carried on with an agent that had changed, which is not done here"
+        ] = 0
     for seed in seeds:
         rerun = again(Disturbance.of(seed, recorded.results))
         for finding in rerun.findings:
