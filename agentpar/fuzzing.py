@@ -48,13 +48,12 @@ def fuzz_run(
         pass
     else:
         raise UsageError("an event loop is running here already: fuzz in a thread, or outside")
-    events = read_record(record).events
-    if teams := [event.run_id for event in events if isinstance(event, TeamStarted)]:
+    whole = read_record(record)
+    if teams := [event.run_id for event in whole.events if isinstance(event, TeamStarted)]:
         raise UsageError(
             f"{str(record)!r} is about several teams and has no call of its own: each team's run "
             f"has its record, {', '.join(teams)}"
         )
-    whole = read_record(record)
     rules = fuzz.Rules(whole.terms)
     if settings is not None:
         terms = _terms(whole.terms, settings, tools or {})

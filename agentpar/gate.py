@@ -102,6 +102,15 @@ class HostGate:
         finally:
             stay.end()
 
+    def recall(self, host: str, retry_after: float | None, ago: float) -> None:
+        """An earlier process of this run was told so by ``host``, ``ago`` seconds of the run since.
+
+        The time it asked for is kept, and then it gets one request at a time, and more as it
+        takes them well: how many it had been getting is nowhere written.
+        """
+        then = self._loop.time() - ago
+        self._line(host).resource.throttled(then, then, retry_after)
+
     def held_back(self, caller: Caller) -> float:
         """Seconds that ``caller`` has waited here: they are no fault of its tool."""
         wait = self._waits.get(caller)

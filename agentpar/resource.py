@@ -28,9 +28,9 @@ class Resource:
     rate: float | None = None
     running: int = 0
     window: float = math.inf
-    closed_until: float = 0.0
-    _next: float = 0.0  # when the next call may begin if the burst is used up
-    _shrunk_at: float = -1.0
+    closed_until: float = -NEVER
+    _next: float = -NEVER  # when the next call may begin if the burst is used up
+    _shrunk_at: float = -NEVER
 
     def opens(self, now: float) -> float:
         """When a call may begin: at once (``now``), later, or only when another ends."""

@@ -115,7 +115,11 @@ class Session:
         self._warmer = warmer
         self._settings = settings
         self._journal = journal
+        start = self.events[-1].at if self.events else 0.0
         self._gate = HostGate(settings.limits, self._throttled)
+        for event in self._past:
+            if isinstance(event, HostThrottled):
+                self._gate.recall(event.host, event.retry_after, start - event.at)
         ledger = Ledger(run_id, self.machine, journal, self._gate, then)
         writer = None
         if settings.record is not None:
@@ -133,7 +137,7 @@ class Session:
             conclude=self._conclude,
             results=settings.results,
             shared=seat,
-            clock=RunClock(self.events[-1].at if self.events else 0.0),
+            clock=RunClock(start),
             approve=settings.approve,
             hold=hold,
             calls=ledger,

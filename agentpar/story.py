@@ -114,6 +114,7 @@ class TaskStory:
     group: GroupStory | None = None  # who thought about it, in the attempt that began last
     awaited: LeaseAwaited | None = None
     used: EntryUsed | None = None
+    throttled: list[HostThrottled] = field(default_factory=list)
 
     def span(self, now: float) -> Span | None:
         """From start to end, or to ``now`` while it runs; None for a task that never ran."""
@@ -194,7 +195,7 @@ class Story:
         self.status: Status = "running"
         self.error = ""
         self.stopped_by = ""
-        self.changes: tuple[str, ...] = ()
+        self.resumed: list[RunResumed] = []
         self.began = 0.0
         self.now = 0.0
         self.tasks: dict[int, TaskStory] = {}
@@ -204,6 +205,11 @@ class Story:
         self.answer: Answered | None = None
         self.teams: dict[int, TeamStory] = {}
         self.choice: TeamChosen | None = None
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What differs from the agent that the run began with, as it was told last."""
+        return self.resumed[-1].changes if self.resumed else ()
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> Self:
@@ -219,8 +225,8 @@ class Story:
         match event:
             case RunStarted(run_id, question, note, at):
                 self.run_id, self.question, self.note, self.began = run_id, question, note, at
-            case RunResumed(changes):
-                self.changes = changes
+            case RunResumed():
+                self.resumed.append(event)
             case PlanStarted(number, at):
                 round_ = self._round(number)
                 round_.plans += 1
@@ -261,7 +267,9 @@ class Story:
                 task_.via = event.via
             case TaskReplaced(number, task, at):
                 self.tasks[task.id] = TaskStory(task, number, at)
-            case HostThrottled() | TaskItem() | TaskCancelled() | AttemptEnded() | Woke():
+            case HostThrottled(id):
+                self._task(id).throttled.append(event)
+            case TaskItem() | TaskCancelled() | AttemptEnded() | Woke():
                 pass  # what comes of it is told by other events
             case LeaseAwaited(id):
                 self._task(id).awaited = event

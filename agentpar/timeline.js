@@ -35,6 +35,7 @@ function show(id) {
   if (task.thought) parts.push(element("h3", "", "Thought"), element("p", "", task.thought));
   add("Call", task.call);
   add("Arguments as filled in", task.filled);
+  add("Too many requests", task.hosts);
   add("Result", task.result);
   add(task.state === "skipped" ? "Why it never ran" : "Error", task.error, "bad");
   for (const [title, others] of [["Needs", task.needs], ["Used by", task.users]]) {

@@ -19,7 +19,7 @@ from importlib import resources
 from typing import Any
 
 from agentpar.drawing import svg
-from agentpar.events import Answered, Citation, EntryUsed, Event
+from agentpar.events import Answered, Citation, EntryUsed, Event, HostThrottled
 from agentpar.memory.evidence import MARK, sentence_spans, spans, unmarked
 from agentpar.plaintext import one_line, seconds, visible
 from agentpar.plan import Failed, Ok, Skipped
@@ -53,14 +53,30 @@ _LEGEND = """<ul class="legend">
 
 _REUSED = """<li class="reused"><svg><rect class="bar" width="20" height="10" rx="3"/></svg>found by another</li>
 <li class="reuse"><svg><path d="M0 5H14"/><path class="head" d="M13 1L20 5L13 9Z"/></svg>reuse</li>
-</ul>"""  # noqa: E501 - markup reads better unbroken
+"""  # noqa: E501 - markup reads better unbroken
+_THROTTLED = """<li><svg><rect class="throttled" width="2" height="10"/><rect class="peace" x="2" y="7" width="18" height="2"/></svg>a host asks for less, for so long</li>
+"""  # noqa: E501 - markup reads better unbroken
+_RESUMED = """<li><svg><line class="resumed" x1="10" x2="10" y1="0" y2="10"/></svg>carried on</li>
+"""
 
 
 def _legend(story: Story) -> str:
     """What the marks mean that this page may have."""
+    more = ""
     if any(task.used is not None for _, task in story.all_tasks()):
-        return _LEGEND.replace("</ul>", _REUSED)
-    return _LEGEND
+        more += _REUSED
+    if any(task.throttled for _, task in story.all_tasks()):
+        more += _THROTTLED
+    if any(part.resumed for _, part in _told(story)):
+        more += _RESUMED
+    return _LEGEND.replace("</ul>", f"{more}</ul>")
+
+
+def _told(story: Story) -> Iterator[tuple[int, Story]]:
+    """The run's own story, and that of each team with its number."""
+    if story.teams:
+        yield 0, story
+    yield from story.parts()
 
 
 def render_timeline(events: Iterable[Event]) -> str:
@@ -322,12 +338,23 @@ def _key(team: int, id: int) -> str:
 
 def _gantt(story: Story) -> str:
     rows = [_grid(story, _Scale(story))]
+    if story.teams:
+        rows += _resumed_rows(story)
     for team, part in story.parts():
         scale = _Scale(story, story.teams[team].began if team else 0.0)
         if team:
             rows.append(_team_row(story.teams[team], story))
+        rows += _resumed_rows(part)
         rows.append(_lanes(team, part, scale))
     return "".join(rows)
+
+
+def _resumed_rows(story: Story) -> Iterator[str]:
+    """What had changed whenever the run was carried on."""
+    for event in story.resumed:
+        told = _safe("; ".join(event.changes)) or "nothing has changed, in the end"
+        at = seconds(event.at - story.began)
+        yield f'<div class="row why resumed"><span>↷ carried on at {at}: {told}</span></div>'
 
 
 def _team_row(team: TeamStory, story: Story) -> str:
@@ -376,6 +403,11 @@ def _grid(story: Story, scale: _Scale) -> str:
         if (span := round_.plan_span(story.now))
     )
     lines = "".join(f'<line x1="{x}%" x2="{x}%" y1="0" y2="100%"/>' for x, _ in ticks)
+    for team, part in _told(story):
+        later = story.teams[team].began if team else 0.0
+        for event in part.resumed:
+            x = scale.x(event.at + later)
+            lines += f'<line class="resumed" x1="{x}%" x2="{x}%" y1="0" y2="100%"/>'
     labels = "".join(
         f'<text x="{x}%" y="14" text-anchor="{"start" if x == 0 else "end" if x > 97 else "middle"}'
         f'">{text}</text>'
@@ -450,6 +482,8 @@ def _task_row(team: int, task: TaskStory, story: Story, scale: _Scale, critical:
         shown, note = span, seconds(span[1] - span[0]) + ("" if state == "ok" else f" {state}")
         if task.used is not None:
             note += f", from {_whose(task.used, story)}"
+    for event in task.throttled[-1:]:
+        note += f", {_safe(_asks_for_less(event))}"
     if span is not None and span[0] > task.planned:
         wait = scale.rect("wait", (task.planned, span[0]), 12, 2)
     args = one_line(arguments(task.task), 90)
@@ -461,8 +495,23 @@ def _task_row(team: int, task: TaskStory, story: Story, scale: _Scale, critical:
         f'<span class="id">{task.task.label}</span>'
         f'<b>{escape(one_line(task.task.tool, 40))}</b><span class="args">{escape(args)}</span>'
         f'</button><svg aria-hidden="true">{wait}{scale.rect("bar", shown, 7, 12, 0.3)}'
+        f"{''.join(_throttles(task, story, scale))}"
         f"{scale.label(shown, note)}</svg></div>"
     )
+
+
+def _throttles(task: TaskStory, story: Story, scale: _Scale) -> Iterator[str]:
+    """Where a host told the task's call that it was too much, and for how long."""
+    for event in task.throttled:
+        if event.retry_after is not None:
+            until = min(event.at + event.retry_after, story.now)
+            yield scale.rect("peace", (event.at, until), 22, 2)
+        yield f'<rect class="throttled" x="{scale.x(event.at)}%" y="4" width="2" height="19"/>'
+
+
+def _asks_for_less(event: HostThrottled) -> str:
+    peace = "" if event.retry_after is None else f" for {seconds(event.retry_after)}"
+    return f"{one_line(event.host, 60)} asks for less{peace}"
 
 
 def _whose(used: EntryUsed, story: Story) -> str:
@@ -604,6 +653,10 @@ def _details(task: TaskStory, users: list[int], story: Story) -> dict[str, Any]:
         "filled": _pretty(task.filled) if task.filled and task.task.needs else "",
         "result": result,
         "error": error,
+        "hosts": "\n".join(
+            f"{seconds(event.at - story.began)}: {visible(_asks_for_less(event))}"
+            for event in task.throttled
+        ),
         "needs": list(task.task.needs),
         "users": users,
     }

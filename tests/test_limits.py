@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -238,6 +240,35 @@ def test_limits_that_make_no_sense_are_refused(options: dict[str, Any], message:
     with pytest.raises(UsageError) as caught:
         Agent([], runtime=ScriptedRuntime([]), **options)
     assert message in str(caught.value)
+
+
+async def test_setting_the_time_of_day_moves_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks hears another day: pauses, timeouts, the deadline and the journal's lease go by
+    clocks that nobody sets."""
+    real, days = time.time, itertools.cycle((0, 86_400, -86_400))
+    monkeypatch.setattr(time, "time", lambda: real() + next(days))
+    failed: list[str] = []
+
+    @tool(retries=1, backoff=0.01, timeout=5.0)
+    async def population(country: str) -> int:
+        """Population of a country."""
+        if not failed:
+            failed.append(country)
+            raise ConnectionError("not now")
+        return 19_116_201
+
+    runtime = ScriptedRuntime(['1. population(country="Chile")\njoin()', "Answer: 19,116,201"])
+    journal = f"sqlite:///{tmp_path / 'j.db'}"
+    async with (
+        Agent([population], runtime=runtime, journal=journal, deadline=20.0) as agent,
+        agent.run("Chile?") as running,
+    ):
+        events = [event async for event in running]
+    assert running.answer.outcomes == {1: Ok(19_116_201)}
+    assert [event.at for event in events] == sorted(event.at for event in events)
+    assert 0.0 <= events[-1].at < 15.0
 
 
 def test_reading_ahead_is_no_text_that_was_cut_off() -> None:

@@ -378,6 +378,9 @@ class PolicyFile(Section):
     """Call a straggler a second time and take the first result."""
     cost: Usd | None = None
     """Price of one attempt in USD."""
+    tokens: CountOrZero | None = None
+    """Most tokens that a model writes in one attempt: they are set aside of
+    ``limits.max_tokens`` before it begins."""
 
 
 class PermissionRule(Section):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from agentpar.events import Event, PlanFault, TaskCancelled, TaskPlanned, TaskReplaced
+from agentpar.events import Event, PlanFault, PlanStarted, TaskCancelled, TaskPlanned, TaskReplaced
 from agentpar.executor.journal.calls import PastCalls
 from agentpar.plan import Task
 
@@ -66,6 +66,15 @@ class MemoryJournal:
 def lines_told(history: Sequence[Event], round: int) -> int:
     """How many lines of that round's plan have come to something."""
     return sum(is_line(event, round) for event in history)
+
+
+def lines_before_anew(history: Sequence[Event], round: int) -> int | None:
+    """How many of those there were when that round's plan was asked for anew; None if it was
+    not."""
+    for place, event in enumerate(history):
+        if isinstance(event, PlanStarted) and event.round == round and event.anew:
+            return lines_told(history[:place], round)
+    return None
 
 
 def is_line(event: Event, round: int) -> bool:

@@ -62,11 +62,16 @@ def drawn(seed: int, chance: Chance | None = None) -> Schedule:
     if hangs and timeout is None and not cancels:
         timeout = 2.005  # else the run waits for ever, as it should
     rules = _rules(chance("rules"))
+    crashes = _crashes(chance("crash"), len(tasks))
+    if crashes:
+        rounds = _written_anew(chance("anew"), rounds)
+        crashes = _with_other_rules(chance("other rules"), crashes)
+    asking = [*rules, *(rule for crash in crashes for rule in crash.rules or ())]
     return Schedule(
         seed,
         rounds,
         calls,
-        _verdicts(chance("approval"), tasks, rules),
+        _verdicts(chance("approval"), tasks, asking),
         limits,
         policies,
         timeout,
@@ -74,7 +79,9 @@ def drawn(seed: int, chance: Chance | None = None) -> Schedule:
         cancels,
         _drops(chance("drop"), tasks),
         rules,
-        _crashes(chance("crash"), len(tasks)),
+        crashes,
+        _refusals(chance("host"), tasks),
+        _batches(chance("batch")),
     )
 
 
@@ -372,8 +379,10 @@ def _verdicts(
 
 def _rules(chance: Random) -> tuple[Rule, ...]:
     """None in most schedules: then a sink asks, and all else runs."""
-    if chance.random() < 0.65:
-        return ()
+    return () if chance.random() < 0.65 else _some_rules(chance)
+
+
+def _some_rules(chance: Random) -> tuple[Rule, ...]:
     return tuple(
         Rule(
             chance.choice(("*", *SINKS, "[sp]*", "look", "fetch", "b*")),
@@ -392,3 +401,44 @@ def _crashes(chance: Random, tasks: int) -> tuple[Crash, ...]:
     return tuple(
         Crash(chance.randint(1, 6 + 3 * tasks), chance.choice((0, 0, 1, 3))) for _ in range(count)
     )
+
+
+def _written_anew(chance: Random, rounds: tuple[Round, ...]) -> tuple[Round, ...]:
+    """The same plans, of which some are written otherwise behind what a crash leaves of them."""
+    found = []
+    for one in rounds:
+        if chance.random() < 0.4:
+            left_out = (line.id for line in one.lines if chance.random() < 0.4)
+            one = replace(one, anew=frozenset(left_out))
+        found.append(one)
+    return tuple(found)
+
+
+def _with_other_rules(chance: Random, crashes: tuple[Crash, ...]) -> tuple[Crash, ...]:
+    """The same deaths, behind some of which the agent comes back with other rules."""
+    return tuple(
+        replace(crash, rules=_some_rules(chance)) if chance.random() < 0.5 else crash
+        for crash in crashes
+    )
+
+
+def _refusals(chance: Random, tasks: list[Task]) -> dict[str, tuple[float | None, ...]]:
+    """Hosts that ask for less, in one schedule of five: at times for longer than a call waits."""
+    if chance.random() < 0.8:
+        return {}
+    reads = (task for task in tasks if task.tool in READ)
+    waits = (None, 0.053, 0.203, 0.803, 1.503, 6.003)
+    return {
+        name: tuple(chance.choice(waits) for _ in range(chance.choice((1, 1, 2))))
+        for task in reads
+        for name in names_of(task)
+        if chance.random() < 0.3
+    }
+
+
+def _batches(chance: Random) -> dict[str, int]:
+    """Tools whose calls go as one, in one schedule of four."""
+    if chance.random() < 0.75:
+        return {}
+    tools = (name for name in TOOLS if name != LIST)
+    return {name: chance.choice((2, 3, 16)) for name in tools if chance.random() < 0.8}

@@ -15,6 +15,7 @@ from agentpar.events import (
     AttemptEnded,
     AttemptFailed,
     Event,
+    HostThrottled,
     JoinStarted,
     ModelUsed,
     PlanStarted,
@@ -193,14 +194,22 @@ def within_budget(performed: Performed) -> Iterator[str]:
     steps, cost, tokens, prompts, broken_off = 0, 0.0, 0, 0, 0
     set_aside = {"plan": limits.plan_tokens, "join": limits.answer_tokens}
     asked: dict[str, int] = {}  # "plan", "join" -> the round whose model call has told no usage
+    begun: set[tuple[int, int]] = set()
     for entry in performed.log:
         match entry:
             case Execute(task):
                 steps += 1
                 cost += policy_of(schedule, task).cost
-            case TaskDone(task_id=id, via="cache" | "bank"):
-                steps -= 1
-                cost -= policy_of(schedule, tasks[id]).cost
+            case TaskStarted(task_id=id, attempt=attempt):
+                begun.add((id, attempt))
+            case Cancel("call", id, attempt, why="the rules have changed"):
+                if (id, attempt) not in begun:  # the process died before
+                    steps -= 1
+                    cost -= policy_of(schedule, tasks[id]).cost
+            case TaskDone(task_id=id, attempt=attempt, via="cache" | "bank" | "journal"):
+                if entry.via != "journal" or (id, attempt) not in begun:
+                    steps -= 1
+                    cost -= policy_of(schedule, tasks[id]).cost
             case PlanStarted(number) | JoinStarted(number):
                 purpose = "plan" if isinstance(entry, PlanStarted) else "join"
                 if asked.get(purpose) == number:
@@ -271,6 +280,8 @@ def within_retries(performed: Performed) -> Iterator[str]:
                     yield f"call {task.id} was made {made[task.id]} times, {may} is the most"
             case AttemptFailed(task_id=id, outcome=Failed(kind="throttled")):
                 refused[id] += 1
+            case Cancel("call", id, why="the rules have changed"):
+                made[id] -= 1  # it broke off with its process, and is made again, or not at all
             case TaskReplaced(task=task):
                 made[task.id] = refused[task.id] = 0
 
@@ -398,6 +409,26 @@ def effects_once(performed: Performed) -> Iterator[str]:
         made[call] += not effect.refused
 
 
+def leaves_hosts_alone(performed: Performed) -> Iterator[str]:
+    """No request goes to a host while it wants to be left alone, whatever process it told that."""
+    closed: list[tuple[str, float, float, int]] = []  # host, from when, until when, told to whom
+    for place, entry in enumerate(performed.log):
+        if isinstance(entry, HostThrottled) and entry.retry_after is not None:
+            teller = _process(performed, place)
+            closed.append((entry.host, entry.at, entry.at + entry.retry_after, teller))
+    for one in performed.requests:
+        for host, since, until, teller in closed:
+            told = one.process > teller or (one.process == teller and one.at > since)
+            if one.host == host and told and one.at < until - 1e-6:
+                yield f"{host} was asked at {one.at:g} s, closed from {since:g} to {until:g} s"
+                return
+
+
+def _process(performed: Performed, place: int) -> int:
+    """The how-manieth process, from 0, has told what stands at this place in the log."""
+    return sum(cut <= place for cut in performed.cuts)
+
+
 def cancelled_for_a_reason(performed: Performed) -> Iterator[str]:
     """A task that nobody has cancelled is cancelled only where whatever needs it has ended, or
     has enough without it."""
@@ -445,15 +476,21 @@ def _is_lost(outcome: Outcome | None) -> bool:
 
 
 def permitted(performed: Performed) -> Iterator[str]:
-    """No call runs that the rules do not let run, or somebody has not approved as it is: above
-    all none that has consequences and to which a way leads from outside."""
-    rules = performed.schedule.rules
+    """No call runs that the rules do not let run, or those with which the agent came back, or
+    somebody has not approved as it is: above all none that has consequences and to which a way
+    leads from outside."""
+    schedule = performed.schedule
+    rules = [schedule.rules]
     tasks: dict[int, Task] = {}
     swayed: dict[int, bool] = {}  # whether its planner had read something from outside
     brought: set[int] = set()
     approved: set[int] = set()
     reading = False
-    for event in performed.log:
+    for place, event in enumerate(performed.log):
+        if place in performed.cuts:
+            crashes = schedule.crashes[: _process(performed, place)]
+            given = crashes[-1].rules if crashes else None
+            rules = [schedule.rules, *([] if given is None else [given])]
         match event:
             case PlanStarted():
                 reading = bool(brought)
@@ -464,19 +501,26 @@ def permitted(performed: Performed) -> Iterator[str]:
                 tasks[task.id] = task
                 swayed[task.id] |= reading
                 approved.discard(task.id)
-            case TaskDone(task_id=id, outcome=Ok() | Failed(kind="tool" | "timeout" | "size")):
+            case TaskDone(task_id=id, outcome=Ok() | Failed() as outcome) if _was_made(outcome):
                 if tasks[id].tool != PURE:
                     brought.add(id if (part := tasks[id].part) is None else part[0])
             case ApprovalGiven(task_id=id, allowed=True):
                 approved.add(id)
             case TaskStarted(task_id=id) if id not in approved:
-                if not rules and tasks[id].tool not in SINKS:
+                if not any(rules) and tasks[id].tool not in SINKS:
                     continue
                 behind = _behind(id, tasks)
                 filled = any(tasks[other].tool != PURE for other in behind)
                 told_to = swayed[id] or any(swayed[other] for other in behind)
-                if (action := _said(rules, tasks[id].tool, filled, told_to)) != "allow":
-                    yield f"call {id} of {tasks[id].tool} ran, although the rules {action}"
+                for each in rules:
+                    if (action := _said(each, tasks[id].tool, filled, told_to)) != "allow":
+                        yield f"call {id} of {tasks[id].tool} ran, although the rules {action}"
+
+
+def _was_made(outcome: Outcome) -> bool:
+    """Whether a call came to this, by whose words a planner may be swayed."""
+    made = ("tool", "timeout", "size", "throttled")
+    return not isinstance(outcome, Failed) or outcome.kind in made
 
 
 def _behind(id: int, tasks: Mapping[int, Task]) -> set[int]:
@@ -523,6 +567,9 @@ def as_one_by_one(performed: Performed) -> Iterator[str]:
         if not performed.machine.stopped_by and not _failed_at_once(performed):
             rounds = performed.schedule.rounds[: performed.machine.round]
             lines = {line.id for one in rounds for line in one.lines if not line.change}
+            for event in performed.events:
+                if isinstance(event, PlanStarted) and event.anew:
+                    lines -= rounds[event.round - 1].anew or frozenset()
             if missing := lines - performed.machine.outcomes.keys():
                 yield f"of the lines {sorted(missing)} nothing came"
 
@@ -544,6 +591,7 @@ INVARIANTS: tuple[Invariant, ...] = (
     in_order,
     not_again,
     effects_once,
+    leaves_hosts_alone,
     cancelled_for_a_reason,
     permitted,
     replays,

@@ -263,7 +263,8 @@ class Machine:
         self._numbered: dict[int, int] = {}  # how many parts such a task has ever had
         self._unfit: dict[int, str] = {}  # parts whose arguments cannot be filled, and why
         self._items: dict[int, list[Any]] = {}  # elements of lists that are still coming
-        self._tried: dict[int, int] = {}  # attempts of a call that was replaced
+        # Of a call that was replaced or is judged anew: its last attempt, and the tries that count.
+        self._tried: dict[int, tuple[int, int]] = {}
         self._asked: dict[int, Ask] = {}
         self._approved: set[str] = set()  # what approvals that were given are bound to
         self._calls: dict[int, _Call] = {}
@@ -682,15 +683,17 @@ class Machine:
             unbegun = sum(attempt > call.seen for attempt in call.attempts)
             for _ in range(unbegun):
                 self.budget.give_back_step(call.policy.cost)
+            failed = call.tries - len(call.attempts)  # what was in flight broke off, and is no try
             commands += self._drop(call, "the rules have changed")
-            for task in (call.task, *self._forget(id)):
+            for task in (call.task, *self._forget(id, max(0, failed))):
                 commands += self._permit(task, call.args, begun=task is call.task and call.seen > 0)
         return commands
 
-    def _forget(self, id: int) -> list[Task]:
-        """The call of task ``id`` is not made any more; those that waited for its result."""
+    def _forget(self, id: int, tries: int = 0) -> list[Task]:
+        """The call of task ``id`` is not made any more, or not before somebody allows it: then so
+        many ``tries`` are spent. Those that waited for its result."""
         call = self._calls.pop(id)
-        self._tried[id] = call.last
+        self._tried[id] = call.last, tries
         self._twins.forget(id, call.task.tool)
         followers = call.followers or []
         for follower in followers:
@@ -712,7 +715,8 @@ class Machine:
         lane = self._admission.lane(task.tool, args)
         call = self._calls[task.id] = _Call(task, args, lane.policy, lane)
         if task.id in self._tried:
-            call.last = self._tried[task.id]
+            call.last, call.tries = self._tried[task.id]
+            call.began = self._now
         return self._offer(call)
 
     def _offer(self, call: _Call) -> list[Command]:

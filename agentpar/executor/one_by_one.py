@@ -29,6 +29,7 @@ from agentpar.executor.schedules import (
     SINKS,
     Behaviour,
     Schedule,
+    host_visited,
     name_of,
     policy_of,
     value_of,
@@ -201,10 +202,15 @@ class _Alone:
         if args["me"] in schedule.kept and policy.cache is not None:
             return [Ok(value_of(task.tool, args))]
         hedged = policy.hedge and told.begun.get(task.id, 0) > 1
-        if hedged or task.id in told.replaced:  # its attempts are counted on from the old call's
+        # The attempts of a call in the place of another are counted on from that one's.
+        unsteady = hedged or task.id in told.replaced or task.tool in schedule.batches
+        if host := host_visited(schedule, args):
+            unsteady |= bool(schedule.refusals) or _throttles(schedule)
+        if unsteady:
             possible = [
                 _attempt(schedule, task, args, behaviour) for behaviour in schedule.calls[name]
             ]
+            possible += self._by_company(task, host)
         else:
             possible = list(_attempts(schedule, task, args))
             if not (self.performed.machine.stopped_by or tries_patience(schedule)):
@@ -216,6 +222,18 @@ class _Alone:
             ]
         return possible
 
+    def _by_company(self, task: Task, host: str) -> Iterator[Outcome]:
+        """How a call may end because of others: it goes as one with them, or to a ``host`` that
+        they have asked too much of."""
+        schedule, have = self.performed.schedule, self.performed.machine.outcomes[task.id]
+        if not isinstance(have, Failed):
+            return
+        slow = f"{task.tool} gave no result within "
+        batched = have.error.startswith(slow) or have.error == _CANCELLED_ITSELF
+        closed = have.error.startswith(f"not asked: {host!r} wants to be left alone")
+        if (task.tool in schedule.batches and batched) or (host and closed):
+            yield replace(have, kept=False)
+
     def _refused(self, task: Task) -> Outcome | None:
         """What is said of a call that a rule or a person does not let run."""
         schedule = self.performed.schedule
@@ -223,8 +241,10 @@ class _Alone:
         match have:
             case Failed(error, "denied") if error.startswith("denied by rule"):
                 number = int(error.removeprefix("denied by rule ").partition(":")[0])
-                rule = schedule.rules[number - 1]
-                return have if rule.action == "deny" and rule.names(task.tool) else None
+                told = [schedule.rules, *(crash.rules or () for crash in schedule.crashes)]
+                rules = [rules[number - 1] for rules in told if len(rules) >= number]
+                denies = any(rule.action == "deny" and rule.names(task.tool) for rule in rules)
+                return have if denies else None
         if task.id not in self.told.asked:
             return None
         seconds, verdict = schedule.verdicts[task.id if task.part is None else task.part[0]]
@@ -243,6 +263,12 @@ def tries_patience(schedule: Schedule) -> bool:
     place are given up."""
     calls = schedule.calls.values()
     return any(b.fault == "deaf" and b.lag > PATIENCE for behaviours in calls for b in behaviours)
+
+
+def _throttles(schedule: Schedule) -> bool:
+    """Whether some host may hear too many requests."""
+    calls = schedule.calls.values()
+    return any(b.fault == "throttled" for behaviours in calls for b in behaviours)
 
 
 def _may_be_interrupted(performed: Performed, task: Task) -> bool:
@@ -273,6 +299,8 @@ def _attempts(schedule: Schedule, task: Task, args: Mapping[str, Any]) -> Iterat
 _DEAF = ", and does not stop when cancelled"
 """What is said of a call that goes on."""
 
+_CANCELLED_ITSELF = "the call cancelled itself"
+
 _NO_PLACE = " does not stop when cancelled, and leaves no place for it"
 """What is said of a call that waited for the place of such a one, and was not made."""
 
@@ -296,7 +324,7 @@ def _attempt(
         case "throttled":
             return Failed(f"call {me} came too soon", "throttled")
         case "cancels itself" | "cancels its task":
-            return Failed("the call cancelled itself")
+            return Failed(_CANCELLED_ITSELF)
         case "large":
             limit = f"max_result_bytes={MAX_RESULT_BYTES:,}"
             return Failed(f"{task.tool} returned more than {limit}", "size")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from agentpar.errors import AgentparError, FetchError
 from agentpar.events import (
     Answered,
     Event,
+    HostThrottled,
     JoinStarted,
     ModelUsed,
     PlanEnded,
@@ -25,6 +26,7 @@ from agentpar.events import (
     PlanStarted,
     ReplanAsked,
     RunFinished,
+    RunResumed,
     RunStarted,
     TaskCancelled,
     TaskDone,
@@ -32,7 +34,13 @@ from agentpar.events import (
     TaskReplaced,
 )
 from agentpar.executor.commands import Command, Conclude, Join, Plan
-from agentpar.executor.crashes import Life, MemoryJournal, does_without, lines_told
+from agentpar.executor.crashes import (
+    Life,
+    MemoryJournal,
+    does_without,
+    lines_before_anew,
+    lines_told,
+)
 from agentpar.executor.driver import Driver, Emit, RunClock
 from agentpar.executor.ledger import Ledger
 from agentpar.executor.machine import Machine
@@ -43,20 +51,24 @@ from agentpar.executor.schedules import (
     LIST,
     MAX_RESULT_BYTES,
     TOOLS,
+    WAITS,
     Behaviour,
     Crash,
     Line,
     Schedule,
+    host_visited,
     name_of,
     value_of,
 )
+from agentpar.executor.setup import Setup, resumption
 from agentpar.executor.simulate import VirtualLoop, run
+from agentpar.gate import Caller, HostGate, Visit
 from agentpar.permissions import Flow, Permissions
 from agentpar.plan import Ok, Task, circle_of
 from agentpar.policy import PLAIN
 from agentpar.ports import Shared
 from agentpar.tools.base import Tool
-from agentpar.tools.call import call_key, current_call
+from agentpar.tools.call import CurrentCall, call_key, current_call, current_calls, visiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +83,23 @@ class Effect:
     refused: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a host saw: at which second of the run, from the how-manieth process."""
+
+    host: str
+    at: float
+    process: int
+
+
 @dataclass(slots=True)
 class Performed:
     """What came of a schedule: all that the invariants look at.
 
     ``log`` holds events and commands in order, those of earlier processes as they are on disk;
     ``cuts`` are the places in it at which one of them broke off. ``effects`` is what the world
-    saw, whatever is on disk. ``peak`` is the largest number of calls that really ran at once,
+    saw, whatever is on disk, ``requests`` what the hosts did; ``batches`` are the sizes of those
+    that went out. ``peak`` is the largest number of calls that really ran at once,
     ``overlaps`` has those that held one lock together (the lock, a call, those before it),
     ``left`` what stood in the loop behind the run's end, ``error`` what the run raised.
     """
@@ -89,6 +111,8 @@ class Performed:
     peak: int = 0
     overlaps: list[tuple[str, str, list[str]]] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
     cuts: list[int] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     error: BaseException | None = None
@@ -169,6 +193,8 @@ class _Process:
         self._schedule = performed.schedule
         self._journal = journal
         self._history = [] if journal is None else journal.history
+        died = len(performed.cuts)
+        self._rules = None if died == 0 else performed.schedule.crashes[died - 1].rules
         self._life = Life(None if crash is None else crash.after, self._die)
         self._in_flight = 0
         self._holders: dict[str, list[str]] = {}
@@ -191,8 +217,12 @@ class _Process:
             if task.args["me"] in self._schedule.kept
         }
         text = io.StringIO()
-        ledger = Ledger(_RUN_ID, machine, self._journal)
         start = history[-1].at if history else 0.0
+        gate = HostGate(self._schedule.limits, self._throttled)
+        for event in history:
+            if isinstance(event, HostThrottled):
+                gate.recall(event.host, event.retry_after, start - event.at)
+        ledger = Ledger(_RUN_ID, machine, self._journal, gate)
         life = self._life
         with RecordWriter(text, machine, history=history) as writer:
             driver = Driver(
@@ -220,7 +250,9 @@ class _Process:
                 ],
             )
             self._emit, self._now = driver.emit, driver.clock.now
-            first = () if history else (RunStarted(_RUN_ID, "?"),)
+            first: list[Event] = [] if history else [RunStarted(_RUN_ID, "?")]
+            if (resumed := self._resumed(tools)) is not None:
+                first.append(replace(resumed, at=start))
             work = self._work = loop.create_task(driver.run(*first, due=due))
             timers = [
                 loop.call_at(second - start, work.cancel)
@@ -237,6 +269,7 @@ class _Process:
             finally:
                 for timer in timers:
                     timer.cancel()
+                gate.close()
         performed.record = text.getvalue().encode("utf-8", "surrogatepass")
         performed.error = asyncio.CancelledError() if work.cancelled() else work.exception()
         if self.dead:
@@ -260,6 +293,19 @@ class _Process:
         assert self._emit is not None
         self._emit(replace(event, at=self._now()))
 
+    def _resumed(self, tools: Mapping[str, Tool]) -> RunResumed | None:
+        """What there is to tell where the agent has other rules than the run began with."""
+        if self._rules is None:
+            return None
+        then = Setup.of(Terms.of(self._performed.machine), tools)
+        rules = Permissions(self._rules, FLOWS)
+        now = replace(then, terms=replace(then.terms, permissions=rules))
+        return resumption(then, now, self._history)
+
+    def _throttled(self, caller: Caller, host: str, retry_after: float | None) -> None:
+        task_id, attempt = caller
+        self._tell(HostThrottled(task_id, host, retry_after, attempt=attempt))
+
     def _die(self) -> None:
         assert self._work is not None
         self._work.cancel()
@@ -275,8 +321,16 @@ class _Process:
     def _tool(self, name: str) -> Tool:
         async def call(**args: Any) -> Any:
             with self._calling(name, args) as behaviour:
-                await self._wait(behaviour, behaviour.latency)
-                return await self._behave(behaviour, args, value_of(name, args))
+                async with self._visiting(args) as visit:
+                    await self._wait(behaviour, behaviour.latency)
+                    if behaviour.fault == "throttled":
+                        visit.throttled(behaviour.lag)
+                    value = await self._behave(behaviour, args, value_of(name, args))
+                    visit.succeeded()
+                return value
+
+        async def batch(several: list[dict[str, Any]]) -> list[Any]:
+            return await self._together(name, several)
 
         async def stream(**args: Any) -> AsyncIterator[Any]:
             with self._calling(name, args) as behaviour:
@@ -302,14 +356,57 @@ class _Process:
             flow.pure,
             policy=self._schedule.policies.get(name, PLAIN),
             streams=name == LIST,
+            batch=batch if name in self._schedule.batches else None,
+            batch_size=self._schedule.batches.get(name, 1),
         )
 
+    @asynccontextmanager
+    async def _visiting(self, args: Mapping[str, Any]) -> AsyncIterator[Visit]:
+        """The last of a call's requests to its host, which may have refused others before."""
+        host = host_visited(self._schedule, args)
+        refusals = self._schedule.refusals.get(name_of(args), ())
+        if not host:
+            yield Visit()
+            return
+        for wait in refusals if current_call().attempt == 1 else ():
+            async with visiting(host, WAITS) as visit:
+                self._ask(host)
+                visit.throttled(wait)
+        async with visiting(host, WAITS) as visit:
+            self._ask(host)
+            yield visit
+
+    def _ask(self, host: str) -> None:
+        performed = self._performed
+        performed.requests.append(Request(host, self._now(), len(performed.cuts)))
+
+    async def _together(self, tool: str, several: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Several calls as one, which takes as long as the longest of them and hears as badly."""
+        self._performed.batches.append(len(several))
+        replies: list[Any] = []
+        with ExitStack() as calling:
+            behaviours = [
+                calling.enter_context(self._calling(tool, args, call))
+                for args, call in zip(several, current_calls(), strict=True)
+            ]
+            slowest = max(behaviours, key=lambda behaviour: behaviour.latency)
+            await self._wait(slowest, slowest.latency)
+            for args, call, behaviour in zip(several, current_calls(), behaviours, strict=True):
+                try:
+                    value = value_of(tool, args)
+                    replies.append(await self._behave(behaviour, args, value, call))
+                except (Exception, SystemExit) as error:
+                    replies.append(error)
+        return replies
+
     @contextmanager
-    def _calling(self, tool: str, args: Mapping[str, Any]) -> Iterator[Behaviour]:
+    def _calling(
+        self, tool: str, args: Mapping[str, Any], call: CurrentCall | None = None
+    ) -> Iterator[Behaviour]:
         """A call from its beginning to its end, and how it goes."""
         if self.dead:
             raise asyncio.CancelledError
-        performed, name, call = self._performed, name_of(args), current_call()
+        performed, name, call = self._performed, name_of(args), call or current_call()
         behaviours = self._schedule.calls[name]
         behaviour = behaviours[min(call.attempt, len(behaviours)) - 1]
         if call.tool.sink:
@@ -370,7 +467,13 @@ class _Process:
                 await asyncio.sleep(left)
         self._deaf.discard(task)
 
-    async def _behave(self, behaviour: Behaviour, args: Mapping[str, Any], value: Any) -> Any:
+    async def _behave(
+        self,
+        behaviour: Behaviour,
+        args: Mapping[str, Any],
+        value: Any,
+        call: CurrentCall | None = None,
+    ) -> Any:
         me = args["me"]
         match behaviour.fault:
             case "hangs":
@@ -390,7 +493,8 @@ class _Process:
                 await asyncio.sleep(0)
             case "done twice":
                 assert self._emit is not None
-                self._emit(TaskDone(current_call().task_id, Ok(value), at=self._now()))
+                task_id = (call or current_call()).task_id
+                self._emit(TaskDone(task_id, Ok(value), at=self._now()))
             case "large":
                 return "x" * (2 * MAX_RESULT_BYTES)
             case "not data":
@@ -402,9 +506,20 @@ class _Process:
     async def _plan(self, command: Plan, emit: Emit) -> None:
         now = self._now
         one = self._schedule.rounds[command.round - 1]
-        emit(PlanStarted(command.round, now()))
-        for line in one.lines[lines_told(self._history, command.round) :]:
-            await asyncio.sleep(line.gap)
+        before, anew = lines_told(self._history, command.round), one.anew
+        stood = lines_before_anew(self._history, command.round)
+        lines = one.lines
+        emit(PlanStarted(command.round, now(), anew=stood is not None))
+        if anew is not None and before and stood is None:
+            # The model was asked again and wrote something else: it is asked for another plan.
+            emit(ModelUsed("plan", command.round, one.plan_usage, at=now()))
+            emit(PlanStarted(command.round, now(), anew=True))
+            stood = before
+        if anew is not None and stood is not None:
+            lines = (*lines[:stood], *(line for line in lines[stood:] if line.id not in anew))
+        for line in lines[before:]:
+            if line.gap or not self._schedule.batches:  # else it comes in one piece with the last
+                await asyncio.sleep(line.gap)
             emit(self._planned(line, command.round))
         match one.plan_end:
             case "ends":

@@ -18,6 +18,7 @@ from agentpar.events import Usage
 from agentpar.permissions import Flow, Rule
 from agentpar.plan import Task
 from agentpar.policy import PLAIN, Limits, Policy
+from agentpar.resource import host_of
 
 READ, LIST, SINKS = ("look", "sum_up", "fetch"), "browse", ("send", "post")
 """The simulated tools: those that read, the one that brings a list bit by bit, and those whose
@@ -26,6 +27,11 @@ TOOLS = (*READ, LIST, *SINKS)
 PURE = "sum_up"
 """The tool that brings nothing in from outside."""
 FLOWS = {"send": Flow("write"), "post": Flow(sends=True), PURE: Flow(pure=True)}
+
+ELSEWHERE = "a.example"
+"""The host of calls that are refused and name none."""
+WAITS = 1.0
+"""For how many seconds a simulated call waits for a host that wants to be left alone."""
 
 MOST_ELEMENTS = 4
 """Of the lists that a simulated tool brings."""
@@ -106,7 +112,11 @@ JoinEnd = Literal["answers", "replans", "raises", "says nothing"]
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One plan, how its planner stops, and what the joiner makes of it."""
+    """One plan, how its planner stops, and what the joiner makes of it.
+
+    ``anew``: where the process dies while it is written, the next one's planner writes another,
+    behind what stands: the lines of these numbers are not in it. None: the same again.
+    """
 
     lines: tuple[Line, ...]
     plan_end: PlanEnd = "ends"
@@ -114,6 +124,7 @@ class Round:
     join_seconds: float = 0.0
     plan_usage: Usage = field(default_factory=Usage)
     join_usage: Usage = field(default_factory=Usage)
+    anew: frozenset[int] | None = None
 
 
 Verdict = Literal["allowed", "refused", "not judged: the approver breaks"]
@@ -122,13 +133,19 @@ Verdict = Literal["allowed", "refused", "not judged: the approver breaks"]
 @dataclass(frozen=True, slots=True)
 class Crash:
     """The process dies at the event with number ``after`` (of those that it tells itself), and
-    of the last events up to ``lost`` have not come to disk. Another process carries on."""
+    of the last events up to ``lost`` have not come to disk. Another process carries on, by other
+    ``rules`` where there are some."""
 
     after: int
     lost: int = 0
+    rules: tuple[Rule, ...] | None = None
 
     def __str__(self) -> str:
-        return f"the process dies at its event {self.after}, {self.lost} are not on disk"
+        told = f"the process dies at its event {self.after}, {self.lost} are not on disk"
+        if self.rules is None:
+            return told
+        rules = ", ".join(map(str, self.rules)) or "none"
+        return f"{told}, and the next one has other rules: {rules}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +157,9 @@ class Schedule:
     of them. ``verdicts`` are for the tasks about which somebody may be asked: seconds, and what is
     said. ``kept`` are calls whose results are there from an earlier run. ``cancels`` are the
     seconds at which the caller cancels the run, ``drops`` those at which it wants a task no more,
-    and which.
+    and which. ``refusals`` are of calls which their host tells at first that it is too much, for
+    so many seconds or without a word of how long (None). Of the tools in ``batches`` up to so many
+    calls go as one.
     """
 
     seed: int
@@ -155,6 +174,8 @@ class Schedule:
     drops: tuple[tuple[float, int], ...] = ()
     rules: tuple[Rule, ...] = ()
     crashes: tuple[Crash, ...] = ()
+    refusals: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+    batches: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def tasks(self) -> list[Task]:
@@ -168,12 +189,18 @@ class Schedule:
         for number, one in enumerate(self.rounds, 1):
             text.append(f"  round {number}: the planner {one.plan_end}")
             text += (f"    {line}" for line in one.lines)
+            if one.anew is not None:
+                text.append(f"    written anew after a crash: without {sorted(one.anew)}")
             text.append(f"    the joiner {one.join_end} after {one.join_seconds:g} s")
         for name, behaviours in self.calls.items():
             text.append(f"  call {name}: {', then '.join(map(str, behaviours))}")
         text += (f"  rule {rule}" for rule in self.rules)
         text += (f"  call {id} is {said} after {s:g} s" for id, (s, said) in self.verdicts.items())
         text += (f"  tool {name}: {_told(policy)}" for name, policy in self.policies.items())
+        text += (f"  tool {name}: in batches of {most}" for name, most in self.batches.items())
+        text += (
+            f"  call {name} is refused first: {waits}" for name, waits in self.refusals.items()
+        )
         text += (f"  the result of call {id} is kept" for id in sorted(self.kept))
         text += (f"  task {id} is dropped at {second:g} s" for second, id in self.drops)
         text += (f"  cancelled at {second:g} s" for second in self.cancels)
@@ -210,6 +237,13 @@ def names_of(task: Task) -> Iterator[str]:
         yield str(task.args["me"])
     else:
         yield from (f"{task.args['me']}[{index}]" for index in range(MOST_ELEMENTS))
+
+
+def host_visited(schedule: Schedule, args: Mapping[str, Any]) -> str:
+    """The host that the call with these arguments sends requests to; empty for none."""
+    if (url := args.get("url")) is not None:
+        return host_of(url)
+    return ELSEWHERE if name_of(args) in schedule.refusals else ""
 
 
 def value_of(tool: str, args: Mapping[str, Any]) -> Any:

@@ -62,6 +62,7 @@ _IPV6_REFUSED = tuple(
         ("2001::/23", "reserved for protocols"),
         ("2001:db8::/32", "documentation"),
         ("2002::/16", "6to4"),
+        ("2620:4f:8000::/48", "reserved for AS112"),
         ("3ffe::/16", "reserved (6bone)"),
         ("3fff::/20", "documentation"),
         ("5f00::/16", "segment routing"),
@@ -92,8 +93,13 @@ _METADATA = frozenset(
     )
 )
 
-# Names that only ever mean a machine nearby: refused before anyone is asked for an address.
-_NEARBY_NAMES = ("localhost", "local", "internal", "home.arpa", "localdomain", "intranet", "lan")
+# Names that only ever mean a machine nearby: refused before anyone is asked for an address. Most
+# stand in RFC 6761, 6762, 8375 and 9476; ICANN delegates neither "corp" nor "home", as so many
+# networks use them inside; "svc" ends the short names of services in a Kubernetes cluster.
+_NEARBY_NAMES = (
+    "localhost", "local", "internal", "home.arpa", "localdomain", "intranet", "lan", "corp", "home",
+    "svc",
+)  # fmt: skip
 _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*")
 _PATTERN = re.compile(r"\*|(\*\.)?[a-z0-9_.:-]+")
 _PORTS = {"http": 80, "https": 443}
@@ -266,6 +272,8 @@ def _why_host_refused(url: httpx.URL) -> str:
         except ValueError:
             return "a number in the place of a name"
         return why_refused(host)
+    if url.host.rstrip(".").rsplit(".", 1)[-1].isdecimal():
+        return "a number in the place of a name"  # in digits of another script
     if not _NAME.fullmatch(bare) or len(bare) > 253:
         return "not a host name"
     if "." not in bare or _covered(bare, _NEARBY_NAMES):

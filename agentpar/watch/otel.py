@@ -7,7 +7,7 @@ The only file that knows the ``opentelemetry`` packages; what is in a span is de
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -143,7 +143,15 @@ class _Writer:
 
 
 def _sendable(attributes: Mapping[str, Value]) -> dict[str, Value]:
-    return {n: _text(value) if isinstance(value, str) else value for n, value in attributes.items()}
+    return {name: _in_utf8(value) for name, value in attributes.items()}
+
+
+def _in_utf8(value: Value) -> Value:
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, Sequence):
+        return [_text(item) for item in value if isinstance(item, str)] or value
+    return value
 
 
 def _text(text: str) -> str:

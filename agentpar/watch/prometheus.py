@@ -20,6 +20,7 @@ from agentpar.events import (
     EntryOffered,
     EntryUsed,
     Event,
+    HostThrottled,
     LeaseAwaited,
     ModelUsed,
     PlanFault,
@@ -116,6 +117,9 @@ class _Metrics:
             registry=registry,
         )
         self.retries = counter("tool_retries", "Calls made again after one failed", "tool")
+        self.throttles = counter(
+            "hosts_throttled", "Times that a host asked a call for fewer requests", "tool"
+        )
         self.faults = counter("plan_faults", "Lines of plans that could not be used")
         self.tokens = counter(
             "tokens",
@@ -171,6 +175,8 @@ class _Counting:
             case TaskDone(id, outcome, at=at, via=via):
                 if id in self._tools:  # else a line that was no call: a fault of the plan
                     self._ended(id, _kind(outcome), at, called=via != "bank")
+            case HostThrottled(id):
+                metrics.throttles.labels(agent, self._tool(id)).inc()
             case PlanFault():
                 metrics.faults.labels(agent).inc()
             case ModelUsed(purpose, usage=usage):

@@ -35,6 +35,7 @@ from agentpar.events import (
     EntryOffered,
     EntryUsed,
     Event,
+    HostThrottled,
     JoinFailed,
     JoinStarted,
     JoinText,
@@ -47,6 +48,7 @@ from agentpar.events import (
     PlanText,
     ReplanAsked,
     RunFinished,
+    RunResumed,
     RunStarted,
     TaskDone,
     TaskPlanned,
@@ -86,6 +88,9 @@ BECAUSE: Final = "agentpar.task.because"
 ALLOWED: Final = "agentpar.approval.allowed"
 REPLAN: Final = "agentpar.replan"
 MESSAGE: Final = "agentpar.message"
+CHANGES: Final = "agentpar.run.changes"
+HOST: Final = "server.address"
+RETRY_AFTER: Final = "agentpar.host.retry_after_seconds"
 WORKERS: Final = "agentpar.workers"
 SHARING: Final = "agentpar.workers.backend"
 ENTRY: Final = "agentpar.memory.entry"
@@ -203,6 +208,12 @@ class SpanTree:
                 changes += self._entry_offered(event)
             case BankFailed(error, _, at):
                 changes.append(Noted("memory.failed", at, self._if_content({MESSAGE: error})))
+            case HostThrottled(id, host, wait, at, attempt):
+                said = {**self._call(id), ATTEMPT: attempt, **self._if_content({HOST: host})}
+                said |= {} if wait is None else {RETRY_AFTER: wait}
+                changes.append(Noted("host.throttled", at, said))
+            case RunResumed(told, at=at):
+                changes.append(Noted("run.resumed", at, {CHANGES: told} if told else {}))
             case JoinStarted(round, at):
                 changes += self._opened(Opened(("join", round), ROOT, "join", at, {ROUND: round}))
             case Answered(round, at=at):

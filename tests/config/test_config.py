@@ -30,6 +30,7 @@ from agentpar.errors import ConfigError, FetchError, UsageError
 from agentpar.memory.settings import Memory
 from agentpar.miniweb import MiniWeb
 from agentpar.permissions import Rule
+from agentpar.plan import Failed, Ok
 from agentpar.policy import Price
 from agentpar.runtime.scripted import ScriptedRuntime
 from agentpar.teams import Teams
@@ -96,7 +97,7 @@ tools: [calc]
 policies:
   - {tools: "web_*", retries: 3, cache: 1h, rate: 60/min, on_error: keep}
   - {tools: [calc, web_fetch], hedge: true, lock: one, backoff: 100ms, idempotent: true}
-  - {tools: "web_*", concurrency: 4, cost: 0.01, timeout: 5s, max_backoff: 1m}
+  - {tools: "web_*", concurrency: 4, cost: 0.01, timeout: 5s, max_backoff: 1m, tokens: 2k}
 defaults: {timeout: 1m, concurrency: 8, retries: 2, rate: 10/s}
 limits:
   max_steps: 60
@@ -170,6 +171,7 @@ secrets: ["${KEY}"]
                 "cost": 0.01,
                 "timeout": 5.0,
                 "max_backoff": 60.0,
+                "tokens": 2000,
             },
         },
         "permissions": (Rule("send_*", "ask"), Rule(["calc", "log"], "allow", data="any")),
@@ -184,6 +186,24 @@ def test_what_the_file_leaves_out_is_as_the_agent_has_it(folder: Path) -> None:
     defaults = inspect.signature(Agent).parameters
     for name in set(arguments) - {"tools", "model"}:
         assert arguments[name] == defaults[name].default, name
+
+
+async def test_tokens_of_a_tool_that_asks_a_model_count_against_the_limit(folder: Path) -> None:
+    """They are set aside before it begins: a call that could pass the limit is not made."""
+    spec = loaded(
+        """
+tools: [calc]
+policies: [{tools: calc, tokens: 3k}]
+limits: {max_tokens: 5k}
+"""
+    )
+    lines = '1. calc(expression="1 + 1")\n2. calc(expression="2 + 2")\njoin()'
+    options = {**spec.arguments(), "model": None, "runtime": ScriptedRuntime([lines, "Answer: 2"])}
+    async with Agent(**options) as agent:
+        answer = await agent.ask("What is 1 + 1?")
+    assert answer.outcomes[1] == Ok(2)
+    assert isinstance(answer.outcomes[2], Failed)
+    assert answer.usage.stopped_by == "max_tokens=5000"
 
 
 def test_an_id_alone_is_the_model(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from agentpar.events import Answered
+from agentpar.events import Answered, HostThrottled, PlanStarted, RunResumed
 from agentpar.executor.commands import Join
 from agentpar.executor.draws import drawn
 from agentpar.executor.invariants import broken
@@ -50,6 +50,10 @@ def nothing_depends_on_time(performed: Performed) -> bool:
     return not (
         schedule.cancels
         or schedule.drops
+        or schedule.refusals
+        or schedule.batches
+        or any(isinstance(entry, HostThrottled | RunResumed) for entry in performed.log)
+        or any(isinstance(entry, PlanStarted) and entry.anew for entry in performed.log)
         or schedule.rules  # a plan that goes on after a crash was written with more in mind
         or schedule.limits.replan_early
         or machine.stopped_by

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from agentpar import Agent, RunFailed, ScriptedRuntime, UsageError, tool
 from agentpar.errors import FetchError
+from agentpar.events import RunResumed
 from agentpar.executor.fuzz import (
     BLOCK,
     WITHOUT,
@@ -25,9 +27,10 @@ from agentpar.executor.fuzz import (
     first_of,
     material,
 )
-from agentpar.executor.record import read_record
+from agentpar.executor.record import encode, read_record
 from agentpar.executor.simulate import run
 from agentpar.fuzzing import fuzz_run
+from agentpar.permissions import Permissions
 from agentpar.plan import Failed, Ok
 
 CALLS = [f"size(of={letter})" for letter in "abcdefg"]
@@ -197,6 +200,17 @@ def test_other_rules_than_the_records_are_told(tmp_path: Path) -> None:
     assert any("on the recorded order task 2 ends as" in text for text in report.findings)
 
 
+def test_a_record_of_a_run_that_was_carried_on_otherwise_is_told(tmp_path: Path) -> None:
+    """The rules that it had from then on are no part of a fuzz."""
+    path = recorded(tmp_path, [size], ["1. size(of='a')\njoin()", "One [1]."])
+    lines = path.read_text().splitlines(keepends=True)
+    event = encode(RunResumed(("tool 'pay' is new",), Permissions()))
+    path.write_text("".join([*lines[:2], json.dumps(event) + "\n", *lines[2:]]))
+    report = fuzzed(path, 10)
+    assert any("carried on with an agent that had changed" in text for text in report.findings)
+    assert not report.differs
+
+
 def test_what_a_hanging_call_costs_is_virtual(tmp_path: Path) -> None:
     """Every set of faults in which a call hangs ends by its timeout, and the report says what
     the run is then: the same in every order."""
@@ -288,6 +302,25 @@ def test_a_write_that_a_crash_left_open_is_told(tmp_path: Path, idempotent: bool
     assert not report.differs
     told = any("a crash may leave it open" in line for line in report.lines())
     assert told == (not idempotent)
+
+
+def test_a_limit_that_a_crash_brings_nearer_is_told_from_the_crash(tmp_path: Path) -> None:
+    """The call in flight counts twice, so that the last one is not made; with more steps it is."""
+    plan = "1. size(of='ab')\n2. size(of=$1)\n3. size(of=$2)\njoin()"
+
+    @tool
+    async def size(of: object) -> str:
+        """Size of a thing."""
+        await asyncio.sleep(2)
+        return f"{of}."
+
+    path = recorded(tmp_path, [size], [plan, "Two [1]."], max_steps=3)
+    report = fuzzed(path, 60)
+    others = [group for one in mortal(report) for group in one.groups[1:]]
+    assert {(group.cause, group.limit) for group in others} == {
+        ("limit", "max_steps=3, which a crash brings nearer")
+    }
+    assert (report.crash_matters, report.limits_matter) == (False, True)
 
 
 def test_a_plan_that_does_without_a_call_is_read_again(tmp_path: Path) -> None:

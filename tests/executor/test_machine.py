@@ -20,6 +20,7 @@ from agentpar.errors import PlanError
 from agentpar.events import (
     Answered,
     ApprovalGiven,
+    AttemptFailed,
     Event,
     JoinFailed,
     PlanEnded,
@@ -27,17 +28,19 @@ from agentpar.events import (
     PlanFault,
     PlanText,
     ReplanAsked,
+    RunResumed,
     RunStarted,
     TaskDone,
     TaskPlanned,
+    TaskStarted,
 )
-from agentpar.executor.commands import Ask, Command, Execute, Finish, Join, Plan, Settle
+from agentpar.executor.commands import Ask, Command, Execute, Finish, Join, Plan, Settle, Wake
 from agentpar.executor.machine import Machine
 from agentpar.executor.resume import catch_up
-from agentpar.permissions import Flow, Permissions
+from agentpar.permissions import Flow, Permissions, Rule
 from agentpar.plan import Failed, Ok, Outcome, Ref, Skipped, Task
 from agentpar.planner.prompts import observations
-from agentpar.policy import Limits
+from agentpar.policy import Limits, Policy
 
 RISKY = Permissions(flows={"send": Flow("write")})
 START = RunStarted("run", "Chile or Peru?")
@@ -396,3 +399,31 @@ def test_a_plan_that_broke_off_goes_on_behind_its_last_number() -> None:
     machine = Machine()
     due = catch_up(machine, [START, TaskPlanned(1, task := Task.of(4, "get"))])
     assert due == [Plan(1, 5), Execute(task)]
+
+
+def test_an_event_of_a_clock_that_was_set_back_moves_no_time() -> None:
+    """A pause counts on from the latest time that was ever told."""
+    policies = {"get": Policy(retries=1, backoff=1.0)}
+    machine = Machine(policies=policies)
+    machine.handle(START)
+    machine.handle(TaskPlanned(1, Task(1, "get", {}), at=100.0))
+    (wake,) = machine.handle(AttemptFailed(1, Failed("no"), at=5.0))
+    assert isinstance(wake, Wake)
+    assert 100.5 <= wake.at <= 101.0
+
+
+def test_a_call_that_is_judged_anew_keeps_the_tries_that_it_has_spent() -> None:
+    """One of two has failed when the process dies; the next one asks, and makes one more."""
+    machine = Machine(policies={"get": Policy(retries=1)})
+    machine.handle(START)
+    machine.handle(TaskPlanned(1, Task(1, "get", {})))
+    machine.handle(TaskStarted(1))
+    assert isinstance(machine.handle(AttemptFailed(1, Failed("no")))[0], Wake)
+    rules = Permissions((Rule("get", "ask"),))
+    (ask,) = machine.handle(RunResumed((), rules))
+    assert isinstance(ask, Ask)
+    (call,) = machine.handle(ApprovalGiven(1, True, bound=ask.bound))
+    assert isinstance(call, Execute)
+    assert call.attempt == 2
+    machine.handle(TaskStarted(1, attempt=2))
+    assert machine.handle(AttemptFailed(1, Failed("no"), attempt=2)) == [Settle(1, Failed("no"))]

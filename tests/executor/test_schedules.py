@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import math
 import os
 import subprocess
 import sys
@@ -26,9 +27,11 @@ from many_schedules import complaints, nothing_depends_on_time, told
 from agentpar.errors import Deadlock
 from agentpar.events import (
     Answered,
+    HostThrottled,
     ModelUsed,
     PlanStarted,
     RunFinished,
+    RunResumed,
     TaskCancelled,
     TaskDone,
     TaskItem,
@@ -40,8 +43,8 @@ from agentpar.events import (
 from agentpar.executor.commands import Ask, Cancel, Conclude, Execute, Expand, Join, Plan
 from agentpar.executor.draws import drawn
 from agentpar.executor.invariants import INVARIANTS, broken
-from agentpar.executor.perform import Effect, Performed, perform
-from agentpar.executor.schedules import FAULTS, SINKS, Behaviour, name_of
+from agentpar.executor.perform import Effect, Performed, Request, perform
+from agentpar.executor.schedules import FAULTS, SINKS, Behaviour, Crash, name_of
 from agentpar.permissions import Rule
 from agentpar.plan import Failed, Ok, Pick, Ref, Task
 from agentpar.policy import Limits, Policy
@@ -79,7 +82,8 @@ def test_hypothesis_finds_no_smaller_schedule_that_breaks(chance: Random) -> Non
 
 def test_schedules_are_of_every_kind() -> None:
     """What the claims are about does happen: faults, ends, cancelling, limits, policies, lists,
-    picks, plans that change others, rules, crashes."""
+    picks, batches, hosts that ask for less, plans that change others, rules, crashes, and what
+    changes across one."""
     seen: Counter[str] = Counter()
     for seed in range(1500):
         performed = perform(drawn(seed))
@@ -91,6 +95,17 @@ def test_schedules_are_of_every_kind() -> None:
         seen["left behind"] += "does not end" in performed.end.error
         seen["died"] += bool(performed.cuts)
         seen["died twice"] += len(performed.cuts) > 1
+        seen["a batch"] += len(performed.batches)
+        seen["a full batch"] += sum(size > 2 for size in performed.batches)
+        closed = [
+            event.at + event.retry_after
+            for event in performed.log[: performed.cuts[0] if performed.cuts else 0]
+            if isinstance(event, HostThrottled) and event.retry_after is not None
+        ]
+        seen["died while a host was closed"] += any(
+            request.process > 0 and request.at >= max(closed, default=math.inf)
+            for request in performed.requests
+        )
         seen["died, and nothing differs"] += bool(performed.cuts) and nothing_depends_on_time(
             performed
         )
@@ -109,10 +124,20 @@ def test_schedules_are_of_every_kind() -> None:
                     seen["a loser"] += "has what it needs" in error
                     seen["given up"] += "leaves no place for it" in error
                     seen["denied"] += error.startswith("denied by rule")
+                    seen["not asked"] += error.startswith("not asked: ")
+                    seen["denied while it was made"] += "was being called" in error
                 case TaskDone(via=via) if via:
                     seen[via.rstrip("0123456789 ")] += 1
-                case Cancel(what=what):
+                case Cancel(what=what, why=why):
                     seen[f"cancelled {what}"] += 1
+                    seen[f"{what}: {why}"] += 1
+                case PlanStarted(anew=True):
+                    seen["anew"] += 1
+                case HostThrottled(retry_after=wait):
+                    seen["HostThrottled"] += 1
+                    seen["HostThrottled without a time"] += wait is None
+                case RunResumed():
+                    seen["RunResumed"] += 1
                 case Ask(label=label):
                     seen["asked, with data from outside"] += bool(label.data)
                     seen["asked, planned after reading"] += bool(label.plan)
@@ -130,7 +155,10 @@ def test_schedules_are_of_every_kind() -> None:
     expected |= {"died", "died twice", "died, and nothing differs"}
     expected |= {"asked, with data from outside", "asked, planned after reading"}
     expected |= {"a pick", "a loser", "given up", "an early plan", "Expand", "TaskItem"}
-    expected |= {"TaskReplaced", "TaskCancelled"}
+    expected |= {"TaskReplaced", "TaskCancelled", "a batch", "a full batch", "anew", "RunResumed"}
+    expected |= {"HostThrottled", "HostThrottled without a time", "not asked"}
+    expected |= {"died while a host was closed", "denied while it was made"}
+    expected |= {"call: the rules have changed"}
     expected |= {f"cancelled {what}" for what in ("call", "ask", "plan", "join")}
     kinds = ("plan", "reference", "tool", "timeout", "throttled", "size", "denied", "limit")
     expected |= {f"failed: {kind}" for kind in (*kinds, "cancelled", "interrupted")}
@@ -201,6 +229,8 @@ def _quiet() -> Performed:
             kept=frozenset(),
             rules=(),
             crashes=(),
+            refusals={},
+            batches={},
         )
         performed = perform(quiet)
         if any(isinstance(entry, Answered) for entry in performed.log):
@@ -322,6 +352,13 @@ def _effect_under_another_key(performed: Performed) -> None:
     performed.effects += [Effect(1, "send", "{}", key, refused=True) for key in ("one", "other")]
 
 
+def _asked_too_early(performed: Performed) -> None:
+    """The process that was told died, and the next one asks at once."""
+    performed.log.insert(1, HostThrottled(1, "a.example", 5.0))
+    performed.cuts.append(2)
+    performed.requests.append(Request("a.example", 4.0, 1))
+
+
 def _cancelled_for_nothing(performed: Performed) -> None:
     at, done = next((i, e) for i, e in enumerate(performed.log) if isinstance(e, TaskDone))
     outcome = Failed("cancelled: who knows", "cancelled")
@@ -331,6 +368,14 @@ def _cancelled_for_nothing(performed: Performed) -> None:
 
 def _unapproved(performed: Performed) -> None:
     _sneak_in(performed, Task(998, "send", {"me": 998}))
+
+
+def _denied_by_the_new_rules(performed: Performed) -> None:
+    """The agent came back with rules that let nothing run, and something ran."""
+    crash = Crash(1, rules=(Rule("*", "deny"),))
+    performed.schedule = dataclasses.replace(performed.schedule, crashes=(crash,))
+    performed.cuts.append(len(performed.log) - 1)
+    _sneak_in(performed, Task(998, "look", {"me": 998}))
 
 
 def _filled_from_outside(performed: Performed) -> None:
@@ -394,8 +439,10 @@ def _other_event(performed: Performed) -> None:
         (_started_again_behind_its_end, "not_again"),
         (_effect_twice, "effects_once"),
         (_effect_under_another_key, "effects_once"),
+        (_asked_too_early, "leaves_hosts_alone"),
         (_cancelled_for_nothing, "cancelled_for_a_reason"),
         (_unapproved, "permitted"),
+        (_denied_by_the_new_rules, "permitted"),
         (_filled_from_outside, "permitted"),
         (_planned_after_reading, "permitted"),
         (_forged_command, "replays"),

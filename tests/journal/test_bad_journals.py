@@ -84,6 +84,32 @@ def test_a_truncated_file_is_never_taken_for_less_of_a_run(path: Path) -> None:
     assert len(told) >= len(cuts) - 2
 
 
+@pytest.mark.parametrize("fate", ["removed", "moved", "replaced"])
+async def test_a_file_that_goes_away_in_the_middle_of_a_run_ends_it(
+    tmp_path: Path, fate: str
+) -> None:
+    """SQLite would write on to a file without a name, and the run's end would be nowhere."""
+    path = tmp_path / "j.db"
+
+    @tool
+    async def lose(x: str) -> str:
+        """Lose the journal."""
+        match fate:
+            case "removed":
+                path.unlink()
+            case "moved":
+                path.rename(tmp_path / "k.db")
+            case _:
+                (tmp_path / "new").write_bytes(b"")
+                (tmp_path / "new").replace(path)
+        return x
+
+    runtime = ScriptedRuntime(['1. lose(x="a")\njoin()', "a [1]."])
+    with pytest.raises(JournalError, match=r"j\.db' was removed or replaced while it was in use"):
+        async with Agent([lose], runtime=runtime, journal=f"sqlite:///{path}") as agent:
+            await agent.ask("?", run_id="run")
+
+
 def test_a_damaged_page_is_told(path: Path) -> None:
     """Bytes that turned in the middle of the file: the file is named, and left as it is."""
     data = bytearray(path.read_bytes())

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -22,6 +23,7 @@ from agentpar import Agent, Answer, LeaseLost, UsageError, tool
 from agentpar.events import RunStarted
 from agentpar.executor.journal import open_journal
 from agentpar.executor.journal.host import Owner
+from agentpar.executor.journal.sqlite import SqliteStore
 
 HERE = Path(__file__).parent
 
@@ -150,6 +152,25 @@ async def test_a_lost_run_ends_at_once(url: str) -> None:
         with pytest.raises(LeaseLost):
             await run.flush()
         assert len(await thief._ask(lambda store: store.rows("run"))) == 1
+
+
+async def test_a_heartbeat_that_goes_wrong_stops_no_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it raises: the thread that writes goes on, and nobody waits for it in vain."""
+    renewed = threading.Event()
+
+    def broken(*_: object) -> None:
+        renewed.set()
+        raise UsageError("is no journal")
+
+    monkeypatch.setattr(SqliteStore, "renew", broken)
+    async with open_journal(f"sqlite:///{tmp_path / 'j.db'}", lease=0.1) as journal:
+        run = await journal.begin("run", "?")
+        assert await asyncio.to_thread(renewed.wait, 10)
+        run.append(RunStarted("run", "?"))
+        await asyncio.wait_for(run.flush(), 10)
+        await run.close("interrupted")
 
 
 def _steal(store: Any) -> None:

@@ -18,7 +18,8 @@ HOSTS = {
     "octal": """0177.0.0.1 0177.0.0.01 017700000001 00000177.1 012.1 0127.0.0.1
         127.000.000.001 0251.0376.0251.0376""",
     "hexadecimal": """0x7f000001 0X7F000001 0x7f.1 0x7f.0.0.1 0x7f.0x0.0x0.0x1 127.0x0.1
-        127.0.0.0x1 0xa9fea9fe 0xa.1 0xc0a80001 0xffffffff""",
+        127.0.0.0x1 0177.0.0.0x1 0251.0xfe.43518 0xa9.254.0251.0xfe 0xa9fea9fe 0xa.1
+        0xc0a80001 0xffffffff""",
     "no such number": "127.0.0.1.0 1.2.3.4.5 256.256.256.256 999",
     "unspecified": "0.0.0.0 0 00 0x0 0.0.0.1 0.255.255.255 [::]",
     "private": "10.0.0.1 10.255.255.255 172.16.0.1 172.31.255.255 192.168.0.1 192.168.255.255",
@@ -32,7 +33,8 @@ HOSTS = {
     "Scaleway metadata": "169.254.42.42 [fd00:42::42]",
     "OpenStack metadata": "[fe80::a9fe:a9fe]",
     "protocol assignments": """192.0.0.1 192.0.0.8 192.0.0.170 192.31.196.1 192.52.193.1
-        192.175.48.1 [2001:1::1] [2001:2::1] [2001:10::1] [2001:20::1]""",
+        192.175.48.1 [2001:1::1] [2001:2::1] [2001:10::1] [2001:20::1]
+        [2620:4f:8000::1]""",
     "documentation": "192.0.2.1 198.51.100.7 203.0.113.7 [2001:db8::1] [3fff::1]",
     "benchmarking": "198.18.0.1 198.19.255.255",
     "6to4 relay": "192.88.99.1",
@@ -43,7 +45,8 @@ HOSTS = {
     "segment routing": "[5f00::1]",
     "unique-local": "[fc00::1] [fd00::1] [fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]",
     "site-local": "[fec0::1]",
-    "zone id": "[fe80::1%25lo] [fe80::1%lo] [::1%25lo] [::1%251]",
+    "zone id": """[fe80::1%25lo] [fe80::1%lo] [::1%25lo] [::1%251] [::ffff:127.0.0.1%251]
+        [fec0::1%25eth0]""",
     "IPv4-mapped": """[::ffff:127.0.0.1] [::ffff:7f00:1] [::ffff:10.0.0.1] [::ffff:0a00:1]
         [::ffff:169.254.169.254] [::ffff:100.100.100.200] [::FFFF:192.168.1.1] [::ffff:8.8.8.8]""",
     "IPv4-translated": "[::ffff:0:127.0.0.1] [::ffff:0:a9fe:a9fe]",
@@ -60,10 +63,15 @@ HOSTS = {
     "ISATAP": """[2606:4700::5efe:127.0.0.1] [2606:4700::5efe:192.168.1.1]
         [2606:4700::200:5efe:169.254.169.254] [2606:4700::5efe:a9fe:a9fe]""",
     "localhost": "localhost LOCALHOST foo.localhost localhost.localdomain ip6-localhost",
-    "name of a machine nearby": "router printer.local db.internal nas.lan x.home.arpa a_b",
-    "trailing dot": "127.0.0.1. localhost. LocalHost.. foo.localhost. 127.1. 2130706433.",
+    "name of a machine nearby": """router printer.local db.internal nas.lan x.home.arpa a_b
+        intranet.corp nas.home""",
+    "name of a cluster": """kubernetes.default.svc
+        kubernetes.default.svc.cluster.local host.docker.internal""",
+    "trailing dot": """127.0.0.1. localhost. LocalHost.. foo.localhost. 127.1. 2130706433.
+        127.0.0.1.. 0x7f.1. 169.254.169.254. 0.0.0.0. [::1].""",
     "fullwidth and circled": """ｌｏｃａｌｈｏｓｔ ⓛocalhost ⅼocalhost １２７.０.０.１ ①②⑦.⓪.⓪.①
-        ⑯⑨.②⑤④.⑯⑨.②⑤④ 𝟏𝟐𝟕.𝟎.𝟎.𝟏""",
+        ⑯⑨.②⑤④.⑯⑨.②⑤④ 𝟏𝟐𝟕.𝟎.𝟎.𝟏 ¹²⁷.⁰.⁰.¹ ₁₂₇.₀.₀.₁ 𝓵𝓸𝓬𝓪𝓵𝓱𝓸𝓼𝓽 localhoſt""",
+    "digits of other scripts": "١٢٧.٠.٠.١ ۱۲۷.۰.۰.۱ १२७.०.०.१ ১২৭.০.০.১ ๑๒๗.๐.๐.๑",
     "other full stops": "127。0。0。1 127．0．0．1 127｡0｡0｡1",
     "invisible letters": "loc\u00adalhost local\u200bhost local\u2060host",
     "punycode": "xn--localhost- xn--127-0-0-1 xn--a.localhost",
@@ -76,11 +84,21 @@ URLS = {
     "userinfo": """http://user@127.0.0.1:{port}/ http://user:pass@127.0.0.1:{port}/
         http://example.org@127.0.0.1:{port}/ http://example.org:80@127.0.0.1:{port}/
         http://example.org%40127.0.0.1:{port}/ http://@127.0.0.1:{port}/
-        http://user@[::1]:{port}/""".split(),
+        http://user@[::1]:{port}/ http://a@b@127.0.0.1:{port}/
+        http://127.0.0.1:{port}@[::1]:{port}/ http://example.org:@127.0.0.1:{port}/""".split(),
+    "separators of other scripts": [
+        "http://127.0.0.1\u2215.example.org:{port}/",
+        "http://example.org\uff20127.0.0.1:{port}/",
+        "http://127.0.0.1\uff1a{port}/",
+        "http://127.0.0.1\uff0f.example.org:{port}/",
+        "http://127.0.0.1\uff03.example.org:{port}/",
+        "http:\uff0f\uff0f127.0.0.1:{port}/",
+    ],
     "backslash": [
         "http://example.org\\@127.0.0.1:{port}/",
         "http://127.0.0.1:{port}\\@example.org/",
         "http://example.org\\.127.0.0.1:{port}/",
+        "http://example.org\\\\127.0.0.1:{port}/",
         "http:\\\\127.0.0.1:{port}\\",
     ],
     "white space and control characters": [
@@ -101,7 +119,9 @@ URLS = {
         dict://127.0.0.1:{port}/x ldap://127.0.0.1:{port}/ tftp://127.0.0.1:{port}/x
         ws://127.0.0.1:{port}/ unix://127.0.0.1:{port}/ http+unix://%2Fvar%2Frun%2Fdocker.sock/
         jar:http://127.0.0.1:{port}/!/ netdoc:///etc/passwd s3://bucket/key
-        data:text/html,hello javascript:alert(1) HTTP://LOCALHOST:{port}/""".split(),
+        data:text/html,hello javascript:alert(1) view-source:http://127.0.0.1:{port}/
+        url:http://127.0.0.1:{port}/ blob:http://127.0.0.1:{port}/x php://filter about:blank
+        redis://127.0.0.1:{port}/ smb://127.0.0.1:{port}/c sftp://127.0.0.1:{port}/ HTTP://LOCALHOST:{port}/""".split(),
     "no complete URL": [
         "http:127.0.0.1:{port}/",
         "http:/127.0.0.1:{port}/",

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from loopback import redirect, reply, serving
 
-from agentpar import Agent, Ok, ScriptedRuntime
+from agentpar import Agent, Failed, Ok, ScriptedRuntime, tool
 from agentpar.errors import FetchError
 from agentpar.events import Event, HostThrottled, TaskDone, TaskStarted
 from agentpar.executor.record import read_record, replay
@@ -292,6 +292,60 @@ async def test_a_refused_lookup_closes_its_host_and_not_the_tool() -> None:
             answer = await agent.ask("Which is longer?")
     assert isinstance(answer.outcomes[3], Ok)
     assert len(closed.heads) == 1, "nobody asked again within the time"
+
+
+async def test_a_host_that_wants_an_hour_of_peace_has_it_from_the_next_process(
+    tmp_path: Path,
+) -> None:
+    """The run breaks off behind such a word: resumed, its lookups do not ask that host."""
+    asked = asyncio.Event()
+    patient = False
+
+    @tool
+    async def pause(after: str) -> str:
+        """Wait."""
+        asked.set()
+        if not patient:
+            await asyncio.Event().wait()
+        return "Rhine"
+
+    busy = reply(status=429, headers={"retry-after": "3600"})
+    async with AsyncExitStack() as stack:
+        engine, host = [
+            await stack.enter_async_context(serving(host=f"127.0.0.{n}")) for n in (1, 2)
+        ]
+        host.routes["/"] = [busy]
+        hit = {"url": f"{host.origin}/", "title": "Rhine", "content": "A river."}
+        answer = reply(json.dumps({"results": [hit]}), "application/json")
+        engine.routes["/search?q=Rhine+length&format=json"] = [answer]
+        lines = (
+            '1. web_lookup(query="Rhine", find="length")\n2. pause(after=$1.error)\n'
+            '3. web_lookup(query=$2, find="length")\njoin()'
+        )
+        tools = [lookup(engine.origin, host.origin, pages=1), pause]
+        journal = f"sqlite:///{tmp_path / 'j.db'}"
+
+        def agent() -> Agent:
+            return Agent(
+                tools,
+                runtime=ScriptedRuntime([lines, "Answer: done"]),
+                journal=journal,
+                policies={"web_lookup": {"retries": 0, "on_error": "keep"}},
+            )
+
+        async with agent() as first:
+            work = asyncio.create_task(first.ask("How long is it?", run_id="one"))
+            await asyncio.wait_for(asked.wait(), 10)
+            work.cancel()
+            await asyncio.wait([work])
+        assert len(host.heads) == 1
+        patient = True
+        async with agent() as second:
+            resumed = await second.resume("one")
+    ended = resumed.outcomes[3]
+    assert isinstance(ended, Failed)
+    assert "wants to be left alone for 3" in ended.error
+    assert len(host.heads) == 1, "the next process asked it again"
 
 
 async def test_redirects_between_two_hosts_do_not_lock_each_other() -> None:

@@ -125,6 +125,20 @@ async def test_no_redirect_leads_to_a_refused_address(inside: Inside) -> None:
     assert inside.hits == 0
 
 
+@pytest.mark.parametrize("target", ["http://{}:{other}/", "https://{}:{same}/", "//{}:{other}/"])
+async def test_a_redirect_to_another_port_or_scheme_is_outside_the_grant(
+    inside: Inside, target: str
+) -> None:
+    """A grant is one origin: its own host at another port, or over TLS, is as private as any."""
+    async with serving() as granted, fetching(granted) as fetcher:
+        url = target.format("127.0.0.1", other=inside.port, same=granted.port)
+        granted.routes["/"] = [redirect(url)]
+        with pytest.raises(FetchError, match=r"^refused address 127\.0\.0\.1"):
+            await fetcher.fetch(f"{granted.origin}/")
+        assert granted.connections == 1
+    assert inside.hits == 0
+
+
 async def test_a_redirect_to_a_name_that_leads_inside_is_refused(inside: Inside) -> None:
     """The second hop's name is resolved and judged like the first's."""
     async with (

@@ -12,6 +12,7 @@ from agentpar.events import (
     Citation,
     EntryUsed,
     Event,
+    HostThrottled,
     JoinStarted,
     JoinText,
     LeaseAwaited,
@@ -22,6 +23,7 @@ from agentpar.events import (
     PlanText,
     ReplanAsked,
     RunFinished,
+    RunResumed,
     RunStarted,
     Source,
     TaskDone,
@@ -33,6 +35,7 @@ from agentpar.events import (
     Usage,
 )
 from agentpar.memory.evidence import check
+from agentpar.permissions import Permissions
 from agentpar.plan import Failed, Ok, Outcome, Ref, Skipped, Task
 from agentpar.teams import woven
 
@@ -289,3 +292,16 @@ def big_events(count: int = 1000) -> list[Event]:
         ],
         key=lambda event: event.at,
     )
+
+
+CHANGES = ("tool 'pay' is new", "the permissions are others: the stricter of both hold")
+
+
+def carried_on_events(name: str = "atlas.example") -> list[Event]:
+    """The run, which hosts ask for less twice, and which breaks off and is carried on at 2.2 s."""
+    told: list[Event] = [
+        HostThrottled(4, name, 1.5, at=1.7),
+        HostThrottled(6, name, at=4.6),
+        RunResumed(CHANGES, Permissions(), at=2.2),
+    ]
+    return sorted([*events(), *told], key=lambda event: event.at)

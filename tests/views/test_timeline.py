@@ -9,11 +9,21 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from sample import NOTE, big_events, events, hostile_events, hostile_teams, teams_events
+from sample import (
+    CHANGES,
+    NOTE,
+    big_events,
+    carried_on_events,
+    events,
+    hostile_events,
+    hostile_teams,
+    teams_events,
+)
 
 from agentpar.events import (
     Answered,
@@ -346,6 +356,31 @@ def test_the_page_says_who_was_chosen_and_why() -> None:
     assert "failed: the server is gone" in html
     assert 'href="#task-1.2" title="The call that read it"' in html
     assert "Plan of team 1" in html
+
+
+def test_a_host_that_asks_for_less_stands_at_its_call() -> None:
+    """When, for how long, and in its details who; and the legend says what the mark means."""
+    html = render_timeline(carried_on_events())
+    assert len(Page(html).classes("throttled")) == 2 + 1
+    assert len(Page(html).classes("peace")) == 1 + 1
+    assert "asks for less" not in render_timeline(events())
+    assert data(html)["4"]["hosts"] == "1.70 s: atlas.example asks for less for 1.50 s"
+    assert data(html)["6"]["hosts"] == "4.60 s: atlas.example asks for less"
+    assert data(html)["3"]["hosts"] == ""
+
+
+def test_where_a_run_was_carried_on_is_drawn_and_what_had_changed_is_said() -> None:
+    """A line across all lanes, and in words above them."""
+    html = render_timeline(carried_on_events())
+    assert len(Page(html).classes("resumed")) == 1 + 1 + 1  # line, words, legend
+    assert f"carried on at 2.20 s: {escape('; '.join(CHANGES))}" in html
+    assert "carried on" not in render_timeline(events())
+
+
+def test_what_a_host_is_called_is_escaped() -> None:
+    """A page may have named it."""
+    html = render_timeline(carried_on_events("<img src=x>"))
+    assert "<img" not in html
 
 
 def test_every_prefix_of_a_run_of_teams_is_a_page() -> None:

@@ -20,6 +20,7 @@ from agentpar.events import (
     EntryOffered,
     EntryUsed,
     Event,
+    HostThrottled,
     LeaseAwaited,
     RunFinished,
     RunStarted,
@@ -100,6 +101,20 @@ def test_approvals_and_retries_are_counted() -> None:
     assert of(found, "approvals_total", "web_search", "asked") == 1
     assert of(found, "approvals_total", "web_search", "denied") == 1
     assert of(found, "tool_retries_total", "web_search") == 1
+
+
+def test_hosts_that_ask_for_less_are_counted() -> None:
+    """By the tool that was told so; the host, which a page may have named, is no label."""
+    run = [
+        RunStarted("r", "?"),
+        TaskPlanned(1, Task(1, "lookup", {})),
+        TaskStarted(1, at=1.0),
+        HostThrottled(1, "a.example", 30.0, at=1.1),
+        HostThrottled(1, "b.example", at=1.2),
+    ]
+    found = counted(run)
+    assert of(found, "hosts_throttled_total", "lookup") == 2
+    assert not any("example" in label for _, labels in found for label in labels)
 
 
 def test_what_the_bank_spared_is_counted() -> None:

@@ -30,11 +30,13 @@ from agentpar.events import (
     EntryOffered,
     EntryUsed,
     Event,
+    HostThrottled,
     JoinStarted,
     JoinText,
     LeaseAwaited,
     ModelUsed,
     RunFinished,
+    RunResumed,
     RunStarted,
     TaskDone,
     TaskPlanned,
@@ -45,6 +47,7 @@ from agentpar.events import (
     WorkersStarted,
     WorkerText,
 )
+from agentpar.permissions import Permissions
 from agentpar.plan import Failed, Ok, Ref, Task
 from agentpar.ports import RunInfo
 from agentpar.watch import OpenTelemetry
@@ -231,8 +234,11 @@ def test_whatever_a_page_says_can_be_sent() -> None:
     """Lone surrogates, control characters: the exporter's protobuf takes them all."""
     from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
-    spans = watched(hostile_events(), content=True).spans
-    assert encode_spans(spans).SerializeToString()
+    hostile = [*hostile_events()]
+    hostile[1:1] = [RunResumed(("tool '\ud83d' is new",), Permissions())]
+    spans = watched(hostile, content=True).spans
+    sent = encode_spans(spans).SerializeToString()
+    assert b"tool '?' is new" in sent
     assert HOSTILE[:20] in everything(spans)
 
 
@@ -278,6 +284,27 @@ def test_a_run_carried_on_knows_what_was_planned() -> None:
     assert "execute_tool ?" not in {span.name for span in tracing.spans}
     (root,) = (span for span in tracing.spans if span.parent is None)
     assert root.attributes["agentpar.run.id"] == "r1"
+
+
+def test_a_host_that_asks_for_less_and_a_run_carried_on_are_told() -> None:
+    """Who was told so, and for how long, and what had changed; the host's name is content."""
+    run = [
+        RunStarted("r1", "?"),
+        TaskPlanned(1, Task(1, "lookup", {})),
+        TaskStarted(1, at=1.0),
+        HostThrottled(1, "a.example", 30.0, at=1.5),
+        RunResumed(("tool 'pay' is new",), Permissions(), at=2.0),
+        RunFinished("answered", at=3.0),
+    ]
+    for content in (False, True):
+        (root,) = (s for s in watched(run, content=content).spans if s.parent is None)
+        throttled, resumed = root.events
+        assert (throttled.name, resumed.name) == ("host.throttled", "run.resumed")
+        assert throttled.timestamp == BEGAN + 1_500_000_000
+        assert throttled.attributes["gen_ai.tool.name"] == "lookup"
+        assert throttled.attributes["agentpar.host.retry_after_seconds"] == 30.0
+        assert throttled.attributes.get("server.address") == ("a.example" if content else None)
+        assert resumed.attributes["agentpar.run.changes"] == ("tool 'pay' is new",)
 
 
 def test_a_value_known_without_a_call_is_told_and_is_no_span() -> None:

@@ -25,6 +25,7 @@ from agentpar.events import (
     PlanStarted,
     PlanText,
     ReplanAsked,
+    RunResumed,
     RunStarted,
     TaskCancelled,
     TaskDone,
@@ -66,7 +67,8 @@ class Recorded:
     ``plans`` holds each round's planner events, their ``at`` counted from the round's start.
     ``results`` and ``verdicts`` are by call (`call_text`); a call that was made several times,
     or tried again, has several results, in the order of their beginning. ``outcomes`` says how
-    each task ended, ``events`` how many there were.
+    each task ended, ``events`` how many there were; ``resumed`` is whether the run was carried on
+    with an agent that was another by then.
     """
 
     question: str
@@ -76,6 +78,7 @@ class Recorded:
     verdicts: Mapping[str, tuple[float, bool, str]]
     outcomes: Mapping[int, Outcome]
     events: int = 0
+    resumed: bool = False
 
 
 def call_text(tool: str, args: Mapping[str, Any]) -> str:
@@ -101,6 +104,7 @@ def material(record: Record) -> Recorded:
         _verdicts(events),
         {event.task_id: event.outcome for event in events if isinstance(event, TaskDone)},
         len(events),
+        any(isinstance(event, RunResumed) for event in events),
     )
 
 

@@ -29,8 +29,8 @@ class Decided:
 
 Cause = Literal["", "order", "limit", "crash", "open"]
 """Why schedules of one set decided otherwise than its first: the order in which things ended; a
-limit (deadline, budget, timeout) that some of them reached; the death of the process; or a write
-that it left open, which nobody makes again."""
+limit (deadline, budget, timeout) that some of them reached, at times because what broke off counts
+as spent; the death of the process; or a write that it left open, which nobody makes again."""
 
 
 @dataclass(frozen=True, slots=True)

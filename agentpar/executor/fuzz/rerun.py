@@ -100,6 +100,10 @@ def fuzz(
         if len({repr(result.outcome) for result in results}) > 1:
             text = f"{short(call)} was called {len(results)} times, with different results"
             findings[f"{text}: what it returns depends on when it is called"] = 0
+    if recorded.resumed:
+        findings[
+            "the run was carried on with an agent that had changed, which is not done here"
+        ] = 0
     for seed in seeds:
         rerun = again(Disturbance.of(seed, recorded.results))
         for finding in rerun.findings:
@@ -125,9 +129,15 @@ def _cause(one: _Rerun, first: _Rerun, again: Callable[..., _Rerun]) -> tuple[Ca
     if one is first:
         return "", ""
     dies, living = one.disturbance.dies, one.disturbance.without_death
-    if dies is not None and again(living).decided == first.decided:
-        return ("open" if one.left_open else "crash"), ""
     free = one.rules.without_limits
+    if dies is not None and again(living).decided == first.decided:
+        if one.left_open:
+            return "open", ""
+        # What broke off counts as spent: then it is the limit that is near, wherever it died.
+        reached = one.limits - first.limits
+        if reached and again(one.disturbance, free).decided == again(living, free).decided:
+            return "limit", f"{', '.join(sorted(reached))}, which a crash brings nearer"
+        return "crash", ""
     unlimited = [again(each.disturbance.without_death, free).decided for each in (one, first)]
     if unlimited[0] == unlimited[1]:
         reached = one.limits ^ first.limits or one.limits | first.limits

@@ -64,6 +64,7 @@ class SqliteStore(SqlStore):
         self.place = str(path)
         self._spill = Spill(path.with_name(f"{path.name}.d"))
         self._open: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
 
     def open(self) -> None:
         if self._open is not None:
@@ -114,6 +115,23 @@ class SqliteStore(SqlStore):
             for statement in made.split(";"):
                 self._connection.execute(statement)
         self._check_length()
+        self._file = self._file_there()
+
+    def _file_there(self) -> tuple[int, int] | None:
+        """Which file lies at the journal's place now; None for none."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _check_place(self) -> None:
+        """SQLite goes on writing to a file that has no name any more."""
+        if self._file_there() != self._file:
+            raise JournalError(
+                f"the journal {self.place!r} was removed or replaced while it was in use: nothing "
+                "that is written now would be found there. Put it back, or name another file"
+            )
 
     def _check_length(self) -> None:
         if (left := what_is_left(self._connection, self.path)) is not None:
@@ -217,6 +235,7 @@ class SqliteStore(SqlStore):
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Execute]:
         with self._told(), transaction(self._connection):
+            self._check_place()
             yield self._execute
 
     def _execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:

@@ -186,8 +186,8 @@ class Writer:
         pairs = [(held.run, held.epoch) for held in live]
         try:
             lost = self._store.renew(pairs, self._lease)
-        except (Unreachable, JournalError):
-            return  # what is lost by then, the next write or the next renewal will say
+        except Exception:
+            return  # what is lost or broken, the next write or the next renewal will say
         for held in live:
             if held.run in lost:
                 self._fail(held, _lost(held))
