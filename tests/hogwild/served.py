@@ -90,8 +90,20 @@ class Served:
         """All blocks but the one that stands for none."""
         return int(self.scheduler.kv_cache_manager.block_pool.num_gpu_blocks) - 1
 
-    def add(self, prompt: list[int], count: int, *, priority: int = 0, **settings: Any) -> str:
-        """A request for ``count`` tokens, the likeliest each; its name."""
+    def add(
+        self,
+        prompt: list[int],
+        count: int,
+        *,
+        priority: int = 0,
+        adapter: Any = None,
+        salt: str | None = None,
+        **settings: Any,
+    ) -> str:
+        """A request for ``count`` tokens, the likeliest each; its name.
+
+        ``adapter``: a ``LoRARequest``. ``salt``: only requests with the same share cached prefixes.
+        """
         from vllm import SamplingParams
 
         self._count += 1
@@ -99,8 +111,9 @@ class Served:
         parameters = {"temperature": 0.0, "ignore_eos": True, "detokenize": False} | settings
         self.engine.add_request(
             name,
-            {"prompt_token_ids": prompt},
+            {"prompt_token_ids": prompt} | ({"cache_salt": salt} if salt else {}),
             SamplingParams(max_tokens=count, **parameters),
+            lora_request=adapter,
             priority=priority,
         )
         self.written[name] = Written(prompt)

@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("vllm")
 
 import torch
-from driving import finish, writing
+from adapters import RANK, adapted
+from driving import finish, plain, writing
 from served import HEADS, PREFIX, served, start
 from tiny import VOCABULARY, ids, tiny
 
@@ -167,6 +168,31 @@ def test_a_group_larger_than_memory_is_refused_with_the_numbers(tmp_path: Path) 
                 engine.written[row].reason
             )
         assert len(engine.written[ordinary].tokens) == 5
+        engine.require_clean()
+
+
+def test_a_group_waits_for_a_place_of_its_adapter(tmp_path: Path) -> None:
+    """With one place for adapters, it begins when the request with another one has ended."""
+    from vllm.lora.request import LoRARequest
+
+    model, prompt = tiny(dtype=torch.float32), ids(20, seed=9)
+    names = {name: tmp_path / name for name in ("french", "german")}
+    merged = {name: adapted(model, path, seed=k) for k, (name, path) in enumerate(names.items())}
+    adapters = {n: LoRARequest(n, k, str(path)) for k, (n, path) in enumerate(names.items(), 1)}
+    with served(
+        model, tmp_path / "served", enable_lora=True, max_loras=1, max_lora_rank=RANK
+    ) as engine:
+        before = engine.add(prompt, 8, adapter=adapters["german"])
+        engine.step()
+        rows = start(engine, "waits", 8, adapter=adapters["french"])
+        after = engine.add(prompt, 8, adapter=adapters["german"])
+        engine.step()
+        assert not any(engine.written[row].tokens for row in rows.values())
+        engine.run()
+        for name in (before, after):
+            assert engine.written[name].tokens == plain(merged["german"], prompt, 8)
+        engine.model = merged["french"]
+        engine.require_replay("waits", rows)
         engine.require_clean()
 
 
