@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import statistics
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -13,8 +14,9 @@ from agentpar.errors import ModelServerError, UsageError
 from agentpar.events import Usage
 from agentpar.ports import Capability, Message, ModelRequest
 from agentpar.redact import Redactor
+from agentpar.runtime.hogwild import prompts
 from agentpar.runtime.hogwild.group import WorkerGroup
-from agentpar.runtime.hogwild.logsync import LogGroup
+from agentpar.runtime.hogwild.logsync import LogGroup, recomputed
 from agentpar.runtime.hogwild.opening import open_group
 from agentpar.runtime.redacted import RedactedRuntime
 from agentpar.runtime.scripted import ScriptedRuntime
@@ -189,6 +191,46 @@ async def test_the_answer_is_written_behind_the_whole_log() -> None:
     final = runtime.requests[-1]
     assert final.messages[-1].content == "Now the sum."
     assert "Alice: n1 n2\n\nBob: n1 n2" in workspace(final)
+
+
+def in_common(words: list[str], others: list[str]) -> int:
+    """How many words two texts begin with in common."""
+    pairs = enumerate(zip(words, others, strict=False))
+    return next((at for at, (one, other) in pairs if one != other), min(len(words), len(others)))
+
+
+class Caching(Counting):
+    """Counts as a server that caches what it read, word by word, up to what a worker is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.computed = 0
+        self._read: list[list[str]] = [[]]
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
+        words = " ".join(m.content for m in request.messages).split()
+        self.computed += len(words) - max(in_common(words, read) for read in self._read)
+        own = len(prompts.turn(asked(request).split(",")[0]).split())
+        self._read.append(words[:-own])
+        async for piece in super().stream(request):
+            yield piece
+
+
+@pytest.mark.parametrize(("workers", "tokens", "every"), [(1, 6, 2), (2, 9, 3), (3, 8, 8)])
+async def test_what_is_read_again_is_what_the_formula_says(
+    workers: int, tokens: int, every: int
+) -> None:
+    """To the word, where nothing is lost to blocks: a name stands before each text of a round."""
+    runtime = Caching()
+    settings = Workers(workers, max_tokens=tokens, sync_every=every)
+    async with open_group(runtime, "Count.", settings.names, settings) as group:
+        await text_of(group)
+        prompt = " ".join(m.content for m in group.messages).split()
+    header = statistics.mean(len(prompts.turn(name).split()) for name in settings.names)
+    rounds = tokens // every
+    assert runtime.computed == recomputed(
+        workers, tokens + rounds, every + 1, prompt=len(prompt), header=header, block=0
+    )
 
 
 KEY = "s3cr3t-value"

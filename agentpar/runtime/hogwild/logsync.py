@@ -8,6 +8,7 @@ is counted by `recomputed`.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -20,13 +21,18 @@ from agentpar.runtime.hogwild.group import WorkerGroup
 from agentpar.workers import Backend, Workers
 
 
-def recomputed(workers: int, tokens: int, sync_every: int, header: float, block: int) -> float:
+def recomputed(
+    workers: int, tokens: int, sync_every: int, *, prompt: float, header: float, block: int
+) -> float:
     """Prompt tokens that are computed while ``workers`` write ``tokens`` each, by the formula.
 
-    Every token is read once as part of the log; and at each of the tokens/sync_every rounds each
-    worker reads ``header`` tokens of its own and, on average, half a cache ``block`` again.
+    The ``prompt`` is read once; so is, as part of the log, every token but those of the last round,
+    which only the answer reads. At each round each worker reads ``header`` tokens of its own and,
+    on average and but for the very first, half a cache ``block`` again.
     """
-    return workers * tokens + (tokens / sync_every) * workers * (header + block / 2)
+    rounds = math.ceil(tokens / sync_every)
+    read = prompt + workers * sync_every * (rounds - 1)
+    return read + rounds * workers * header + (rounds * workers - 1) * block / 2
 
 
 @dataclass(slots=True)
