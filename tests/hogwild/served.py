@@ -229,10 +229,11 @@ def serving(
     """
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
     from vllm.v1.attention.selector import _cached_get_attn_backend
-    from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.engine.input_processor import InputProcessor
 
-    before = torch.set_num_threads, InputProcessor.process_inputs, AsyncLLM.generate
+    from agentpar.runtime.hogwild.plugin.frontend import wraps
+
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in wraps()]
+    threads = torch.set_num_threads  # which vLLM's worker replaces
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         for key, value in {
             **plugin.environment(),
@@ -255,7 +256,9 @@ def serving(
         finally:
             AttentionBackendEnum.CPU_ATTN.clear_override()
             _cached_get_attn_backend.cache_clear()
-            torch.set_num_threads, InputProcessor.process_inputs, AsyncLLM.generate = before
+            torch.set_num_threads = threads
+            for owner, name, method in before:
+                setattr(owner, name, method)
 
 
 @contextmanager

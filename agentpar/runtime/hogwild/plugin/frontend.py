@@ -7,7 +7,7 @@ arguments. The engine checks again, since not all requests come through this doo
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -25,11 +25,24 @@ REFUSED = "hogwild refused: "
 
 def install() -> None:
     """Wrap the methods, once."""
-    if not hasattr(InputProcessor.process_inputs, "__wrapped__"):
-        InputProcessor.process_inputs = _checked(InputProcessor.process_inputs)
-        AsyncLLM.generate = _told(AsyncLLM.generate)
-        for request in (CompletionRequest, ChatCompletionRequest):
-            request.to_beam_search_params = _beamless(request.to_beam_search_params)
+    for owner, name, wrapped in wraps():
+        if not hasattr(method := getattr(owner, name), _OURS):
+            method = wrapped(method)
+            setattr(method, _OURS, True)
+            setattr(owner, name, method)
+
+
+def wraps() -> tuple[tuple[type, str, Callable[[Any], Any]], ...]:
+    """What is wrapped: a class of vLLM's, a method of it, and by what."""
+    return (
+        (InputProcessor, "process_inputs", _checked),
+        (AsyncLLM, "generate", _told),
+        (CompletionRequest, "to_beam_search_params", _beamless),
+        (ChatCompletionRequest, "to_beam_search_params", _beamless),
+    )
+
+
+_OURS = "__hogwild__"  # marks a method that is wrapped already
 
 
 def _checked(process_inputs: Any) -> Any:

@@ -186,10 +186,10 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
     # A step.
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
-        if not (self._rows or self._due or self._ended):
-            return super().schedule(throttle_prefills)
         self._resting.clear()
         self._next_in_line = None
+        if not (self._rows or self._due or self._ended):
+            return super().schedule(throttle_prefills)
         self._end_the_held()
         aside: list[Request] = []
         if self._pause_state == PauseState.UNPAUSED:
@@ -509,13 +509,13 @@ def _require_alike(other: _Waiting, request: Request, member: Member) -> None:
     for what, own, theirs in alike:
         if own != theirs:
             raise UsageError(f"{row} has {what} {own!r}, but its group has {theirs!r}")
-    pairs = zip(_prefix(request, member), _prefix(other.request, member), strict=True)
-    for index, (mine, group) in enumerate(pairs):
-        if mine != group:
-            raise UsageError(
-                f"{row} begins with other tokens than its group: token {index} of the prefix is "
-                f"{mine}, the group has another"
-            )
+    mine, its = _prefix(request, member), _prefix(other.request, member)
+    if mine != its:
+        index = next(i for i, (one, two) in enumerate(zip(mine, its, strict=True)) if one != two)
+        raise UsageError(
+            f"{row} begins with other tokens than its group: token {index} of the prefix is "
+            f"{mine[index]}, the group has another"
+        )
 
 
 def _lora(request: Request) -> str | None:
