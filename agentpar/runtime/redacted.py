@@ -7,14 +7,16 @@ secrets go out of its text before anyone reads it, not out of what was made of i
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
 
 from agentpar.events import Usage
 from agentpar.ports import Capability, Message, ModelRequest, Named, Runtime
 from agentpar.redact import Redactor
-from agentpar.runtime.hogwild.opening import OpensGroups
+from agentpar.runtime.hogwild.group import WorkerGroup
+from agentpar.runtime.hogwild.opening import OpensGroups, open_group
 from agentpar.runtime.hogwild.rows import Row, RowServer, row_server
+from agentpar.workers import Workers
 
 
 class RedactedRuntime(OpensGroups):
@@ -39,6 +41,15 @@ class RedactedRuntime(OpensGroups):
     def model_name(self) -> str:
         """The runtime's own, empty where it has none."""
         return self._runtime.model_name if isinstance(self._runtime, Named) else ""
+
+    def group(
+        self,
+        shared: str | Sequence[Message],
+        workers: Sequence[str],
+        settings: Workers | None = None,
+    ) -> AbstractAsyncContextManager[WorkerGroup]:
+        """As the runtime's own; a secret that a worker writes in two rounds of a log is hidden."""
+        return open_group(self, shared, workers, settings, redactor=self._redactor)
 
     def rows(self) -> RowServer | None:
         """The runtime's own, with secrets hidden likewise."""

@@ -321,7 +321,7 @@ def _why(log: str) -> str:
 
 
 _PREFIX = re.compile(r"^(\(\w+ pid=\d+\) )?((ERROR|CRITICAL) \S+ \S+ \[[^\]]*\] ?)?")
-_ERROR = re.compile(r"([\w.]+(Error|Exception|Interrupt)\b|.*: error:)")
+_ERROR = re.compile(r"([\w.]+(Error|Exception|Interrupt|CannotShare)\b|.*: error:)")
 _ECHO = re.compile(r"RuntimeError: Engine core initialization failed")  # says: see above
 
 

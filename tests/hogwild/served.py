@@ -91,8 +91,20 @@ class Served:
         """All blocks but the one that stands for none."""
         return int(self.scheduler.kv_cache_manager.block_pool.num_gpu_blocks) - 1
 
-    def add(self, prompt: list[int], count: int, *, priority: int = 0, **settings: Any) -> str:
-        """A request for ``count`` tokens, the likeliest each; its name."""
+    def add(
+        self,
+        prompt: list[int],
+        count: int,
+        *,
+        priority: int = 0,
+        adapter: Any = None,
+        salt: str | None = None,
+        **settings: Any,
+    ) -> str:
+        """A request for ``count`` tokens, the likeliest each; its name.
+
+        ``adapter``: a ``LoRARequest``. ``salt``: only requests with the same share cached prefixes.
+        """
         from vllm import SamplingParams
 
         self._count += 1
@@ -100,8 +112,9 @@ class Served:
         parameters = {"temperature": 0.0, "ignore_eos": True, "detokenize": False} | settings
         self.engine.add_request(
             name,
-            {"prompt_token_ids": prompt},
+            {"prompt_token_ids": prompt} | ({"cache_salt": salt} if salt else {}),
             SamplingParams(max_tokens=count, **parameters),
+            lora_request=adapter,
             priority=priority,
         )
         self.written[name] = Written(prompt)
@@ -217,10 +230,11 @@ def serving(
     """
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
     from vllm.v1.attention.selector import _cached_get_attn_backend
-    from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.engine.input_processor import InputProcessor
 
-    before = torch.set_num_threads, InputProcessor.process_inputs, AsyncLLM.generate
+    from agentpar.runtime.hogwild.plugin.frontend import wraps
+
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in wraps()]
+    threads = torch.set_num_threads  # which vLLM's worker replaces
     with quick_starts(), pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         for key, value in {
             **plugin.environment(),
@@ -243,7 +257,9 @@ def serving(
         finally:
             AttentionBackendEnum.CPU_ATTN.clear_override()
             _cached_get_attn_backend.cache_clear()
-            torch.set_num_threads, InputProcessor.process_inputs, AsyncLLM.generate = before
+            torch.set_num_threads = threads
+            for owner, name, method in before:
+                setattr(owner, name, method)
 
 
 @contextmanager

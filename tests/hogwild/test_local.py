@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +61,20 @@ async def written(runtime: TorchRuntime, row: Row) -> Usage:
     *_, usage = [piece async for piece in runtime.write(row)]
     assert isinstance(usage, Usage)
     return usage
+
+
+@pytest.mark.parametrize(
+    ("name", "constraint"), [("grammar", 'root ::= "a"'), ("json_schema", {"type": "object"})]
+)
+async def test_a_constraint_that_nothing_would_hold_is_refused(name: str, constraint: Any) -> None:
+    """Before any weights are looked for; the message says what would."""
+    request = ModelRequest((Message("user", "Hi."),), **{name: constraint})
+    runtime = TorchRuntime("smollm2-135m")
+    with pytest.raises(UsageError) as refused:
+        await anext(runtime.stream(request))
+    assert f"the request has a {name}" in str(refused.value)
+    assert "model='vllm:smollm2-135m'" in str(refused.value)
+    assert name not in await runtime.capabilities()
 
 
 async def test_a_row_that_cannot_be_in_its_group_is_refused_alone(runtime: TorchRuntime) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import statistics
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -11,8 +13,12 @@ import pytest
 from agentpar.errors import ModelServerError, UsageError
 from agentpar.events import Usage
 from agentpar.ports import Capability, Message, ModelRequest
+from agentpar.redact import Redactor
+from agentpar.runtime.hogwild import prompts
 from agentpar.runtime.hogwild.group import WorkerGroup
+from agentpar.runtime.hogwild.logsync import LogGroup, recomputed
 from agentpar.runtime.hogwild.opening import open_group
+from agentpar.runtime.redacted import RedactedRuntime
 from agentpar.runtime.scripted import ScriptedRuntime
 from agentpar.workers import Piece, Workers
 
@@ -185,6 +191,95 @@ async def test_the_answer_is_written_behind_the_whole_log() -> None:
     final = runtime.requests[-1]
     assert final.messages[-1].content == "Now the sum."
     assert "Alice: n1 n2\n\nBob: n1 n2" in workspace(final)
+
+
+def in_common(words: list[str], others: list[str]) -> int:
+    """How many words two texts begin with in common."""
+    pairs = enumerate(zip(words, others, strict=False))
+    return next((at for at, (one, other) in pairs if one != other), min(len(words), len(others)))
+
+
+class Caching(Counting):
+    """Counts as a server that caches what it read, word by word, up to what a worker is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.computed = 0
+        self._read: list[list[str]] = [[]]
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
+        words = " ".join(m.content for m in request.messages).split()
+        self.computed += len(words) - max(in_common(words, read) for read in self._read)
+        own = len(prompts.turn(asked(request).split(",")[0]).split())
+        self._read.append(words[:-own])
+        async for piece in super().stream(request):
+            yield piece
+
+
+@pytest.mark.parametrize(("workers", "tokens", "every"), [(1, 6, 2), (2, 9, 3), (3, 8, 8)])
+async def test_what_is_read_again_is_what_the_formula_says(
+    workers: int, tokens: int, every: int
+) -> None:
+    """To the word, where nothing is lost to blocks: a name stands before each text of a round."""
+    runtime = Caching()
+    settings = Workers(workers, max_tokens=tokens, sync_every=every)
+    async with open_group(runtime, "Count.", settings.names, settings) as group:
+        await text_of(group)
+        prompt = " ".join(m.content for m in group.messages).split()
+    header = statistics.mean(len(prompts.turn(name).split()) for name in settings.names)
+    rounds = tokens // every
+    assert runtime.computed == recomputed(
+        workers, tokens + rounds, every + 1, prompt=len(prompt), header=header, block=0
+    )
+
+
+KEY = "s3cr3t-value"
+
+
+class Repeating(Counting):
+    """Writes the same text on and on, ``max_tokens`` characters at a time."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self._text = text
+        self._at: dict[str, int] = {}
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
+        self.requests.append(request)
+        who = asked(request).split(",")[0]
+        start = self._at.get(who, 0)
+        self._at[who] = stop = start + request.max_tokens
+        for letter in self._text[start:stop]:
+            yield letter
+        written = len(self._text[start:stop])
+        yield Usage(completion_tokens=written, calls=1, cut=stop < len(self._text))
+
+
+@pytest.mark.parametrize("every", [1, 5, 7, 11, 40])
+async def test_a_secret_that_goes_on_from_round_to_round_is_hidden(every: int) -> None:
+    """Whoever joins what a worker wrote does not have it, nor does the log; all else is there."""
+    runtime = Repeating(f"It is {KEY}, s3cr et or s3c")
+    hidden = RedactedRuntime(runtime, Redactor([KEY]))
+    settings = Workers(max_tokens=60, sync_every=every, backend="log")
+    async with hidden.group("Say it.", ["Alice", "Bob"], settings) as group:
+        texts = await text_of(group)
+        assert texts == dict.fromkeys(("Alice", "Bob"), "It is ***, s3cr et or s3c")
+        async for _ in group.answer():
+            pass
+        assert isinstance(group, LogGroup)
+        log = group.log
+    for name in texts:
+        own = re.findall(rf"^{name}: (.*)$", log, re.MULTILINE)
+        assert "".join(own).replace(" ", "") == "Itis***,s3cretors3c"
+
+
+@pytest.mark.parametrize("every", [5, 40])
+async def test_what_may_begin_a_secret_is_told_when_a_worker_ends(every: int) -> None:
+    """Held back while it goes on, it is not lost where it ends or leaves."""
+    runtime = Repeating("word s3cr")
+    settings = Workers(max_tokens=60, sync_every=every, backend="log")
+    async with RedactedRuntime(runtime, Redactor([KEY])).group("Say it.", ["A"], settings) as group:
+        assert await text_of(group) == {"A": "word s3cr"}
 
 
 async def test_leaving_the_group_leaves_no_request_open() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ pytest.importorskip("vllm")
 import torch
 from served import HEADS, PREFIX, Served, served, start
 from tiny import VOCABULARY, ids, tiny
+from vllm.exceptions import VLLMValidationError
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")]
 
@@ -208,8 +210,83 @@ def test_log_probabilities_are_those_of_one_dense_pass(engine: Served) -> None:
                 assert abs(value.logprob - float(position[token])) < 1e-3
 
 
-def test_a_grammar_or_seed_of_a_row_is_its_own(engine: Served) -> None:
-    """Sampling settings work as for ordinary requests: seeded rows repeat themselves."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "presence penalty": {"presence_penalty": 1.5},
+    "frequency penalty": {"frequency_penalty": 1.5},
+    "repetition penalty": {"repetition_penalty": 1.8},
+    "bias": {"logit_bias": {7: 9.0, 11: 9.0}},
+    "allowed tokens": {"allowed_token_ids": list(range(20, 60))},
+}
+
+
+def picked(scores: torch.Tensor, prompt: list[int], settings: dict[str, Any]) -> list[int]:
+    """What an ordinary request with ``prompt`` picks from ``scores`` [tokens, vocabulary]."""
+    written: list[int] = []
+    seen = torch.zeros(VOCABULARY, dtype=torch.bool)
+    seen[prompt] = True
+    for row in scores:
+        counts = torch.bincount(torch.tensor(written, dtype=torch.int64), minlength=VOCABULARY)
+        penalty = settings.get("repetition_penalty", 1.0)
+        again = torch.where(row > 0, row / penalty, row * penalty)
+        row = torch.where(seen | (counts > 0), again, row)
+        row = row - settings.get("frequency_penalty", 0.0) * counts
+        row = row - settings.get("presence_penalty", 0.0) * (counts > 0)
+        for token, bias in settings.get("logit_bias", {}).items():
+            row[token] += bias
+        if allowed := settings.get("allowed_token_ids"):
+            row[[token for token in range(VOCABULARY) if token not in allowed]] = -torch.inf
+        if len(written) < settings.get("min_tokens", 0):
+            row[settings["stop_token_ids"]] = -torch.inf
+        written.append(int(row.argmax()))
+    return written
+
+
+def require_picks(
+    engine: Served, group: str, rows: dict[str, str], settings: dict[str, Any]
+) -> None:
+    """Each row wrote what ``settings`` make of the scores of one dense pass."""
+    again = engine.reference().replay(engine.transcript(group))
+    for worker, row in rows.items():
+        written = engine.written[row]
+        scores = again.rows[worker][len(written.prompt) - len(PREFIX) - 1 :]
+        assert written.tokens == picked(scores, written.prompt, settings)
+
+
+@pytest.mark.parametrize("what", SETTINGS)
+def test_a_rows_sampling_settings_are_those_of_an_ordinary_request(
+    engine: Served, what: str
+) -> None:
+    """Penalties count what the row itself was told and wrote, not what it sees of others."""
+    rows = start(engine, f"set {what}", 14, **SETTINGS[what])
+    engine.run()
+    require_picks(engine, f"set {what}", rows, SETTINGS[what])
+    with pytest.raises(AssertionError):
+        engine.require_replay(f"set {what}", rows)
+
+
+def test_a_row_does_not_end_before_its_least_tokens(engine: Served) -> None:
+    """A token that would end it is not written until then; afterwards it ends the row."""
+    free = start(engine, "free", 8)
+    engine.run()
+    stops = sorted({engine.written[row].tokens[2] for row in free.values()})
+    settings = {"stop_token_ids": stops, "min_tokens": 6}
+    rows = start(engine, "least", 60, **settings)
+    engine.run()
+    require_picks(engine, "least", rows, settings)
+    for row in rows.values():
+        assert len(engine.written[row].tokens) > 6
+        assert not set(stops) & set(engine.written[row].tokens[:6])
+    assert "stop" in {engine.written[row].finish for row in rows.values()}
+
+
+def test_a_row_that_would_not_take_the_prefix_from_the_cache_is_refused(engine: Served) -> None:
+    """It would hold blocks that nobody was promised."""
+    with pytest.raises(VLLMValidationError, match="skip_reading_prefix_cache"):
+        engine.row("own", "A", PREFIX, HEADS["Bob"], 4, skip_reading_prefix_cache=True)
+
+
+def test_a_seed_of_a_row_is_its_own(engine: Served) -> None:
+    """Seeded rows repeat themselves."""
     texts = []
     for _ in range(2):
         rows = start(engine, "seeded", 15, temperature=1.5, seed=7)

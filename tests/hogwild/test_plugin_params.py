@@ -92,6 +92,7 @@ def test_whatever_comes_it_is_a_row_a_refusal_or_none_of_ours(arguments: dict[st
         ({"prompt": None}, "a prompt of embeddings"),
         ({"samples": 2}, "start 2 workers instead"),
         ({"prompt_logprobs": True}, "prompt_logprobs"),
+        ({"cached": False}, "skip_reading_prefix_cache"),
         ({"resumable": True}, "streams its input"),
     ],
 )

@@ -312,3 +312,14 @@ def test_reason_is_found_in_a_long_log() -> None:
 (APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above.
 """
     assert server._why(log) == "ValueError: Available memory is too small"
+
+
+def test_the_reason_why_no_cache_can_be_shared_is_found() -> None:
+    """The plugin's refusal of a setting, a model or a vLLM is no `…Error`, and is the cause."""
+    said = "agentpar.errors.CannotShare: workers cannot share a cache on this server: …"
+    log = f"""\
+(Worker pid=3) ERROR 11-26 07:50:29 [multiproc_executor.py:953]     raise CannotShare(
+(Worker pid=3) ERROR 11-26 07:50:29 [multiproc_executor.py:953] {said}
+(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above.
+"""
+    assert server._why(log) == said

@@ -79,9 +79,16 @@ class TorchRuntime(OpensGroups):
         return ""
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Usage, None]:
-        """Yield text pieces, then one `Usage`: a group of one worker."""
-        if request.grammar is not None or request.json_schema is not None:
-            raise UsageError("the reference engine enforces no grammar and no schema")
+        """Yield text pieces, then one `Usage`: a group of one worker.
+
+        Raises `UsageError` for a request with a grammar or a schema.
+        """
+        held = {"grammar": request.grammar, "json_schema": request.json_schema}
+        if asked := [name for name, constraint in held.items() if constraint is not None]:
+            raise UsageError(
+                f"the request has a {asked[0]}, but {self!r} cannot hold a text to one: leave it "
+                f"out, or take a vLLM (model='vllm:{self._name}')"
+            )
         tokens = await self.tokenize(request.messages)
         row = Row(
             group=f"alone-{new_run_id()}",

@@ -8,23 +8,44 @@ is counted by `recomputed`.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from agentpar.events import Usage
 from agentpar.ports import Message, ModelRequest, Runtime
+from agentpar.redact import RedactedStream, Redactor
 from agentpar.runtime.hogwild import prompts
 from agentpar.runtime.hogwild.group import WorkerGroup
 from agentpar.workers import Backend, Workers
 
 
-def recomputed(workers: int, tokens: int, sync_every: int, header: float, block: int) -> float:
+def recomputed(
+    workers: int, tokens: int, sync_every: int, *, prompt: float, header: float, block: int
+) -> float:
     """Prompt tokens that are computed while ``workers`` write ``tokens`` each, by the formula.
 
-    Every token is read once as part of the log; and at each of the tokens/sync_every rounds each
-    worker reads ``header`` tokens of its own and, on average, half a cache ``block`` again.
+    The ``prompt`` is read once; so is, as part of the log, every token but those of the last round,
+    which only the answer reads. At each round each worker reads ``header`` tokens of its own and,
+    on average and but for the very first, half a cache ``block`` again.
     """
-    return workers * tokens + (tokens / sync_every) * workers * (header + block / 2)
+    rounds = math.ceil(tokens / sync_every)
+    read = prompt + workers * sync_every * (rounds - 1)
+    return read + rounds * workers * header + (rounds * workers - 1) * block / 2
+
+
+@dataclass(slots=True)
+class _Said:
+    """What one worker wrote in a round, or what was injected in it."""
+
+    name: str
+    head: str = ""
+    text: str = ""
+
+    @property
+    def head_and_text(self) -> str:
+        return f"{self.head}{self.text}".rstrip()
 
 
 class LogGroup(WorkerGroup):
@@ -40,10 +61,14 @@ class LogGroup(WorkerGroup):
         settings: Workers,
         *,
         why: str = "",
+        redactor: Redactor,
     ) -> None:
         super().__init__(runtime, messages, workers, settings, why=why)
+        self._redactor = redactor
         self._log = ""
-        self._texts: dict[str, str] = {}  # of this round, by worker or by who was injected
+        self._said: list[_Said] = []  # what is in the log
+        self._texts: dict[str, _Said] = {}  # of this round, by worker or by who was injected
+        self._telling: dict[str, RedactedStream] = {}  # by worker, over all rounds
         self._waiting: dict[str, asyncio.Future[None]] = {}  # for the next round
         self._going: list[str] = []  # who takes part, by the order of joining
         self._warm = asyncio.Event()  # the first of this round has had the server read the log
@@ -55,7 +80,7 @@ class LogGroup(WorkerGroup):
 
     async def inject(self, name: str, text: str) -> None:
         self._source(name)
-        self._texts[name] = self._texts.get(name, "") + prompts.told(name, text)
+        self._texts.setdefault(name, _Said(name)).text += prompts.told(name, text)
 
     async def answer(
         self,
@@ -83,8 +108,8 @@ class LogGroup(WorkerGroup):
         self._out(name)
 
     def _over(self, name: str) -> None:
-        super()._over(name)
         self._out(name)
+        super()._over(name)
 
     async def _work(self, name: str, number: int) -> None:
         left, since_check = self.settings.max_tokens, 0
@@ -111,7 +136,8 @@ class LogGroup(WorkerGroup):
             seed=self._seed(number),
         )
         usage = Usage(calls=1)
-        self._texts[name] = prompts.head(name)
+        said = self._texts[name] = _Said(name, prompts.head(name))
+        telling = self._telling.setdefault(name, self._redactor.stream())
         async with aclosing(self._runtime.stream(request)) as pieces:
             async for piece in pieces:
                 if leads:
@@ -119,8 +145,9 @@ class LogGroup(WorkerGroup):
                 if isinstance(piece, Usage):
                     usage = piece
                 else:
-                    self._texts[name] += piece
-                    self._wrote(name, piece)
+                    said.text += piece
+                    if told := telling.feed(piece):
+                        self._wrote(name, told)
         self._spent(usage)
         return usage
 
@@ -135,6 +162,8 @@ class LogGroup(WorkerGroup):
         if name in self._going:
             self._going.remove(name)
             self._waiting.pop(name, None)
+            if (telling := self._telling.get(name)) and (rest := telling.close()):
+                self._wrote(name, rest)
             self._warm.set()
             self._begin_round()
 
@@ -150,7 +179,16 @@ class LogGroup(WorkerGroup):
                 future.set_result(None)
 
     def _close_round(self) -> None:
-        order = [*self._names, *(name for name in self._texts if name not in self._names)]
-        for name in order:
-            self._log += self._texts.pop(name, "").rstrip()
-        self._log = self._log.lstrip()
+        texts, self._texts = self._texts, {}
+        order = [*self._names, *(name for name in texts if name not in self._names)]
+        self._said += [texts[name] for name in order if name in texts]
+        if self._redactor:
+            self._hide_what_was_cut()
+        self._log = "".join(said.head_and_text for said in self._said).lstrip()
+
+    def _hide_what_was_cut(self) -> None:
+        """A request's text is without secrets, but one may go on from a round to the next."""
+        for name in self._names:
+            said = [one for one in self._said if one.name == name]
+            for one, text in zip(said, self._redactor.parts([o.text for o in said]), strict=True):
+                one.text = text

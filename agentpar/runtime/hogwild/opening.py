@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from agentpar.errors import UsageError
 from agentpar.ports import Message, Named, Runtime
+from agentpar.redact import Redactor
 from agentpar.runtime.hogwild.group import WorkerGroup
 from agentpar.runtime.hogwild.logsync import LogGroup
 from agentpar.runtime.hogwild.rows import RowGroup, row_server
@@ -24,12 +25,15 @@ async def open_group(
     shared: str | Sequence[Message],
     workers: Sequence[str],
     settings: Workers | None = None,
+    *,
+    redactor: Redactor | None = None,
 ) -> AsyncGenerator[WorkerGroup, None]:
     """A group of ``workers`` on the task that ``shared`` states, at work.
 
     Of ``settings``, ``n`` is not looked at: it is as many as there are names. The backend "rows"
     raises `UsageError` where the runtime cannot share a cache, with the reason; "auto" then
-    takes a log.
+    takes a log. ``redactor`` hides what ``runtime`` cannot, since it sees one request at a time:
+    secrets of which a worker writes a part in each of two rounds.
     """
     messages = (Message("user", shared),) if isinstance(shared, str) else tuple(shared)
     settings = settings or Workers()
@@ -45,7 +49,9 @@ async def open_group(
         if why and settings.backend == "rows":
             raise UsageError(f"workers cannot share a cache here: {why}")
     if group is None:
-        group = LogGroup(runtime, messages, workers, settings, why=why)
+        group = LogGroup(
+            runtime, messages, workers, settings, why=why, redactor=redactor or Redactor()
+        )
     async with group:
         yield group
 

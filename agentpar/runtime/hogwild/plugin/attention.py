@@ -25,7 +25,6 @@ from agentpar.runtime.hogwild.spans import Span, rotation
 MAX_SCORES = 1 << 24
 """Scores that are held at once, in numbers: queries of a long prompt go in pieces."""
 
-
 CPU = torch.device("cpu")
 
 
@@ -102,9 +101,9 @@ class Plan:
 
     ``positions`` [Q]: where the queries stand in the batch. ``blocks``: of all rows, side by side;
     they make the slots. ``bias`` [Q, slots]: 0 where a query sees a slot, else minus infinity.
-    ``deltas`` [Q, ways]: positions by which a query
-    is turned, in several ways; ``stretches`` says which way is for which slots. ``shifts`` [slots]:
-    positions by which keys are turned, where it is simpler to turn these.
+    ``deltas`` [Q, ways]: positions by which a query is turned, in several ways; ``stretches`` says
+    which way is for which slots. ``shifts`` [slots]: positions by which keys are turned, where it
+    is simpler to turn these.
     """
 
     def __init__(
@@ -345,18 +344,14 @@ class _Lanes:
         """``leader``: the row in which the prefix is read."""
         self._prefix = group.board.prefix
         first = self._prefix // size  # the first block with a row's own tokens
-        prefix = list(group.blocks[leader][: -(-self._prefix // size)])
-        self.blocks = prefix
-        self._bounds: dict[str, tuple[int, int]] = {}  # slots of each row
         self._base = first * size  # the index of the token at which a row's slots begin
+        self.blocks = list(group.blocks[leader][: -(-self._prefix // size)])
+        self._leading = len(self.blocks) * size
+        self._bounds: dict[str, tuple[int, int]] = {}  # slots of each row
         for row in rows:
             start = len(self.blocks) * size
-            self.blocks = [
-                *self.blocks,
-                *group.blocks[row][first : -(-group.board.length(row) // size)],
-            ]
+            self.blocks += group.blocks[row][first : -(-group.board.length(row) // size)]
             self._bounds[row] = (start, len(self.blocks) * size)
-        self._leading = len(prefix) * size
         self.slots = len(self.blocks) * size
 
     def slot(self, row: str, index: int) -> int:
@@ -372,7 +367,7 @@ class _Lanes:
     def stretches(self, common: Sequence[Span], ways: dict[tuple[str, int], int]) -> list[Stretch]:
         """All slots, cut where the way changes. A row's common tokens come before the others."""
         with_common = {span.row for span in common[1:]}
-        begins = dict(ways.keys())
+        begins = dict(ways.keys())  # where the unfinished step of a row begins, by row
         found = [Stretch(0, self._leading, 0)]
         for row, (start, stop) in self._bounds.items():
             if row not in begins:

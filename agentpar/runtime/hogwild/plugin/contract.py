@@ -75,6 +75,25 @@ COMMON: tuple[Hook, ...] = (
         fields=True,
     ),
     _hook(
+        "vllm.sampling_params",
+        "SamplingParams",
+        "n prompt_logprobs skip_reading_prefix_cache extra_args",
+        "what a row cannot do is refused",
+        fields=True,
+    ),
+    _hook(
+        "vllm.entrypoints.openai.completion.protocol",
+        "CompletionRequest.to_beam_search_params",
+        "self",
+        "a beam search, which would drop what a request says of its group, is refused",
+    ),
+    _hook(
+        "vllm.entrypoints.openai.chat_completion.protocol",
+        "ChatCompletionRequest.to_beam_search_params",
+        "self",
+        "likewise",
+    ),
+    _hook(
         "vllm.exceptions",
         "VLLMValidationError.__init__",
         "self message parameter",
@@ -197,6 +216,23 @@ COMMON: tuple[Hook, ...] = (
         "self num_tokens num_reqs max_query_len",
         "the tokens of a step are in place when it builds attention metadata",
     ),
+    # Settings.
+    _hook(
+        "vllm.config",
+        "ParallelConfig",
+        "pipeline_parallel_size data_parallel_size prefill_context_parallel_size "
+        "decode_context_parallel_size enable_dbo",
+        "the rows of a group lie in one cache, and run in one step",
+        fields=True,
+    ),
+    _hook(
+        "vllm.config",
+        "VllmConfig",
+        "speculative_config kv_transfer_config",
+        "speculative decoding and caches that travel are refused",
+        fields=True,
+    ),
+    _hook("vllm.config", "CacheConfig", "cache_dtype", "a cache of 8 bits is refused", fields=True),
     # Attention.
     _hook(
         "vllm.v1.attention.backends.registry",
@@ -315,14 +351,6 @@ CUDA: tuple[Hook, ...] = (
         fields=True,
     ),
     _hook("vllm.config", "ModelConfig", "enforce_eager", "must be on", fields=True),
-    _hook(
-        "vllm.config",
-        "ParallelConfig",
-        "pipeline_parallel_size decode_context_parallel_size prefill_context_parallel_size "
-        "enable_dbo",
-        "one GPU has whole rows, and runs one step at a time",
-        fields=True,
-    ),
 )
 """Where the plugin is the backend ``CUSTOM``, over FlashAttention."""
 
@@ -339,7 +367,6 @@ ATTRIBUTES: dict[Where, tuple[str, ...]] = {
     "scheduler": (
         "_pause_state",
         "block_size",
-        "connector",
         "kv_cache_config.kv_cache_groups",
         "kv_cache_manager.block_pool.num_gpu_blocks",
         "kv_cache_manager.coordinator",
@@ -347,13 +374,10 @@ ATTRIBUTES: dict[Where, tuple[str, ...]] = {
         "kv_cache_manager.watermark_blocks",
         "max_model_len",
         "max_num_active_reqs",
-        "num_spec_tokens",
         "policy",
         "requests",
         "running",
         "vllm_config.model_config.hf_text_config",
-        "vllm_config.parallel_config.data_parallel_size",
-        "vllm_config.parallel_config.pipeline_parallel_size",
     ),
     "worker": (
         "input_batch.num_computed_tokens_cpu",

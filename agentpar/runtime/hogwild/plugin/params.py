@@ -92,11 +92,13 @@ def check(
     prompt: int | None,
     samples: int = 1,
     prompt_logprobs: bool = False,
+    cached: bool = True,
     resumable: bool = False,
 ) -> None:
     """Refuse what a row of a group cannot be; raises `UsageError`.
 
-    ``prompt``: the number of its prompt tokens, None for a prompt of embeddings.
+    ``prompt``: the number of its prompt tokens, None for a prompt of embeddings. ``cached``:
+    whether it may take the beginning of its prompt from the prefix cache.
     """
     row = f"worker {member.worker!r} of group {member.group!r}"
     if prompt is None:
@@ -113,6 +115,10 @@ def check(
     if prompt_logprobs:
         raise UsageError(
             f"{row} asks for prompt_logprobs, which would be those of the row alone; leave them out"
+        )
+    if not cached:
+        raise UsageError(
+            f"{row} sets skip_reading_prefix_cache, but rows of a group hold their prefix in common"
         )
     if resumable:
         raise UsageError(f"{row} streams its input, which a row of a group cannot")

@@ -29,9 +29,9 @@ from vllm.v1.request import Request, RequestStatus
 from agentpar.errors import CannotShare, UsageError
 from agentpar.runtime.hogwild.plugin import WAIT, contract
 from agentpar.runtime.hogwild.plugin.admission import Pool, Row
-from agentpar.runtime.hogwild.plugin.frontend import REFUSED
+from agentpar.runtime.hogwild.plugin.frontend import REFUSED, require_row
 from agentpar.runtime.hogwild.plugin.notice import ATTRIBUTE, Joined, Notice
-from agentpar.runtime.hogwild.plugin.params import Member, check, parse
+from agentpar.runtime.hogwild.plugin.params import Member, parse
 
 logger = init_logger(__name__)
 
@@ -77,12 +77,6 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
         super().__init__(*arguments, **named)
         contract.require(self, "scheduler")
         manager = self.kv_cache_manager
-        parallel = self.vllm_config.parallel_config
-        if parallel.data_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
-            raise CannotShare(
-                "with data or pipeline parallelism the rows of a group lie in several caches; "
-                "start the server without, or without --hogwild"
-            )
         if len(self.kv_cache_config.kv_cache_groups) != 1:
             raise CannotShare(
                 f"this model has {len(self.kv_cache_config.kv_cache_groups)} kinds of cache; "
@@ -171,21 +165,8 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
 
     def _check(self, request: Request, member: Member) -> None:
         """Raise `UsageError` where ``request`` cannot be the row it wants to be."""
-        parameters = request.sampling_params
-        assert parameters is not None
-        embeds = request.prompt_embeds is not None or request.prompt_token_ids is None
-        check(
-            member,
-            prompt=None if embeds else request.num_prompt_tokens,
-            samples=parameters.n,
-            prompt_logprobs=parameters.prompt_logprobs is not None,
-            resumable=request.resumable,
-        )
+        require_row(member, request)
         row = f"worker {member.worker!r} of group {member.group!r}"
-        if self.num_spec_tokens:
-            raise UsageError(f"{row}: this server decodes speculatively, which rows cannot")
-        if self.connector is not None:
-            raise UsageError(f"{row}: this server moves caches between hosts, which rows cannot")
         if member.size > self.max_num_active_reqs:
             raise UsageError(
                 f"{row} expects {member.size} rows, but this server runs at most "
@@ -205,10 +186,10 @@ class GroupScheduling(Scheduler):  # type: ignore[misc]
     # A step.
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
-        if not (self._rows or self._due or self._ended):
-            return super().schedule(throttle_prefills)
         self._resting.clear()
         self._next_in_line = None
+        if not (self._rows or self._due or self._ended):
+            return super().schedule(throttle_prefills)
         self._end_the_held()
         aside: list[Request] = []
         if self._pause_state == PauseState.UNPAUSED:
@@ -509,30 +490,36 @@ def _pending(request: Request) -> int:
 
 
 def _require_alike(other: _Waiting, request: Request, member: Member) -> None:
-    """Refuse a row whose group cannot have it; raises `UsageError`."""
+    """Refuse a row whose group cannot have it; raises `UsageError`.
+
+    Nothing that only the group's own clients know is said: neither its salt nor its tokens.
+    """
     row = f"worker {member.worker!r} of group {member.group!r}"
+    if request.cache_salt != other.request.cache_salt:
+        raise UsageError(
+            f"{row} has another cache_salt than its group, or only one of them has one"
+        )
     if other.member.worker == member.worker:
         raise UsageError(f"{row} is there already; give each row of a group a name of its own")
     alike: tuple[tuple[str, object, object], ...] = (
         ("hogwild_prefix", member.prefix, other.member.prefix),
         ("hogwild_layout", member.layout, other.member.layout),
-        ("the LoRA", _lora(request), _lora(other.request)),
-        ("the cache salt", request.cache_salt, other.request.cache_salt),
+        ("LoRA adapter", _lora(request), _lora(other.request)),
     )
     for what, own, theirs in alike:
         if own != theirs:
             raise UsageError(f"{row} has {what} {own!r}, but its group has {theirs!r}")
-    pairs = zip(_prefix(request, member), _prefix(other.request, member), strict=True)
-    for index, (mine, group) in enumerate(pairs):
-        if mine != group:
-            raise UsageError(
-                f"{row} begins with other tokens than its group: token {index} of the prefix is "
-                f"{mine}, the group has {group}"
-            )
+    mine, its = _prefix(request, member), _prefix(other.request, member)
+    if mine != its:
+        index = next(i for i, (one, two) in enumerate(zip(mine, its, strict=True)) if one != two)
+        raise UsageError(
+            f"{row} begins with other tokens than its group: token {index} of the prefix is "
+            f"{mine[index]}, the group has another"
+        )
 
 
-def _lora(request: Request) -> int:
-    return int(request.lora_request.lora_int_id) if request.lora_request else 0
+def _lora(request: Request) -> str | None:
+    return request.lora_request.lora_name if request.lora_request else None
 
 
 def _prefix(request: Request, member: Member) -> tuple[int, ...]:

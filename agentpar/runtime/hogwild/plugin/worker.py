@@ -20,7 +20,7 @@ from vllm.v1.attention.backend import AttentionType
 from vllm.v1.worker.gpu_worker import Worker
 
 from agentpar.errors import CannotShare
-from agentpar.runtime.hogwild.plugin import RECORD, contract
+from agentpar.runtime.hogwild.plugin import RECORD, contract, settings
 from agentpar.runtime.hogwild.plugin.attention import Cache
 from agentpar.runtime.hogwild.plugin.groups import Groups
 from agentpar.runtime.hogwild.plugin.notice import ATTRIBUTE
@@ -40,9 +40,11 @@ class GroupWorker(Worker):  # type: ignore[misc]
         """What answers the queries of groups on this device."""
 
     def init_device(self) -> None:
+        settings.refuse(settings.faults(self.vllm_config))
         super().init_device()
         contract.require(self.model_runner, "worker")
-        folder = os.environ.get(RECORD)
+        # Workers of several ranks keep the same account, each of its heads: one writes it down.
+        folder = os.environ.get(RECORD) if self.rank == 0 else None
         self._groups = Groups(Path(folder) if folder else None)
 
     def load_model(self, *arguments: Any, **named: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from vllm.config import VllmConfig
 
-from agentpar.errors import CannotShare
+from agentpar.runtime.hogwild.plugin import settings
 from agentpar.runtime.hogwild.plugin.attention import Cache
 from agentpar.runtime.hogwild.plugin.cuda.backend import Impl, packed
 from agentpar.runtime.hogwild.plugin.cuda.decode import planner
@@ -48,19 +48,10 @@ class HogwildCUDAWorker(GroupWorker):
 
 def require_settings(config: VllmConfig) -> None:
     """Refuse a server whose steps cannot be followed; raises `CannotShare` naming its options."""
-    parallel = config.parallel_config
-    several = {
-        "--pipeline-parallel-size": parallel.pipeline_parallel_size,
-        "--decode-context-parallel-size": parallel.decode_context_parallel_size,
-        "--prefill-context-parallel-size": parallel.prefill_context_parallel_size,
-    }
-    faults = [f"{option} is {n}, and has to be 1" for option, n in several.items() if n > 1]
+    faults = settings.faults(config)
     if not config.model_config.enforce_eager:
         faults.append("--enforce-eager is missing (what a group reads has another shape each step)")
     if config.scheduler_config.async_scheduling:
         # Else tokens stay on the GPU, where nobody sees that one ends a worker's step.
         faults.append("--no-async-scheduling is missing (a step's tokens are needed on the host)")
-    if parallel.enable_dbo:
-        faults.append("--enable-dbo is set (a step runs in two halves)")
-    if faults:
-        raise CannotShare("workers cannot share a cache on this server: " + "; ".join(faults))
+    settings.refuse(faults)
