@@ -297,7 +297,10 @@ class Bank:
             if lease is None:
                 return None
             if lease.holder == flight.holder:
-                self._hold(flight, lease)
+                if flight.over:  # another of this process has taken the call over meanwhile
+                    self.begin(self._release(lease))
+                else:
+                    self._hold(flight, lease)
                 return None
             if lease.holder != holder:
                 holder = lease.holder
@@ -333,7 +336,8 @@ class Bank:
         return task
 
     def _unwanted(self, holder: Producer, asked: asyncio.Task[Any]) -> None:
-        """Whoever asked for a lease is gone, and it came after that."""
+        """Whoever asked for a lease is gone, and it came after that. An attempt that has asked
+        since then has a fence of its own, so that nothing of it is given up here."""
         if asked.cancelled() or asked.exception() is not None:
             return
         _, lease = asked.result()

@@ -419,19 +419,30 @@ def test_a_percent_sign_is_no_wildcard(store: Store) -> None:
 
 
 def test_one_holds_a_lease_and_the_others_see_who(store: Store) -> None:
-    """Whoever asks again is told the same; when it is given up, the next holder's fence is
-    higher."""
+    """When it is given up, the next holder's fence is higher."""
     held = store.lease("space", "l", "a", 1, 1, 60)
     assert (held.holder, held.namespace, held.like) == (Producer("a", 1, 1), "space", "l")
     assert held.until == pytest.approx(store.now() + 60, abs=5)
     assert store.lease("space", "l", "b", 2, 2, 60) == held
-    assert store.lease("space", "l", "a", 1, 1, 60) == held
     assert store.statistics().leases == 1
     assert store.release(held)
     assert store.statistics().leases == 0
     again = store.lease("space", "l", "b", 2, 2, 60)
     assert again.holder == Producer("b", 2, 2)
     assert again.fence > held.fence
+
+
+def test_a_holder_that_asks_again_has_a_fence_of_its_own(store: Store) -> None:
+    """An attempt that was broken off, or a process that woke up late, gives nothing up and brings
+    nothing of a later attempt's, although both are the same task of the same run."""
+    first = store.lease("space", "l", "a", 1, 1, 60)
+    second = store.lease("space", "l", "a", 1, 1, 60)
+    assert (second.holder, second.fence > first.fence) == (first.holder, True)
+    assert store.renew(first, 60) is None
+    assert not store.release(first)
+    assert store.lease("space", "l", "b", 2, 2, 60) == second
+    assert store.statistics().leases == 1
+    assert store.release(second)
 
 
 def test_leases_on_other_things_are_free(store: Store) -> None:

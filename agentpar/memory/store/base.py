@@ -99,8 +99,9 @@ class Store(Protocol):
     def lease(
         self, namespace: str, like: str, run_id: str, task_id: int, team: int, seconds: float
     ) -> Lease:
-        """The lease on ``like``: a new one for whoever asks, if nobody holds one that has not
-        run out; else the one that is held."""
+        """The lease on ``like``: a new one for whoever asks, if nobody else holds one that has not
+        run out; else the one that is held. A holder that asks again, in another attempt or from
+        another process, has a new one too, and the fence of its earlier one opens nothing more."""
         ...
 
     def renew(self, lease: Lease, seconds: float) -> Lease | None:

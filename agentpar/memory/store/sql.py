@@ -443,15 +443,15 @@ class SqlStore(ABC):
     def lease(
         self, namespace: str, like: str, run_id: str, task_id: int, team: int, seconds: float
     ) -> Lease:
-        space = escaped(namespace)
+        space, holder = escaped(namespace), Producer(run_id, task_id, team)
         with self._reading() as execute:  # whoever waits looks often, and should block nobody
             held = self._held(execute, namespace, like, self._time(execute))
-        if held is not None:
+        if held is not None and held.holder != holder:
             return held
         with self._writing() as execute:
             fence, _, now = self._next(execute)  # of the whole bank: it grows for each ``like``
             held = self._held(execute, namespace, like, now)
-            if held is not None:
+            if held is not None and held.holder != holder:
                 return held
             execute(
                 "DELETE FROM agentpar_bank_leases WHERE namespace = ? AND likeness = ?", space, like
@@ -461,7 +461,7 @@ class SqlStore(ABC):
                 " until) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 *(space, like, escaped(run_id), task_id, team, fence, now + seconds),
             )
-        return Lease(namespace, like, Producer(run_id, task_id, team), fence, now + seconds)
+        return Lease(namespace, like, holder, fence, now + seconds)
 
     def _held(self, execute: Execute, namespace: str, like: str, now: float) -> Lease | None:
         row = execute(
