@@ -350,15 +350,10 @@ class Agent:
     async def resume_orphan(self) -> Answer | None:
         """Take over the oldest run of an agent of this name whose process is gone, and carry
         it on. None where there is none."""
-        kept = await self._kept()
-        while True:
-            found = await kept.claim_orphan(self.name)
-            if found is None:
-                return None
-            known, journal = found
-            if not await _is_carried_on_with_others(kept, known):
-                break
-            await journal.close("interrupted")  # its run takes it up
+        found = await (await self._kept()).claim_orphan(self.name)
+        if found is None:
+            return None
+        known, journal = found
         run = Run(known.id, known.question)
         await self._drive(run, journal)
         return run.answer
@@ -594,10 +589,11 @@ class Agent:
         observers: Sequence[Callable[[Event], None]] = (),
         journal: RunJournal | None = None,
         team: int = 0,
+        wait: bool = False,
     ) -> Session:
         """The wiring of one run; see `Session` for the keywords. The run is held in the
         agent's journal, unless the caller holds it. ``team`` is its number among several on one
-        question; 0: it is alone."""
+        question; 0: it is alone. With ``wait`` a run that is at work elsewhere is waited for."""
         await self._open()
         assert self._tools is not None
         assert self._runtime is not None
@@ -638,7 +634,7 @@ class Agent:
                 await _refuse_changed(self._journal, run_id, setup)
             asked = redactor.text(question)
             journal = await self._journal.begin(
-                run_id, asked, agent=self.name, setup=setup, history=history
+                run_id, asked, agent=self.name, setup=setup, history=history, wait=wait
             )
         past = tuple(history) if journal is None else journal.history
         named = self._runtime if isinstance(self._runtime, Named) else None
@@ -813,6 +809,7 @@ class Agent:
                 strict=strict,
                 observers=[hear],
                 team=team,
+                wait=True,  # who has the run has its teams, once their last holder is gone
             )
             await self._run_session(session, run.question, hear)
             return session.answer()
@@ -822,7 +819,9 @@ class Agent:
             known = await _known(self._journal, team_run(run.id, team)) if self._journal else None
             if self._journal is None or known is None or known.ended:
                 return
-            left = await self._journal.begin(known.id, known.question, agent=self.name)
+            left = await self._journal.begin(known.id, known.question, agent=self.name, wait=True)
+            if not left.held:  # it has ended elsewhere meanwhile
+                return
             at = left.history[-1].at if left.history else 0.0
             left.append(RunFinished("cancelled", why, at))
             await left.close("failed")
@@ -860,14 +859,6 @@ class Agent:
                 raise
             await log.close(answer.status)
         run.end(answer)
-
-
-async def _is_carried_on_with_others(journal: Journal, run: JournaledRun) -> bool:
-    """Whether it is a team of a run that has not ended."""
-    if run.setup is None or not run.setup.team:
-        return False
-    whole = await _known(journal, run.id.rpartition(".")[0])
-    return whole is not None and not whole.ended
 
 
 def _refuse_sinks(tools: Mapping[str, Tool], teams: Teams) -> None:

@@ -66,6 +66,7 @@ class PostgresStore(SqlStore):
     _later = "clock_timestamp() + make_interval(secs => ?)"
     _ago = "clock_timestamp() - make_interval(secs => ?)"
     _lock = " FOR UPDATE"
+    _lock_or_pass = " FOR UPDATE SKIP LOCKED"
 
     def __init__(self, url: str) -> None:
         try:
@@ -109,16 +110,6 @@ class PostgresStore(SqlStore):
             connection.close()
 
     # Runs and their events
-
-    def claim_orphan(self, agent: str, owner: str, lease: float) -> tuple[str, int] | None:
-        with self._writing() as execute:
-            row = execute(
-                "SELECT id FROM agentpar_runs WHERE status = 'running' AND agent = ?"
-                f" AND until <= {self._now} ORDER BY created, id LIMIT 1"
-                " FOR UPDATE SKIP LOCKED",
-                agent,
-            ).fetchone()
-            return None if row is None else (row[0], self._take(execute, row[0], owner, lease))
 
     def rows(self, run: str) -> list[EventRow]:
         with self._reading() as execute:

@@ -57,7 +57,7 @@ class SqliteStore(SqlStore):
     _later = "lease_clock() + ?"
     _today = "time_of_day()"
     _ago = "time_of_day() - ?"
-    _lock = ""  # a transaction has the whole file
+    _lock = _lock_or_pass = ""  # a transaction has the whole file
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -123,16 +123,6 @@ class SqliteStore(SqlStore):
             )
 
     # Runs and their events
-
-    def claim_orphan(self, agent: str, owner: str, lease: float) -> tuple[str, int] | None:
-        with self._writing() as execute:
-            rows = execute(
-                f"{self._run} WHERE status = 'running' AND agent = ? ORDER BY created, id", agent
-            ).fetchall()
-            for run in map(self._run_of, rows):
-                if not run.held:
-                    return run.id, self._take(execute, run.id, owner, lease)
-        return None
 
     def rows(self, run: str) -> list[EventRow]:
         with self._reading() as execute:
