@@ -33,6 +33,12 @@ class Producer:
     team: int = 0
 
 
+def question_run(run_id: str, team: int) -> str:
+    """The run whose answer a user has: that of all teams where ``run_id`` is one team's (R of R.2),
+    else itself."""
+    return run_id.removesuffix(f".{team}") if team else run_id
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A finding. ``id`` names it: equal calls that found equal things from equal sources are one
@@ -181,9 +187,11 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """What was withdrawn: ``entries`` by id, those that others were made of first, and
-    ``answers``, the runs that had used or brought any of it."""
+    """What was withdrawn: ``entries`` by id, those that others were made of first; ``runs`` that
+    had used or brought any of it, teams' among them (R.1); and whose ``answers`` that touches, by
+    the id that a user knows (R). Both in the order in which they first did."""
 
     entries: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
     why: str = ""

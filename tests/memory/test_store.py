@@ -346,8 +346,21 @@ def test_a_run_is_revoked_with_its_teams(store: Store) -> None:
     runs = {"R": 0, "R.1": 1, "R.12": 12, "R2": 0, "R-1": 0, "R.2b": 0, "R.3": 0, "R.4.1": 1}
     for n, (run, team) in enumerate(runs.items()):
         store.put(entry(n, producer=Producer(run, 1, team)))
-    assert set(store.revoke("R").answers) == {"R", "R.1", "R.12"}
+    revoked = store.revoke("R")
+    assert (revoked.answers, revoked.runs) == (("R",), ("R", "R.1", "R.12"))
     assert [one.producer.run_id for one in store.entries()] == list(runs)[3:]
+
+
+def test_touched_answers_are_named_as_users_know_them(store: Store) -> None:
+    """Whoever asked several teams has the answer of R, and finds R.1 and R.3 by it; a run that a
+    user has called R.2 is a run of its own."""
+    store.put(entry(1, producer=Producer("R.3", 1, 3)))
+    store.used(Reading("id1", "R.1", 1, 1))
+    store.used(Reading("id1", "R.2", 1))
+    store.used(Reading("id1", "R.1", 2, 1))
+    revoked = store.revoke("id1")
+    assert revoked.answers == ("R", "R.2")
+    assert revoked.runs == ("R.3", "R.1", "R.2")
 
 
 def test_revoked_stays_revoked(store: Store) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from agentpar.errors import BankError, UsageError
-from agentpar.memory.entry import Entry, Lease, Producer, Reading, Revocation
+from agentpar.memory.entry import Entry, Lease, Producer, Reading, Revocation, question_run
 from agentpar.memory.store.base import Put, Statistics
 from agentpar.memory.store.rows import (
     COLUMNS,
@@ -345,10 +345,12 @@ class SqlStore(ABC):
         with contextlib.suppress(_Undo), self._writing(durable=True) as execute:
             number, _, now = self._next(execute)
             entries = self._withdraw(execute, self._of_source(execute, source), why, number, now)
-            answers = self._answers(execute, entries)
+            touched = self._touched(execute, entries)
             if dry_run:
                 raise _Undo
-        return Revocation(tuple(entries), tuple(answers), why)
+        answers = dict.fromkeys(question_run(run, team) for run, team in touched)
+        runs = dict.fromkeys(run for run, _ in touched)
+        return Revocation(tuple(entries), tuple(answers), tuple(runs), why)
 
     def _of_source(self, execute: Execute, source: str) -> list[str]:
         """The entries that come from ``source``."""
@@ -424,19 +426,20 @@ class SqlStore(ABC):
                 self._index(execute, gone)
         return order
 
-    def _answers(self, execute: Execute, ids: Sequence[str]) -> list[str]:
-        """The runs that have brought or used any of ``ids``, in the order in which they did."""
-        first: dict[str, int] = {}
+    def _touched(self, execute: Execute, ids: Sequence[str]) -> list[tuple[str, int]]:
+        """The runs that have brought or used any of ``ids``, each with the number of its team, in
+        the order in which they did."""
+        first: dict[tuple[str, int], int] = {}
         for some in _some(ids):
             for table in ("producers", "readings"):
                 rows = execute(
-                    f"SELECT run, min(number) FROM agentpar_bank_{table}"
-                    f" WHERE entry IN ({_marks(some)}) GROUP BY run",
+                    f"SELECT run, team, min(number) FROM agentpar_bank_{table}"
+                    f" WHERE entry IN ({_marks(some)}) GROUP BY run, team",
                     *some,
                 ).fetchall()
-                for run, number in rows:
-                    first[run] = min(number, first.get(run, number))
-        return [plain(run) for run in sorted(first, key=first.__getitem__)]
+                for run, team, number in rows:
+                    first[run, team] = min(number, first.get((run, team), number))
+        return [(plain(run), team) for run, team in sorted(first, key=first.__getitem__)]
 
     # Leases
 
