@@ -111,6 +111,12 @@ class Shared(Protocol):
         trouble: then nothing is found, and the call is made."""
         ...
 
+    async def stands(self, tool: Tool, args: Mapping[str, Any], outcome: Ok, task_id: int) -> bool:
+        """Whether the result of an equal call, which the agent has kept itself, may serve this one:
+        not where it comes from a source that was withdrawn, and not where the bank cannot say.
+        Never raises."""
+        ...
+
 
 @runtime_checkable
 class Named(Protocol):

@@ -41,7 +41,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, nothing else."
 
 SHORT = 12
 """Characters of an id that are shown in a list; any beginning of one that is enough names it."""
-GONE = "(it has expired)"
+GONE = "(the bank has it no more, or was never to keep it)"
 _WIDTH = 60
 _NEAREST = 3
 

@@ -78,8 +78,8 @@ class Flight:
 
     ``crew`` counts the attempts of that call. ``until`` (the loop's seconds) is when the others are
     to wait no longer. It is ``over`` once another has taken it over. What it ``found`` serves those
-    who come while it is being offered to the bank, which has ``kept`` it (None: not known yet);
-    of those are the ``readings``. ``lost`` is how its last attempt failed.
+    who come while it is being offered to the bank as ``entry``, which has ``kept`` it (None: not
+    known yet); of those are the ``readings``. ``lost`` is how its last attempt failed.
     """
 
     like: str
@@ -92,6 +92,7 @@ class Flight:
     renewing: asyncio.Task[None] | None = None
     over: bool = False
     found: Found | None = None
+    entry: Entry | None = None
     kept: bool | None = None
     readings: list[Reading] = field(default_factory=list)
 
@@ -381,6 +382,11 @@ class Bank:
     async def _release(self, lease: Lease) -> None:
         with contextlib.suppress(BankError):
             await self.ask(lambda store: store.release(lease))
+
+    @property
+    def revocable(self) -> bool:
+        """Whether it lies where somebody can withdraw from it."""
+        return not self._alone
 
     @property
     def leases(self) -> bool:

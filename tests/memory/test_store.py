@@ -363,6 +363,22 @@ def test_touched_answers_are_named_as_users_know_them(store: Store) -> None:
     assert revoked.runs == ("R.3", "R.1", "R.2")
 
 
+def test_where_it_comes_from_is_known_of_what_is_not_kept(store: Store) -> None:
+    """Nobody finds it, and its source leads to what was made of it and to whose answers it was in;
+    after that it is known as withdrawn."""
+    page = entry(1, producer=Producer("reader", 1))
+    assert store.trace(page)
+    assert store.trace(entry(1, producer=Producer("cached", 1)))
+    assert store.find("space", "key1", "like1") is None
+    assert list(store.entries()) == []
+    store.put(entry(2, parents=("id1",), producer=Producer("other", 1)))
+    revoked = store.revoke("https://site.example/1")
+    assert revoked.entries == ("id1", "id2")
+    assert revoked.answers == ("reader", "cached", "other")
+    assert not store.trace(page)
+    assert not store.trace(entry(3, parents=("id1",)))
+
+
 def test_revoked_stays_revoked(store: Store) -> None:
     """Whoever brings it again is told so, and is among the answers from then on."""
     family(store)

@@ -61,6 +61,12 @@ class Store(Protocol):
         """Keep ``entry``, which gets its time of creation here; one that was revoked stays so."""
         ...
 
+    def trace(self, entry: Entry) -> bool:
+        """Note where ``entry`` comes from and who had it, and keep nothing of it: its source, when
+        it is revoked, leads to what was made of it and to the answers that it touched. False where
+        it was withdrawn, or is made of what was."""
+        ...
+
     def find(self, namespace: str, key: str, like: str) -> Entry | None:
         """The entry that answers a call: of those with this ``key``, else with this ``like``, that
         are neither expired nor revoked, the latest."""

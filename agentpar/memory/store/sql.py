@@ -129,6 +129,15 @@ class SqlStore(ABC):
                 row = replace(row, revoked=True)
         return Put(row.entry(), new, row.revoked)
 
+    def trace(self, entry: Entry) -> bool:
+        with self._writing() as execute:
+            number, _, now = self._next(execute)
+            self._keep_origin(execute, entry, number)
+            why = self._withdrawn(execute, [entry.id, *entry.parents])
+            if why is not None:
+                self._withdraw(execute, [entry.id], why, number, now)
+        return why is None
+
     def _row(self, execute: Execute, id: str) -> Row | None:
         found = execute(f"SELECT {COLUMNS} FROM agentpar_bank_entries WHERE id = ?", id).fetchone()
         return None if found is None else Row.of(found)
