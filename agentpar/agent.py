@@ -38,7 +38,7 @@ from agentpar.executor.driver import RunClock, running
 from agentpar.executor.journal import Journal, JournaledRun, RunJournal, open_journal
 from agentpar.executor.results import JournalResults, MemoryResults
 from agentpar.executor.setup import Setup, changes
-from agentpar.ids import new_run_id
+from agentpar.ids import new_run_id, team_run
 from agentpar.memory.banks import Sharing
 from agentpar.memory.evidence import check, sources
 from agentpar.memory.settings import Memory, memory_of
@@ -50,7 +50,7 @@ from agentpar.planner.warmer import Warmer
 from agentpar.policy import Limits, Policy, PolicyFields, PolicyRule, Price, with_rules
 from agentpar.ports import Message, ModelRequest, Named, Results, RunInfo, Runtime, Watch
 from agentpar.redact import SHORTEST, Redactor, database_secrets, url_credentials
-from agentpar.rivals import Rivals, TeamsLog, ended_run, team_run
+from agentpar.rivals import Rivals, TeamsLog, ended_run
 from agentpar.run import Run
 from agentpar.runtime import open_runtime
 from agentpar.runtime.hogwild.opening import open_group
@@ -60,6 +60,7 @@ from agentpar.teams import Teams, teams_of, variation
 from agentpar.thinking import think_tool
 from agentpar.tools.base import Tool, ToolSource
 from agentpar.tools.function import toolbox
+from agentpar.watchers import Watchers
 from agentpar.workers import Group, Workers
 
 if TYPE_CHECKING:  # langgraph costs two seconds of import; fuzzing loads when it is asked for
@@ -829,11 +830,15 @@ class Agent:
         def how(team: int) -> str:
             return variation(team, temperature=self._temperature, seed=self._seed).how
 
+        named = self._runtime if isinstance(self._runtime, Named) else None
+        info = RunInfo(run.id, self.name, named, past, teams=teams.n)
+        watchers = Watchers(self._watch, info, redactor.text)
         log = TeamsLog(
             settings.record,
             setup.terms.machine(),
             journal,
             hear=run.hear,
+            watch=watchers,
             redact=redactor.data if redactor else None,
         )
         async with log, self._sharing.holding(run.id):
@@ -853,7 +858,8 @@ class Agent:
                 history=past,
             )
             try:
-                answer = await rivals.run()
+                with watchers:
+                    answer = await rivals.run()
             except asyncio.CancelledError:
                 run.end(rivals.cancelled())
                 raise

@@ -150,7 +150,8 @@ class RunInfo:
     """What a watcher is told of a run, or of one more part of it, before the first event.
 
     ``history`` is what happened in earlier parts of the same run, which others have watched.
-    ``team`` is its number among several teams on one question, 0 where it is alone.
+    ``team`` is its number among several teams on one question, 0 where it is alone; ``teams`` is
+    how many it has, where it is the run of all of them, which has no calls of its own.
     """
 
     run_id: str
@@ -158,6 +159,7 @@ class RunInfo:
     runtime: Named | None = None
     history: tuple[Event, ...] = ()
     team: int = 0
+    teams: int = 0
 
 
 Watch = Callable[[RunInfo], AbstractContextManager[Callable[[Event], None]]]

@@ -11,11 +11,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from functools import partial
 from weakref import WeakValueDictionary
 
+from agentpar.ids import question_run
 from agentpar.memory.admission import Admission, Ask, admission_of
 from agentpar.memory.bank import Bank, Embed
 from agentpar.memory.controller import load
 from agentpar.memory.embed import HashedNgrams
-from agentpar.memory.entry import question_run
 from agentpar.memory.seat import Seat
 from agentpar.memory.settings import Memory
 from agentpar.memory.store import open_store

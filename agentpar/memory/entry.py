@@ -33,12 +33,6 @@ class Producer:
     team: int = 0
 
 
-def question_run(run_id: str, team: int) -> str:
-    """The run whose answer a user has: that of all teams where ``run_id`` is one team's (R of R.2),
-    else itself."""
-    return run_id.removesuffix(f".{team}") if team else run_id
-
-
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A finding. ``id`` names it: equal calls that found equal things from equal sources are one

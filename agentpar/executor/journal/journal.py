@@ -25,6 +25,7 @@ from agentpar.executor.journal.store import ENDED, EventRow, RunRow, Status, Sto
 from agentpar.executor.journal.writer import Held, Writer
 from agentpar.executor.record import decode, encode
 from agentpar.executor.setup import Setup
+from agentpar.ids import question_run
 
 T = TypeVar("T")
 
@@ -59,7 +60,8 @@ class JournaledRun:
     @property
     def whole(self) -> str | None:
         """The run of all teams on its question, where it is one team's; else None."""
-        return self.id.rpartition(".")[0] if self.setup is not None and self.setup.team else None
+        team = 0 if self.setup is None else self.setup.team
+        return question_run(self.id, team) if team else None
 
 
 @dataclass(frozen=True, slots=True)

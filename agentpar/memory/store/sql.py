@@ -15,7 +15,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from agentpar.errors import BankError, UsageError
-from agentpar.memory.entry import Entry, Lease, Producer, Reading, Revocation, question_run
+from agentpar.ids import question_run
+from agentpar.memory.entry import Entry, Lease, Producer, Reading, Revocation
 from agentpar.memory.store.base import Put, Statistics
 from agentpar.memory.store.rows import (
     COLUMNS,
