@@ -324,8 +324,9 @@ async def test_a_session_that_the_server_ended_is_begun_anew(postgres: Postgres)
     def stand_still() -> None:
         with store._writing() as execute:
             execute("SELECT 1")
-            assert store._open is not None
-            ready, _, _ = select.select([store._open.pgconn.socket], [], [], 10)
+            connection = store._database._connection
+            assert connection is not None
+            ready, _, _ = select.select([connection.pgconn.socket], [], [], 10)
             assert ready, "the server has not said its last word"
             execute("SELECT 1")
 
