@@ -249,7 +249,7 @@ class Rivals:
                 if (found := first(ended)) is not None:
                     return found
                 found = best(ended)
-                why = "no answer is carried in full by what was read; of this one most is: "
+                why = "no answer is carried in full by what was read; taken as the best of them: "
                 return found and replace(found, why=why + found.why)
             case "judge":
                 return await self._judged()

@@ -744,7 +744,7 @@ def test_a_file_that_is_none_is_told(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "other.db") as db:
         db.execute("CREATE TABLE theirs (a)")
     db.close()
-    with pytest.raises(BankError, match="of another kind and no bank"):
+    with pytest.raises(BankError, match="of another program and no bank"):
         BankStore(f"sqlite:///{tmp_path / 'other.db'}")
     store = BankStore(url(tmp_path))
     store.close()
