@@ -38,7 +38,7 @@ from agentpar.executor.driver import RunClock, running
 from agentpar.executor.journal import Journal, JournaledRun, RunJournal, open_journal
 from agentpar.executor.results import JournalResults, MemoryResults
 from agentpar.executor.setup import Setup, changes
-from agentpar.ids import new_run_id
+from agentpar.ids import new_run_id, team_run
 from agentpar.memory.banks import Sharing
 from agentpar.memory.evidence import check, sources
 from agentpar.memory.settings import Memory, memory_of
@@ -50,7 +50,7 @@ from agentpar.planner.warmer import Warmer
 from agentpar.policy import Limits, Policy, PolicyFields, PolicyRule, Price, with_rules
 from agentpar.ports import Message, ModelRequest, Named, Results, RunInfo, Runtime, Watch
 from agentpar.redact import SHORTEST, Redactor, database_secrets, url_credentials
-from agentpar.rivals import Rivals, TeamsLog, ended_run, team_run
+from agentpar.rivals import Rivals, TeamsLog, ended_run
 from agentpar.run import Run
 from agentpar.runtime import open_runtime
 from agentpar.runtime.hogwild.opening import open_group
@@ -60,6 +60,7 @@ from agentpar.teams import Teams, teams_of, variation
 from agentpar.thinking import think_tool
 from agentpar.tools.base import Tool, ToolSource
 from agentpar.tools.function import toolbox
+from agentpar.watchers import Watchers
 from agentpar.workers import Group, Workers
 
 if TYPE_CHECKING:  # langgraph costs two seconds of import; fuzzing loads when it is asked for
@@ -350,15 +351,10 @@ class Agent:
     async def resume_orphan(self) -> Answer | None:
         """Take over the oldest run of an agent of this name whose process is gone, and carry
         it on. None where there is none."""
-        kept = await self._kept()
-        while True:
-            found = await kept.claim_orphan(self.name)
-            if found is None:
-                return None
-            known, journal = found
-            if not await _is_carried_on_with_others(kept, known):
-                break
-            await journal.close("interrupted")  # its run takes it up
+        found = await (await self._kept()).claim_orphan(self.name)
+        if found is None:
+            return None
+        known, journal = found
         run = Run(known.id, known.question)
         await self._drive(run, journal)
         return run.answer
@@ -594,10 +590,11 @@ class Agent:
         observers: Sequence[Callable[[Event], None]] = (),
         journal: RunJournal | None = None,
         team: int = 0,
+        wait: bool = False,
     ) -> Session:
         """The wiring of one run; see `Session` for the keywords. The run is held in the
         agent's journal, unless the caller holds it. ``team`` is its number among several on one
-        question; 0: it is alone."""
+        question; 0: it is alone. With ``wait`` a run that is at work elsewhere is waited for."""
         await self._open()
         assert self._tools is not None
         assert self._runtime is not None
@@ -638,7 +635,7 @@ class Agent:
                 await _refuse_changed(self._journal, run_id, setup)
             asked = redactor.text(question)
             journal = await self._journal.begin(
-                run_id, asked, agent=self.name, setup=setup, history=history
+                run_id, asked, agent=self.name, setup=setup, history=history, wait=wait
             )
         past = tuple(history) if journal is None else journal.history
         named = self._runtime if isinstance(self._runtime, Named) else None
@@ -813,6 +810,7 @@ class Agent:
                 strict=strict,
                 observers=[hear],
                 team=team,
+                wait=True,  # who has the run has its teams, once their last holder is gone
             )
             await self._run_session(session, run.question, hear)
             return session.answer()
@@ -822,7 +820,9 @@ class Agent:
             known = await _known(self._journal, team_run(run.id, team)) if self._journal else None
             if self._journal is None or known is None or known.ended:
                 return
-            left = await self._journal.begin(known.id, known.question, agent=self.name)
+            left = await self._journal.begin(known.id, known.question, agent=self.name, wait=True)
+            if not left.held:  # it has ended elsewhere meanwhile
+                return
             at = left.history[-1].at if left.history else 0.0
             left.append(RunFinished("cancelled", why, at))
             await left.close("failed")
@@ -830,11 +830,15 @@ class Agent:
         def how(team: int) -> str:
             return variation(team, temperature=self._temperature, seed=self._seed).how
 
+        named = self._runtime if isinstance(self._runtime, Named) else None
+        info = RunInfo(run.id, self.name, named, past, teams=teams.n)
+        watchers = Watchers(self._watch, info, redactor.text)
         log = TeamsLog(
             settings.record,
             setup.terms.machine(),
             journal,
             hear=run.hear,
+            watch=watchers,
             redact=redactor.data if redactor else None,
         )
         async with log, self._sharing.holding(run.id):
@@ -854,20 +858,13 @@ class Agent:
                 history=past,
             )
             try:
-                answer = await rivals.run()
+                with watchers:
+                    answer = await rivals.run()
             except asyncio.CancelledError:
                 run.end(rivals.cancelled())
                 raise
             await log.close(answer.status)
         run.end(answer)
-
-
-async def _is_carried_on_with_others(journal: Journal, run: JournaledRun) -> bool:
-    """Whether it is a team of a run that has not ended."""
-    if run.setup is None or not run.setup.team:
-        return False
-    whole = await _known(journal, run.id.rpartition(".")[0])
-    return whole is not None and not whole.ended
 
 
 def _refuse_sinks(tools: Mapping[str, Tool], teams: Teams) -> None:

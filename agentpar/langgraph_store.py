@@ -1,4 +1,4 @@
-"""The bank's file as a LangGraph store, for any LangGraph agent.
+"""A bank's database as a LangGraph store, for any LangGraph agent.
 
 It behaves as LangGraph's own stores do, with what differs told in `BankStore`. It must never
 embed more of a value than it was told to, and never change an entry of the bank, which it only
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from agentpar.errors import MissingPackage, UsageError
 from agentpar.memory import items as tables
 from agentpar.memory.embed import open_embedder
 from agentpar.memory.entry import Entry
+from agentpar.memory.items_sqlite import SqliteItems
 from agentpar.memory.store import open_store
 from agentpar.tools.threads import in_thread
 
@@ -49,6 +49,7 @@ ENTRIES = "agentpar"
 """The first label of the namespaces in which the bank's entries are seen."""
 
 _SQLITE = "sqlite:///"
+_POSTGRES = ("postgresql://", "postgres://")
 _OURS = ("hashed", "wordllama", "http://", "https://")
 
 Vector = list[float]
@@ -56,14 +57,14 @@ Vector = list[float]
 
 
 class BankStore(BaseStore):  # type: ignore[misc]  # langgraph is not read by the type checker
-    """Items in the SQLite file of a bank, under ``namespace`` and ``key``; the last write counts.
+    """Items in a bank's database, under ``namespace`` and ``key``; the last write counts.
 
-    ``url`` is ``"sqlite:///bank.db"``. ``index`` is LangGraph's: ``embed`` is one of its
-    embeddings or functions, or one of ours (``"hashed"``, ``"wordllama"``, a server's address, an
-    `Embedder`); ``fields`` are the paths that are embedded, and must be given: ``["$"]`` embeds
-    whole values, with whatever secrets are in them. ``dims`` may be left out. ``ttl`` is
-    LangGraph's `TTLConfig`, in minutes; what has expired is swept out by the next write or by
-    `sweep_ttl`.
+    ``url`` is ``"sqlite:///bank.db"`` or ``"postgresql://…"``. ``index`` is LangGraph's: ``embed``
+    is one of its embeddings or functions, or one of ours (``"hashed"``, ``"wordllama"``, a server's
+    address, an `Embedder`); ``fields`` are the paths that are embedded, and must be given:
+    ``["$"]`` embeds whole values, with whatever secrets are in them. ``dims`` may be left out.
+    ``ttl`` is LangGraph's `TTLConfig`, in minutes; what has expired is swept out by the next write
+    or by `sweep_ttl`.
 
     The entries of the bank are seen below ``("agentpar",)``, each in its namespace, which dots part
     into labels, under its id. They cannot be written, and are found only where that label is
@@ -75,9 +76,9 @@ class BankStore(BaseStore):  # type: ignore[misc]  # langgraph is not read by th
     (InMemoryStore); a value that cannot be compared by size does not match (SqliteStore), and one
     that is absent is not equal to any (InMemoryStore); overwriting keeps ``created_at``.
 
-    Raises `BankError` where the file is damaged, of another version or cannot be written, and
+    Raises `BankError` where the database is damaged, of another version or cannot be written, and
     `UsageError` for a value that is no JSON and for vectors of another size or another embedder
-    than those in the file.
+    than those in it.
     """
 
     supports_ttl = True
@@ -88,15 +89,21 @@ class BankStore(BaseStore):  # type: ignore[misc]  # langgraph is not read by th
         *,
         index: Mapping[str, Any] | None = None,
         ttl: Mapping[str, Any] | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.ttl_config = dict(ttl) if ttl else None
-        path = _file(url)
-        self._bank = open_store(f"{_SQLITE}{path}")
+        omit_expired = bool((ttl or {}).get("omit_expired"))
         self._lock = threading.Lock()  # over the bank, which is called from one thread at a time
-        self._items = tables.Items(
-            path, omit_expired=bool((ttl or {}).get("omit_expired")), clock=clock
-        )
+        self._items: tables.Items
+        if url.startswith(_POSTGRES):
+            from agentpar.memory.items_postgres import PostgresItems
+
+            self._bank = open_store(url)
+            self._items = PostgresItems(url, omit_expired=omit_expired, clock=clock)
+        else:
+            path = _file(url)
+            self._bank = open_store(f"{_SQLITE}{path}")
+            self._items = SqliteItems(path, omit_expired=omit_expired, clock=clock)
         self._entry_vectors: dict[str, Vector] = {}  # by id: an entry never changes
         self._embeddings: Any = None
         self._fields: list[tuple[str, Any]] = []
@@ -122,7 +129,7 @@ class BankStore(BaseStore):  # type: ignore[misc]  # langgraph is not read by th
         self.close()
 
     def close(self) -> None:
-        """Close the file. What was put is there for the next one."""
+        """Close it. What was put is there for the next one."""
         self._items.close()
         with self._lock:
             self._bank.close()
@@ -297,8 +304,8 @@ class BankStore(BaseStore):  # type: ignore[misc]  # langgraph is not read by th
             there = self._items.agree(name, mine) if note and mine else self._items.meta(name)
             if there and mine and there != mine:
                 raise UsageError(
-                    f"{self._items.path} has vectors of {name} {there!r}, and those of index have "
-                    f"{mine!r}: the two cannot be compared. Use that embedder, or another file"
+                    f"{self._items.place} has vectors of {name} {there!r}, and those of index have "
+                    f"{mine!r}: the two cannot be compared. Use that embedder, or another bank"
                 )
         self._agreed = note
 
@@ -308,12 +315,7 @@ def _file(url: str) -> Path:
     if not name:
         kind = url.partition(":")[0]  # the rest may hold a password
         raise UsageError(
-            f"BankStore: a bank's file is at sqlite:///FILE, got an address of {kind!r}"
-            + (
-                "; for Postgres take LangGraph's PostgresStore"
-                if kind.startswith("postgres")
-                else ""
-            )
+            f"BankStore: a bank is at sqlite:///FILE or postgresql://…, got an address of {kind!r}"
         )
     if name == ":memory:":
         raise UsageError("BankStore: for items in memory take LangGraph's InMemoryStore")

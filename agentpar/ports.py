@@ -111,6 +111,12 @@ class Shared(Protocol):
         trouble: then nothing is found, and the call is made."""
         ...
 
+    async def stands(self, tool: Tool, args: Mapping[str, Any], outcome: Ok, task_id: int) -> bool:
+        """Whether the result of an equal call, which the agent has kept itself, may serve this one:
+        not where it comes from a source that was withdrawn, and not where the bank cannot say.
+        Never raises."""
+        ...
+
 
 @runtime_checkable
 class Named(Protocol):
@@ -144,7 +150,8 @@ class RunInfo:
     """What a watcher is told of a run, or of one more part of it, before the first event.
 
     ``history`` is what happened in earlier parts of the same run, which others have watched.
-    ``team`` is its number among several teams on one question, 0 where it is alone.
+    ``team`` is its number among several teams on one question, 0 where it is alone; ``teams`` is
+    how many it has, where it is the run of all of them, which has no calls of its own.
     """
 
     run_id: str
@@ -152,6 +159,7 @@ class RunInfo:
     runtime: Named | None = None
     history: tuple[Event, ...] = ()
     team: int = 0
+    teams: int = 0
 
 
 Watch = Callable[[RunInfo], AbstractContextManager[Callable[[Event], None]]]

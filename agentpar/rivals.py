@@ -33,6 +33,7 @@ from agentpar.executor.failures import described
 from agentpar.executor.journal import Journal, JournaledRun, RunJournal
 from agentpar.executor.machine import Machine
 from agentpar.executor.record import RecordWriter
+from agentpar.ids import team_run
 from agentpar.planner.reply import asking
 from agentpar.ports import Clock, ModelRequest, Runtime
 from agentpar.teams import (
@@ -59,11 +60,6 @@ Dismiss = Callable[[int, str], Awaitable[None]]
 """Lets nobody carry on a team that was stopped, and says why it was."""
 JUDGE_SECONDS = 60.0
 """The judge is waited for so long at most."""
-
-
-def team_run(run_id: str, team: int) -> str:
-    """The id of the run of team number ``team``."""
-    return f"{run_id}.{team}"
 
 
 class Rivals:
@@ -253,7 +249,7 @@ class Rivals:
                 if (found := first(ended)) is not None:
                     return found
                 found = best(ended)
-                why = "no answer is carried in full by what was read; of this one most is: "
+                why = "no answer is carried in full by what was read; taken as the best of them: "
                 return found and replace(found, why=why + found.why)
             case "judge":
                 return await self._judged()
@@ -349,7 +345,8 @@ async def _over(tasks: Collection[asyncio.Future[Answer]]) -> None:
 
 
 class TeamsLog:
-    """Where what is about all teams goes: the run's record, its ``journal``, who ``hear``s it.
+    """Where what is about all teams goes: the run's record, its ``journal``, who ``hear``s it, and
+    ``watch``, which is told what comes and not what an earlier part has told.
 
     A context manager that holds the journal's run: left without `close`, the run broke off.
     ``machine`` decides nothing here; the record's first line has its terms.
@@ -362,12 +359,14 @@ class TeamsLog:
         journal: RunJournal | None,
         *,
         hear: Hear,
+        watch: Hear,
         redact: Callable[[Event], Event] | None = None,
     ) -> None:
         known = journal is not None and journal.known
         self._writer = None if record is None else RecordWriter(record, machine, known=known)
         self._journal = journal
         self._hear = hear
+        self._watch = watch
         self._redact = redact
         self._closed = False
 
@@ -400,6 +399,7 @@ class TeamsLog:
         if keep and self._journal is not None:
             self._journal.append(event)
         self._show(event)
+        self._watch(event)
 
     async def close(self, status: Literal["answered", "failed", "cancelled"]) -> None:
         """The run has ended, and is on disk."""

@@ -1,6 +1,6 @@
 """What our SQLite files have in common: how one is opened, a transaction, and whether it is whole.
 
-It must never know what lies in a file, nor whose words its errors are told in.
+It must never know what lies in a file, nor which errors its users raise: it says what is wrong.
 """
 
 from __future__ import annotations
@@ -10,7 +10,71 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Kind = Literal["busy", "foreign", "damaged", "full", "folder", "shut", "other"]
+"""What is wrong: another has it locked; it is no database, or another's; it is damaged; the disk is
+full; it is a folder; it cannot be opened or written; something else."""
+
+
+class Trouble(NamedTuple):
+    """What is wrong with a file, and what to do about it, in words."""
+
+    kind: Kind
+    text: str
+
+
+def trouble(error: sqlite3.Error, what: str, place: str, path: Path | None) -> Trouble:
+    """What SQLite says of the ``what`` ("bank") at ``place``, as its user is told."""
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return Trouble("busy", f"the {what} {place} is in use: {error}")
+    if name.startswith("SQLITE_NOTADB"):
+        text = f"{place} is no {what} (no SQLite database): name another file"
+        return Trouble("foreign", text)
+    if name.startswith("SQLITE_CORRUPT"):
+        return Trouble(
+            "damaged",
+            f"the {what} {place} is damaged ({error}). It is left as it is: put a copy in its "
+            "place, or name another file",
+        )
+    if name.startswith("SQLITE_FULL"):
+        return Trouble(
+            "full",
+            f"there is no room for more in the {what} {place} ({error}): what it holds is "
+            "untouched; make room on the disk",
+        )
+    if path is not None and path.is_dir():
+        text = f"the {what} {place} is a folder: name a file in it, such as sqlite:///{what}.db"
+        return Trouble("folder", text)
+    if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
+        return Trouble(
+            "shut",
+            f"the {what} {place} cannot be written ({error}): its file and its folder must be "
+            "writable, or name another place",
+        )
+    return Trouble("other", f"the {what} {place} cannot be used: {error}")
+
+
+def not_ours(what: str, place: str) -> str:
+    """What is told of a database that carries another program's mark."""
+    return f"{place} is a database of another program and no {what}: name another file"
+
+
+def of_another_format(what: str, place: str, there: int, ours: int) -> str:
+    """What is told of a file of ours that another agentpar wrote."""
+    return (
+        f"the {what} {place} is of format {there}, and this agentpar reads format {ours}: use the "
+        "agentpar that wrote it, or name another file"
+    )
+
+
+def cut_off(what: str, place: str, left: tuple[int, int]) -> str:
+    """What is told of a file whose end is missing (`what_is_left`)."""
+    return (
+        f"the {what} {place} is cut off: {left[0]:,} of {left[1]:,} bytes. Put a copy in its "
+        "place, or name another file"
+    )
 
 
 class Stamp(NamedTuple):

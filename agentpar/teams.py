@@ -197,6 +197,8 @@ def best(ended: Sequence[Ended]) -> Choice | None:
     if not answers:
         return None
     won = max(answers, key=_rank)  # the first of equals
+    if not any(citation.supported for citation in won.answer.citations):
+        return Choice(won.team, "it cites nothing that holds, and none is better supported")
     sentences, failed = f"{won.support:.0%} of its sentences and citations", won.failures
     calls = f", {failed} call{'s' * (failed != 1)} without a result" if failed else ""
     return Choice(won.team, f"what was read carries {sentences}{calls}")

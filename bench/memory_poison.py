@@ -195,7 +195,7 @@ async def measure(url: str, n: int, teams: int, seed: int) -> tuple[list[Phase],
         finally:
             store.close()
         truth = phases[2].runs | phases[3].runs
-        answers = frozenset(revoked.answers)
+        answers = frozenset(revoked.runs)
         derived = set(revoked.entries) - lied
         notes = [
             f"- the bank held {len(before)} entries, {len(lied)} of them from the liar; revoking "

@@ -38,6 +38,7 @@ FLOORS = (
         "gate",
         "optimize",
         "redact",
+        "postgres",
         "sqlite",
         "workers",
     ),

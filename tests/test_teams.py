@@ -358,6 +358,16 @@ def test_best_has_most_support() -> None:
     assert best([answered(1, "", status="failed")]) is None
 
 
+def test_a_best_that_is_poor_is_called_so() -> None:
+    """No share of sentences hides that no citation holds."""
+    poor = best([answered(1, "One. Answer: 5", supported=[False, False])])
+    assert poor is not None
+    assert poor.why == "it cites nothing that holds, and none is better supported"
+    fair = best([answered(1, "One. Answer: 5", supported=[True, False])])
+    assert fair is not None
+    assert fair.why == "what was read carries 50% of its sentences and citations"
+
+
 def test_the_judges_word() -> None:
     """A number of an answer, whatever stands around it."""
     assert judged("2", 3) == judged('{"best": 2}', 3) == judged("Answer 2.", 3) == 2
@@ -417,7 +427,7 @@ async def test_where_none_is_verified_first_takes_the_best() -> None:
     agent = agent_of(answers(WRONG, "Answer: not found"))
     answer = await agent.ask("Chile?", teams=Teams(2, "first"))
     assert answer.chosen == 1
-    assert answer.why.startswith("no answer is carried in full by what was read; of this one")
+    assert answer.why.startswith("no answer is carried in full by what was read; taken as")
 
 
 # judge

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,7 +41,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, nothing else."
 
 SHORT = 12
 """Characters of an id that are shown in a list; any beginning of one that is enough names it."""
-GONE = "(it has expired)"
+GONE = "(the bank has it no more, or was never to keep it)"
 _WIDTH = 60
 _NEAREST = 3
 
@@ -137,8 +138,8 @@ def revoke(
 ) -> None:
     """Withdraw what comes from a source, and all that was made of it.
 
-    Tells each entry, and each run whose answer used or brought one of them: those deserve another
-    look. What is withdrawn is never used again, nor brought again by an equal call.
+    Tells each entry, and each answer whose run, or teams' runs, used or brought one of them: those
+    deserve another look. What is withdrawn is never used again, nor brought again by an equal call.
     """
     with opened(bank, agent) as store:
         known = {one.id: one for one in (*store.entries(), *store.entries(revoked=True))}
@@ -148,14 +149,17 @@ def revoke(
         if not gone.entries:
             raise UsageError(_no_source(source, list(known.values())))
     if as_json:
-        data = {"entries": gone.entries, "answers": gone.answers, "why": why, "dry_run": dry_run}
+        data = {**asdict(gone), "why": why, "dry_run": dry_run}
         typer.echo(_dumped(data))
         return
     for id in gone.entries:
         line = _told(known[id]) if id in known else GONE
         typer.echo(f"entry   {id[:SHORT]}  {line}")
     for run in gone.answers:
-        typer.echo(f"answer  {_one_line(run, 0)}")
+        teams = [one for one in gone.runs if one.rpartition(".")[0] == run]
+        teams = [one for one in teams if one not in gone.answers]  # a user may call a run R.2
+        by = f" (teams: {', '.join(teams)})" if teams else ""
+        typer.echo(f"answer  {_one_line(run + by, 0)}")
     would = "would be " if dry_run else ""
     typer.echo(
         f"{would}withdrawn: {_many(len(gone.entries), 'entry', 'entries')}; answers that used or "

@@ -564,7 +564,8 @@ class Driver:
         The tool's time begins with the call."""
         results = self._results if tool.may_be_kept else None
         name = "" if results is None else call_key(tool, args)
-        if results is not None and (kept := await results.get(name)) is not None:
+        kept = None if results is None else await results.get(name)
+        if kept is not None and await shared.stands(tool, args, kept, key[1]):
             return kept, None, "cache"
         async with shared.claim(tool, args, key[1], key[2]) as claim:
             if claim.found is not None:

@@ -78,8 +78,8 @@ class Flight:
 
     ``crew`` counts the attempts of that call. ``until`` (the loop's seconds) is when the others are
     to wait no longer. It is ``over`` once another has taken it over. What it ``found`` serves those
-    who come while it is being offered to the bank, which has ``kept`` it (None: not known yet);
-    of those are the ``readings``. ``lost`` is how its last attempt failed.
+    who come while it is being offered to the bank as ``entry``, which has ``kept`` it (None: not
+    known yet); of those are the ``readings``. ``lost`` is how its last attempt failed.
     """
 
     like: str
@@ -92,6 +92,7 @@ class Flight:
     renewing: asyncio.Task[None] | None = None
     over: bool = False
     found: Found | None = None
+    entry: Entry | None = None
     kept: bool | None = None
     readings: list[Reading] = field(default_factory=list)
 
@@ -297,7 +298,10 @@ class Bank:
             if lease is None:
                 return None
             if lease.holder == flight.holder:
-                self._hold(flight, lease)
+                if flight.over:  # another of this process has taken the call over meanwhile
+                    self.begin(self._release(lease))
+                else:
+                    self._hold(flight, lease)
                 return None
             if lease.holder != holder:
                 holder = lease.holder
@@ -333,7 +337,8 @@ class Bank:
         return task
 
     def _unwanted(self, holder: Producer, asked: asyncio.Task[Any]) -> None:
-        """Whoever asked for a lease is gone, and it came after that."""
+        """Whoever asked for a lease is gone, and it came after that. An attempt that has asked
+        since then has a fence of its own, so that nothing of it is given up here."""
         if asked.cancelled() or asked.exception() is not None:
             return
         _, lease = asked.result()
@@ -377,6 +382,11 @@ class Bank:
     async def _release(self, lease: Lease) -> None:
         with contextlib.suppress(BankError):
             await self.ask(lambda store: store.release(lease))
+
+    @property
+    def revocable(self) -> bool:
+        """Whether it lies where somebody can withdraw from it."""
+        return not self._alone
 
     @property
     def leases(self) -> bool:

@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from functools import partial
 from weakref import WeakValueDictionary
 
+from agentpar.ids import question_run
 from agentpar.memory.admission import Admission, Ask, admission_of
 from agentpar.memory.bank import Bank, Embed
 from agentpar.memory.controller import load
@@ -44,14 +45,14 @@ class Banks:
         self._kept: Bank | None = None
         self._of_runs: WeakValueDictionary[str, Bank] = WeakValueDictionary()
 
-    def seat(self, run_id: str, *, question_run: str = "", team: int = 0) -> Seat:
-        """A place for the run ``run_id``, one of those for ``question_run``, where it has teams."""
-        return Seat(self._bank(question_run or run_id), run_id, team=team)
+    def seat(self, run_id: str, team: int = 0) -> Seat:
+        """A place for the run ``run_id``, beside the other teams' where it is one team's."""
+        return Seat(self._bank(question_run(run_id, team)), run_id, team=team)
 
     @asynccontextmanager
-    async def holding(self, question_run: str) -> AsyncIterator[None]:
-        """While its teams come and go, what one has found stays there for the next."""
-        bank = self._bank(question_run)
+    async def holding(self, run_id: str) -> AsyncIterator[None]:
+        """While the teams of ``run_id`` come and go, what one has found stays for the next."""
+        bank = self._bank(run_id)
         bank.held += 1
         try:
             yield
@@ -64,15 +65,15 @@ class Banks:
         if self._kept is not None:
             await self._kept.stop()
 
-    def _bank(self, question_run: str) -> Bank:
+    def _bank(self, run_id: str) -> Bank:
         if self._settings.scope == "project":
             if self._kept is None:
                 self._kept = self._new(self._name)
                 self._kept.held += 1
             return self._kept
-        bank = self._of_runs.get(question_run)
+        bank = self._of_runs.get(run_id)
         if bank is None:
-            bank = self._of_runs[question_run] = self._new(f"{self._name}/{question_run}")
+            bank = self._of_runs[run_id] = self._new(f"{self._name}/{run_id}")
         return bank
 
     def _new(self, namespace: str) -> Bank:
@@ -122,8 +123,7 @@ class Sharing:
         that shares with nobody."""
         if self._banks is None or not (self._said or team):
             return None
-        together = run_id.rpartition(".")[0] if team else run_id
-        return self._banks.seat(run_id, question_run=together, team=team)
+        return self._banks.seat(run_id, team)
 
     def holding(self, run_id: str) -> AbstractAsyncContextManager[None]:
         """While teams work on the question of ``run_id``: what one finds is there for the next."""

@@ -181,9 +181,11 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """What was withdrawn: ``entries`` by id, those that others were made of first, and
-    ``answers``, the runs that had used or brought any of it."""
+    """What was withdrawn: ``entries`` by id, those that others were made of first; ``runs`` that
+    had used or brought any of it, teams' among them (R.1); and whose ``answers`` that touches, by
+    the id that a user knows (R). Both in the order in which they first did."""
 
     entries: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
     why: str = ""

@@ -3,52 +3,29 @@
 An entry of the bank is a finding and never changes; an item is a place, where the last write
 counts, as LangGraph's stores have it. It must never know LangGraph, nor how a text became a vector.
 
-All blocks. Whoever calls it holds a `batch`, which is one transaction.
+All blocks. Whoever calls it holds a `batch`, which is one transaction. What differs between
+databases is in `items_sqlite` and `items_postgres`.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from agentpar.errors import BankError, MissingPackage, UsageError
-from agentpar.sqlite import transaction, write_ahead
 
 Namespace = tuple[str, ...]
 
 VERSION = "1"
+_ALL = 2**62
 _CHUNK = 64  # items read at once while a search goes down its ranking
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS langgraph_meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS langgraph_items (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    namespace TEXT NOT NULL,  -- labels joined by dots, which no label contains
-    key TEXT NOT NULL,
-    value TEXT NOT NULL,      -- JSON
-    created REAL NOT NULL,    -- these three: seconds since the epoch
-    updated REAL NOT NULL,
-    expires REAL,
-    ttl REAL,                 -- seconds, by which reading moves 'expires'
-    UNIQUE (namespace, key)
-);
-CREATE INDEX IF NOT EXISTS langgraph_expires ON langgraph_items (expires)
-    WHERE expires IS NOT NULL;
-CREATE TABLE IF NOT EXISTS langgraph_vectors (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice, so that a mirror can catch up
-    item INTEGER NOT NULL,
-    namespace TEXT NOT NULL,
-    vector BLOB NOT NULL                   -- float32, of length 1
-);
-CREATE INDEX IF NOT EXISTS langgraph_vectors_of ON langgraph_vectors (item);
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +126,7 @@ def _parted(text: str) -> Namespace:
 def _below(prefix: Namespace) -> tuple[str, list[Any]]:
     """SQL for ``prefix`` and all namespaces below it. "/" comes right after the dot."""
     if not prefix:
-        return "1", []
+        return "1 = 1", []
     path = _joined(prefix)
     return "(namespace = ? OR (namespace >= ? AND namespace < ?))", [path, f"{path}.", f"{path}/"]
 
@@ -157,61 +134,54 @@ def _below(prefix: Namespace) -> tuple[str, list[Any]]:
 # At the rim
 
 
-class Items:
-    """Items in the SQLite file ``path``, for many processes at once.
+class Items(ABC):
+    """Items in one database, for many processes at once; which one, a subclass says.
 
     ``omit_expired``: what has expired is not there any more, even before it is swept out.
-    Raises `BankError` where the file is damaged, of another version or cannot be written.
+    ``clock`` gives seconds since the epoch. Raises `BankError` where the database is damaged, of
+    another version or cannot be written.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        omit_expired: bool = False,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self.path = path
+    place: str
+    """Which database this is, in words; without credentials."""
+
+    def __init__(self, *, omit_expired: bool = False, clock: Callable[[], float] | None = None):
         self._omit_expired = omit_expired
         self._clock = clock
         self._lock = threading.RLock()  # over the connection and the mirror
         self._mirror = _Mirror()
-        self._db: sqlite3.Connection | None = None
 
+    @abstractmethod
     def open(self) -> None:
         """Connect, and make what is missing. Again after `close`."""
-        with self._lock, self._told():
-            if self._db is not None:
-                return
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(
-                self.path, timeout=30.0, isolation_level=None, check_same_thread=False
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    @abstractmethod
+    def batch(self, *, writes: bool) -> AbstractContextManager[None]:
+        """One transaction around what is done inside, which sees one state of all items. Of those
+        that write there is one at a time."""
+
+    @abstractmethod
+    def _look(self, *, writes: bool = False) -> AbstractContextManager[None]:
+        """For what may be asked within a batch or by itself."""
+
+    @abstractmethod
+    def _execute(self, sql: str, values: Sequence[Any] = ()) -> Any:
+        """A DB-API cursor; a parameter is ``?``."""
+
+    def _now(self) -> float:
+        """Seconds since the epoch."""
+        return time.time() if self._clock is None else self._clock()
+
+    def _check_version(self) -> None:
+        version = self.meta("version") or self._first_meta("version", VERSION)
+        if version != VERSION:
+            raise BankError(
+                f"{self.place}: its LangGraph items are of version {version}, this agentpar reads "
+                f"version {VERSION}: update agentpar, or name another bank"
             )
-            try:
-                write_ahead(self._db)
-                self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-                version = self.meta("version") or self._first_meta("version", VERSION)
-                if version != VERSION:
-                    raise BankError(
-                        f"{self.path}: its LangGraph items are of version {version}, this agentpar "
-                        f"reads version {VERSION}: update agentpar, or name another file"
-                    )
-            except BaseException:
-                self.close()
-                raise
-
-    def close(self) -> None:
-        with self._lock:
-            if self._db is not None:
-                self._db.close()
-                self._db = None
-
-    @contextmanager
-    def batch(self, *, writes: bool) -> Iterator[None]:
-        """One transaction around what is done inside, which sees one state of all items."""
-        kind = "IMMEDIATE" if writes else "DEFERRED"
-        with self._lock, self._told(), transaction(self._connection, kind):
-            yield
 
     def get(self, namespace: Namespace, key: str) -> Item | None:
         where, values = self._alive()
@@ -232,7 +202,7 @@ class Items:
     ) -> None:
         """Keep ``value``, which is JSON, in place of what was there; ``ttl`` is in seconds. The
         time of creation stays that of the first."""
-        now = self._clock()
+        now = self._now()
         expires = None if ttl is None else now + ttl
         path = _joined(namespace)
         [(id,)] = self._execute(
@@ -254,7 +224,7 @@ class Items:
 
     def sweep(self) -> int:
         """Remove what has expired; how many items that were."""
-        return self._remove("expires <= ?", [self._clock()])
+        return self._remove("expires <= ?", [self._now()])
 
     def search(
         self,
@@ -274,11 +244,11 @@ class Items:
         alive, times = self._alive()
         where, values = f"{where} AND {alive}", [*values, *times]
         if near is None:
-            found = self._latest(where, values, limit + offset if not wanted else -1)
+            found = self._latest(where, values, limit + offset if not wanted else _ALL)
         else:
             plain = f"{where} AND id NOT IN (SELECT item FROM langgraph_vectors)"
             found = chain(
-                self._nearest(prefix, near, alive, times), self._latest(plain, values, -1)
+                self._nearest(prefix, near, alive, times), self._latest(plain, values, _ALL)
             )
         if wanted:
             found = (item for item in found if matches(item.value, wanted))
@@ -305,29 +275,30 @@ class Items:
             self._execute(
                 "UPDATE langgraph_items SET expires = ? + ttl "
                 f"WHERE ttl IS NOT NULL AND id IN ({_marks(part)})",
-                [self._clock(), *part],
+                [self._now(), *part],
             )
 
     def any_expires(self) -> bool:
         """Whether reading may have to write, as an item has an end."""
-        with self._lock, self._told():
+        with self._look():
             rows = self._execute("SELECT 1 FROM langgraph_items WHERE expires IS NOT NULL LIMIT 1")
             return rows.fetchone() is not None
 
     def meta(self, name: str) -> str | None:
         """What was noted under ``name``."""
-        with self._lock, self._told():
+        with self._look():
             rows = self._execute("SELECT value FROM langgraph_meta WHERE name = ?", [name])
             row = rows.fetchone()
             return None if row is None else str(row[0])
 
     def agree(self, name: str, value: str) -> str:
         """Note ``value`` under ``name`` unless something stands there; what then stands there."""
-        with self._lock, self._told():
+        with self._look(writes=True):
             return self.meta(name) or self._first_meta(name, value)
 
     def _first_meta(self, name: str, value: str) -> str:
-        self._execute("INSERT OR IGNORE INTO langgraph_meta VALUES (?, ?)", [name, value])
+        insert = "INSERT INTO langgraph_meta VALUES (?, ?) ON CONFLICT (name) DO NOTHING"
+        self._execute(insert, [name, value])
         return self.meta(name) or value
 
     def _latest(self, where: str, values: Sequence[Any], limit: int) -> Iterator[Item]:
@@ -377,25 +348,8 @@ class Items:
 
     def _alive(self) -> tuple[str, list[Any]]:
         if not self._omit_expired:
-            return "1", []
-        return "(expires IS NULL OR expires > ?)", [self._clock()]
-
-    @property
-    def _connection(self) -> sqlite3.Connection:
-        if self._db is None:
-            raise BankError(f"{self.path} was closed; open it again first")
-        return self._db
-
-    def _execute(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
-        return self._connection.execute(sql, values)
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """What SQLite and the system say, as a `BankError` that names the file."""
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise BankError(f"{self.path}: {error}") from error
+            return "1 = 1", []
+        return "(expires IS NULL OR expires > ?)", [self._now()]
 
 
 _COLUMNS = "id, namespace, key, value, created, updated"

@@ -10,7 +10,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -104,6 +112,7 @@ class Seat:
         self._ended: set[int] = set()
         self._wanted: Counter[str] = Counter()
         self._wants: dict[int, str] = {}  # task that has not begun -> the likeness of its call
+        self._called: dict[int, Mapping[str, Any]] = {}  # task that runs -> its arguments
         self._entries: dict[int, str] = {}  # task -> what of the bank its result is
         self._shown: dict[str, int] = {}  # entry -> tokens of the line that showed it
         self._offers: set[asyncio.Task[None]] = set()
@@ -161,15 +170,19 @@ class Seat:
             for held_back in untold:  # behind this event, which the machine has yet to see
                 asyncio.get_running_loop().call_soon(self._told, held_back)
         match event:
-            case TaskStarted(id):
+            case TaskStarted(id, args):
                 self._begun(id)
+                self._called[id] = args
             case TaskPlanned(task=task):
                 self._wish(task)
-            case TaskDone(id, via=via):
+            case TaskDone(id, outcome, via=via):
                 self._begun(id)
                 self._ended.add(id)
+                args = self._called.pop(id, {})
                 if via.startswith("same call as "):
                     self._same(id, int(via.rpartition(" ")[2]))
+                elif via == "cache" and isinstance(outcome, Ok):
+                    self._kept(id, args, outcome)
             case TaskReplaced(task=task):
                 self._begun(task.id)
                 self._entries.pop(task.id, None)
@@ -204,6 +217,15 @@ class Seat:
     def _begun(self, id: int) -> None:
         if (like := self._wants.pop(id, None)) is not None:
             self._wanted[like] -= 1
+
+    def _kept(self, id: int, args: Mapping[str, Any], outcome: Ok) -> None:
+        """Of an earlier part of the run nothing else tells what of the bank a kept result is."""
+        task = self._planned.get(id)
+        tool = None if task is None else self.tools.get(task.tool)
+        if id in self._entries or tool is None or not tool.may_be_shared:
+            return
+        if (entry := self._entry(tool, args, outcome, id)) is not None:
+            self._entries[id] = entry.id
 
     def _same(self, id: int, first: int) -> None:
         if (entry := self._entries.get(first)) is not None:
@@ -307,6 +329,8 @@ class Seat:
             self._later(self._write(reading))
         elif flight.kept is None:
             flight.readings.append(reading)  # once it is in the bank, if it gets there
+        elif flight.entry is not None:
+            self._later(self._trace(flight.entry, [reading]))
 
     async def _write(self, reading: Reading) -> None:
         try:
@@ -324,30 +348,20 @@ class Seat:
             if flight is not None and isinstance(outcome, Failed):
                 flight.lost = Lost(self.redact(outcome), retry_after)
             return
-        if flight is not None and flight.over:
-            return  # it took so long that another makes the call: this result comes too late
-        tool, id = claim.tool, claim.task_id
-        by = Producer(self.run_id, id, self.team)
-        value = self.redact(outcome.value)
-        try:
-            entry = entry_of(
-                tool,
-                claim.args,
-                value,
-                by,
-                namespace=bank.namespace,
-                parents=self._parents(id),
-                literal=self._is_literal(id),
-                seconds=seconds,
-            )
-        except UsageError:
+        entry = self._entry(claim.tool, claim.args, outcome, claim.task_id, seconds)
+        if entry is None:
             return
-        self._entries[id] = entry.id
+        self._entries[claim.task_id] = entry.id
+        if flight is not None and flight.over:
+            # It took so long that another makes the call: this result comes too late for others.
+            self._later(self._trace(entry))
+            return
         waiting = 0
         if flight is not None:
             claim.flight = None
             waiting = len(flight.waiting)
-            bank.land(flight, Found(Ok(value), entry.id, by, seconds))
+            flight.entry = entry
+            bank.land(flight, Found(Ok(entry.value), entry.id, entry.producer, seconds))
         if self._out_of_order:  # nothing more is offered, and nobody waits for it
             if flight is not None:
                 flight.kept = False
@@ -357,38 +371,95 @@ class Seat:
         await asyncio.wait((offer,), timeout=MOMENT)
 
     async def _offer(self, entry: Entry, attempt: int, flight: Flight | None, waiting: int) -> None:
-        """Ask the policy, and keep what it admits."""
-        bank = self.bank
+        """Ask the policy, and keep what it admits; of the rest the bank is to know whose it was."""
+        kept = False
         try:
-            size = _size(entry.value)
-            if size > (most := bank.settings.max_entry_bytes):
-                why = f"{size:,} bytes are more than max_entry_bytes={most:,}"
-                self._tell_offer(entry, attempt, False, "size", 0.0, why)
-                return
-            vectors = await self._vectors(entry)
-            features = await self._features(entry, waiting, size, vectors)
-            decision = await bank.admission.decide(Proposal(self.question, entry, features))
-            kept = None
-            if decision.admitted:
-                lease = None if flight is None else flight.lease
-                kept = await bank.put(entry, vectors[0] if vectors else None, lease)
-                for reading in () if flight is None or kept is None else flight.readings:
-                    await bank.ask(partial(_used, reading))
-                if flight is not None:
-                    flight.kept = kept is not None
-            admitted, why = decision.admitted, decision.why
-            if admitted and kept is None:
-                admitted, why = False, "another has taken the call over meanwhile"
-            elif kept is not None and kept.revoked:
-                admitted, why = False, "it was withdrawn from the bank, or made of what was"
-            odds, seen = decision.probability, features.vector()
-            self._tell_offer(entry, attempt, admitted, decision.policy, odds, why, seen)
+            kept = await self._keep(entry, attempt, flight, waiting)
         except Exception as error:
             self._failed(error, entry.producer.task_id)
         finally:
             if flight is not None:
-                flight.kept = flight.kept or False
-                bank.clear(flight)
+                flight.kept = kept
+                self.bank.clear(flight)
+        if not kept:
+            await self._trace(entry, () if flight is None else flight.readings)
+
+    async def _keep(self, entry: Entry, attempt: int, flight: Flight | None, waiting: int) -> bool:
+        """Whether the bank has the entry by now."""
+        bank = self.bank
+        size = _size(entry.value)
+        if size > (most := bank.settings.max_entry_bytes):
+            why = f"{size:,} bytes are more than max_entry_bytes={most:,}"
+            self._tell_offer(entry, attempt, False, "size", 0.0, why)
+            return False
+        vectors = await self._vectors(entry)
+        features = await self._features(entry, waiting, size, vectors)
+        decision = await bank.admission.decide(Proposal(self.question, entry, features))
+        kept = None
+        if decision.admitted:
+            lease = None if flight is None else flight.lease
+            kept = await bank.put(entry, vectors[0] if vectors else None, lease)
+            for reading in () if flight is None or kept is None else flight.readings:
+                await bank.ask(partial(_used, reading))
+        admitted, why = decision.admitted, decision.why
+        if admitted and kept is None:
+            admitted, why = False, "another has taken the call over meanwhile"
+        elif kept is not None and kept.revoked:
+            admitted, why = False, "it was withdrawn from the bank, or made of what was"
+        odds, seen = decision.probability, features.vector()
+        self._tell_offer(entry, attempt, admitted, decision.policy, odds, why, seen)
+        return kept is not None
+
+    async def _trace(self, entry: Entry, readings: Iterable[Reading] = ()) -> None:
+        """What the bank does not keep has touched this run's answer all the same, and those of
+        whoever waited for it."""
+        others = (Producer(one.run_id, one.task_id, one.team) for one in readings)
+        if self._out_of_order or not self.bank.revocable:
+            return
+        try:
+            for by in (entry.producer, *others):
+                await self.bank.ask(partial(_traced, replace(entry, producer=by)))
+        except Exception as error:
+            self._failed(error, entry.producer.task_id)
+
+    async def stands(self, tool: Tool, args: Mapping[str, Any], outcome: Ok, task_id: int) -> bool:
+        """See `agentpar.ports.Shared`."""
+        if not self.bank.revocable:
+            return True
+        entry = self._entry(tool, args, outcome, task_id)
+        if entry is None or self._out_of_order:
+            return False
+        try:
+            stands = await self.bank.ask(partial(_traced, entry))
+        except Exception as error:
+            self._failed(error, task_id)
+            return False
+        if stands:
+            self._entries[task_id] = entry.id
+        return stands
+
+    def _entry(
+        self,
+        tool: Tool,
+        args: Mapping[str, Any],
+        outcome: Ok,
+        task_id: int,
+        seconds: float = 0.0,
+    ) -> Entry | None:
+        """What this task has found, as the bank has it; None where that is no JSON data."""
+        try:
+            return entry_of(
+                tool,
+                args,
+                self.redact(outcome.value),
+                Producer(self.run_id, task_id, self.team),
+                namespace=self.bank.namespace,
+                parents=self._parents(task_id),
+                literal=self._is_literal(task_id),
+                seconds=seconds,
+            )
+        except UsageError:
+            return None
 
     def _tell_offer(
         self,
@@ -589,6 +660,10 @@ def _overlap(args: Mapping[str, Any], question: str) -> float:
     """The share of the words of a call's arguments that stand in ``question``."""
     asked = words(question_of("", args))
     return len(asked & words(question)) / len(asked) if asked else 0.0
+
+
+def _traced(entry: Entry, store: Store) -> bool:
+    return store.trace(entry)
 
 
 def _used(reading: Reading, store: Store) -> None:

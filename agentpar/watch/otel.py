@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from agentpar.errors import MissingPackage
 from agentpar.events import Event
+from agentpar.ids import question_run
 from agentpar.ports import RunInfo
 from agentpar.watch.spans import ROOT, Change, Closed, Key, Noted, Opened, SpanTree, Value
 
@@ -48,12 +49,20 @@ class OpenTelemetry:
         self._content = content
         self._provider = provider
         self._wall = wall
+        self._wholes: dict[str, _Writer] = {}
+        """Runs of several teams at work, by id: the spans of their teams lie under theirs."""
 
     @contextmanager
     def __call__(self, run: RunInfo) -> Iterator[Callable[[Event], None]]:
         """Watch one run; its root span ends with the block, however that is left."""
         tree = SpanTree(run, content=self._content)
-        writer = _Writer(self._tracer_provider(), self._wall)
+        whole = self._wholes.get(question_run(run.run_id, run.team)) if run.team else None
+        writer = _Writer(self._tracer_provider(), self._wall, whole)
+        if run.teams:
+            self._wholes[run.run_id] = writer
+            if run.history:  # carried on, it may tell nothing before its teams do
+                begun = run.history[-1].at
+                writer.write(tree.begin(begun), begun)
 
         def observe(event: Event) -> None:
             writer.write(tree.add(event), event.at)
@@ -61,6 +70,8 @@ class OpenTelemetry:
         try:
             yield observe
         finally:
+            if self._wholes.get(run.run_id) is writer:
+                del self._wholes[run.run_id]
             writer.write(tree.end(), 0.0)
 
     def _tracer_provider(self) -> TracerProvider:
@@ -92,11 +103,16 @@ def _exporting() -> TracerProvider:
 class _Writer:
     """Writes the changes of one run's spans; the first event sets the clock."""
 
-    def __init__(self, provider: TracerProvider, wall: Callable[[], int]) -> None:
+    def __init__(
+        self, provider: TracerProvider, wall: Callable[[], int], whole: _Writer | None
+    ) -> None:
         from opentelemetry import context
+        from opentelemetry.trace import set_span_in_context
 
         self._tracer = provider.get_tracer("agentpar")
         self._around = context.get_current()  # the run may begin inside a span of the caller's
+        if whole is not None and ROOT in whole._spans:
+            self._around = set_span_in_context(whole._spans[ROOT], self._around)
         self._wall = wall
         self._zero: int | None = None
         self._spans: dict[Key, Span] = {}

@@ -103,6 +103,8 @@ class _Metrics:
 
         self.runs = counter("runs", "Runs that ended, by status", "status")
         self.run_seconds = seconds("run_seconds", "Wall seconds of a run, by status", "status")
+        self.team_runs = counter("team_runs", "Runs of single teams that ended", "status")
+        self.team_seconds = seconds("team_run_seconds", "Wall seconds of a team's run", "status")
         self.runs_in_flight = Gauge(
             "agentpar_runs_in_flight", "Runs at work now", ("agent",), registry=registry
         )
@@ -154,7 +156,9 @@ class _Counting:
         planned = (e.task for e in run.history if isinstance(e, TaskPlanned | TaskReplaced))
         self._tools = {task.id: task.tool for task in planned}
         self._started: dict[int, float] = {}
-        metrics.runs_in_flight.labels(run.agent).inc()
+        self._is_team = bool(run.team)  # the run that it is for is counted, and has its own watcher
+        if not self._is_team:
+            metrics.runs_in_flight.labels(run.agent).inc()
 
     def add(self, event: Event) -> None:
         agent, metrics = self._agent, self._metrics
@@ -206,14 +210,18 @@ class _Counting:
             case RunFinished(status, at=at):
                 for id in list(self._started):
                     self._ended(id, "cancelled", at)
-                metrics.runs.labels(agent, status).inc()
-                metrics.run_seconds.labels(agent, status).observe(at)
+                runs, seconds = metrics.runs, metrics.run_seconds
+                if self._is_team:
+                    runs, seconds = metrics.team_runs, metrics.team_seconds
+                runs.labels(agent, status).inc()
+                seconds.labels(agent, status).observe(at)
 
     def close(self) -> None:
         for id in list(self._started):
             self._metrics.calls_in_flight.labels(self._agent, self._tool(id)).dec()
         self._started.clear()
-        self._metrics.runs_in_flight.labels(self._agent).dec()
+        if not self._is_team:
+            self._metrics.runs_in_flight.labels(self._agent).dec()
 
     def _tool(self, id: int) -> str:
         return self._tools.get(id, "?")

@@ -10,7 +10,8 @@
     └── join              one a round
         └── chat MODEL    all that several workers wrote included
 
-A plan and its tools overlap, so the tools' parent is the run. Pure: it reads no clock and
+A run of several teams has the tree of each below its root, and the judge's ``chat``. A plan and its
+tools overlap, so the tools' parent is the run. Pure: it reads no clock and
 knows no tracer; times are the events' own. Arguments, results and texts, error messages
 included, go into spans only where ``content`` is set.
 
@@ -54,6 +55,8 @@ from agentpar.events import (
     TaskPlanned,
     TaskReplaced,
     TaskStarted,
+    TeamChosen,
+    TeamEnded,
     Usage,
     WorkersStarted,
     WorkerText,
@@ -93,6 +96,8 @@ HOST: Final = "server.address"
 RETRY_AFTER: Final = "agentpar.host.retry_after_seconds"
 WORKERS: Final = "agentpar.workers"
 SHARING: Final = "agentpar.workers.backend"
+NUMBER: Final = "agentpar.team"
+TEAMS: Final = "agentpar.teams"
 ENTRY: Final = "agentpar.memory.entry"
 PRODUCER: Final = "agentpar.memory.producer.run"
 PRODUCED: Final = "agentpar.memory.producer.task"
@@ -173,11 +178,21 @@ class SpanTree:
             if isinstance(event, TaskPlanned | TaskReplaced):
                 self._tasks[event.task.id] = event.round, event.task
 
+    def begin(self, at: float) -> list[Change]:
+        """Open the root before there is an event, as others are to lie under it."""
+        self._at = at
+        return [self._root(at)]
+
     def add(self, event: Event) -> list[Change]:
         """The changes that ``event`` makes, in order."""
         self._at = event.at
-        changes: list[Change] = [] if self._seen else [self._root(event)]
+        changes: list[Change] = [] if self._seen else [self._root(event.at, event)]
         match event:
+            case TeamEnded(team, status, at=at):
+                changes.append(Noted("team.ended", at, {NUMBER: team, STATUS: status}))
+            case TeamChosen(team, _, why, at=at):
+                told = {NUMBER: team, **self._if_content({MESSAGE: why})}
+                changes.append(Noted("team.chosen", at, told))
             case PlanStarted(round, at):
                 said: dict[str, Value] = {OPERATION: "plan", ROUND: round}
                 changes += self._opened(Opened(("plan", round), ROOT, "plan", at, said))
@@ -252,15 +267,14 @@ class SpanTree:
         """Close what is open: the run paused here, or broke off without a last event."""
         return self._finished("paused", "", self._at) if self._open else []
 
-    def _root(self, event: Event) -> Opened:
-        named: dict[str, Value] = {
-            OPERATION: "invoke_agent",
-            AGENT: self._run.agent,
-            RUN: self._run.run_id,
-        }
+    def _root(self, at: float, event: Event | None = None) -> Opened:
+        run = self._run
+        named: dict[str, Value] = {OPERATION: "invoke_agent", AGENT: run.agent, RUN: run.run_id}
+        named |= {NUMBER: run.team} if run.team else {}
+        named |= {TEAMS: run.teams} if run.teams else {}
         if isinstance(event, RunStarted):
             named |= self._if_content({INPUT: _json([_message("user", event.question)])})
-        root = Opened(ROOT, None, f"invoke_agent {self._run.agent}", event.at, named)
+        root = Opened(ROOT, None, f"invoke_agent {run.agent}", at, named)
         self._opened(root)
         return root
 

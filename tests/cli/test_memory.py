@@ -157,23 +157,23 @@ def test_stats_count_in_all_and_by_tool(cli: Cli, entries: dict[str, Entry]) -> 
 
 
 def test_revoke_withdraws_a_source_and_all_made_of_it(cli: Cli, entries: dict[str, Entry]) -> None:
-    """With each entry and each run that brought or used one; a dry run only tells the same."""
+    """With each entry, and each answer by the id that its user knows, with those of its teams that
+    brought or used one; a dry run only tells the same."""
     tried = cli("memory", "revoke", "https://liar.example", "--bank", AT, "--dry-run")
     assert tried.returncode == 0
     assert tried.stdout.splitlines() == [
         f"entry   {entries['lima'].id[:12]}  web_lookup: Lima, population = 10092000",
         f"entry   {entries['half'].id[:12]}  calc: 10092000/2 = 5046000.0",
-        "answer  20260101-a.1",
-        "answer  20260101-a.2",
+        "answer  20260101-a (teams: 20260101-a.1, 20260101-a.2)",
         "answer  20260103-c",
     ]
     assert tried.stderr == (
-        "would be withdrawn: 2 entries; answers that used or brought any of it: 3\n"
+        "would be withdrawn: 2 entries; answers that used or brought any of it: 2\n"
     )
     assert len(cli("memory", "show", "--bank", AT).stdout.splitlines()) == 4
     done = cli("memory", "revoke", LIAR, "--bank", AT, "--why", "it lies")
     assert done.stdout == tried.stdout
-    assert done.stderr == "withdrawn: 2 entries; answers that used or brought any of it: 3\n"
+    assert done.stderr == "withdrawn: 2 entries; answers that used or brought any of it: 2\n"
     assert len(cli("memory", "show", "--bank", AT).stdout.splitlines()) == 2
     gone = cli("memory", "show", "--bank", AT, "--revoked").stdout.splitlines()
     assert [line.split()[0] for line in gone] == [
@@ -189,7 +189,7 @@ def test_revoke_takes_an_id_or_a_run(cli: Cli, entries: dict[str, Entry]) -> Non
     done = cli("memory", "revoke", "20260102-b", "--bank", AT, "--json")
     data = json.loads(done.stdout)
     assert entries["quito"].id in data["entries"]
-    assert data["answers"] == ["20260102-b"]
+    assert (data["answers"], data["runs"]) == (["20260102-b"], ["20260102-b"])
 
 
 def test_export_writes_every_entry_and_overwrites_nothing(

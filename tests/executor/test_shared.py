@@ -59,6 +59,9 @@ class Others:
             found = THEIRS
         yield Claim(found)
 
+    async def stands(self, tool: Tool, args: Mapping[str, Any], outcome: Ok, task_id: int) -> bool:
+        return True
+
 
 @pytest.mark.parametrize("first", range(0, 400, 100))
 def test_the_promises_hold_beside_other_teams(first: int) -> None:

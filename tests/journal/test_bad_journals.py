@@ -136,7 +136,7 @@ def test_another_version_is_refused_and_left_alone(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version = 99")
     before = path.read_bytes()
-    with pytest.raises(UsageError, match=r"j\.db' is a journal of format 99, .* reads format 2"):
+    with pytest.raises(UsageError, match=r"j\.db' is of format 99, .* reads format 2"):
         read(path)
     assert path.read_bytes() == before
 
@@ -167,7 +167,7 @@ def test_what_is_no_journal_is_refused_and_left_alone(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE runs (id TEXT)")
     with pytest.raises(UsageError, match=r"other\.db' is a database of another program"):
         read(foreign)
-    with pytest.raises(UsageError, match="cannot be written"):
+    with pytest.raises(UsageError, match="is a folder: name a file in it"):
         read(tmp_path)
 
 
@@ -350,8 +350,9 @@ async def test_a_session_that_the_server_ended_is_begun_anew(postgres: Postgres)
     def stand_still() -> None:
         with store._writing() as execute:
             execute("SELECT 1")
-            assert store._open is not None
-            ready, _, _ = select.select([store._open.pgconn.socket], [], [], 10)
+            connection = store._database._connection
+            assert connection is not None
+            ready, _, _ = select.select([connection.pgconn.socket], [], [], 10)
             assert ready, "the server has not said its last word"
             execute("SELECT 1")
 

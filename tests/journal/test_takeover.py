@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ import acting
 import holder
 import pytest
 
-from agentpar import Agent, Answer, LeaseLost, UsageError, tool
+from agentpar import Agent, Answer, LeaseLost, Memory, UsageError, tool
 from agentpar.events import RunStarted
-from agentpar.executor.journal import open_journal
+from agentpar.executor.journal import Journal, open_journal
 from agentpar.executor.journal.host import Owner
 from agentpar.executor.journal.sqlite import SqliteStore
+from agentpar.executor.journal.store import RunRow, Store
 
 HERE = Path(__file__).parent
 
@@ -134,6 +136,103 @@ async def test_a_live_process_keeps_its_run_beyond_the_lease(url: str, world: ac
                 await asyncio.sleep(0.05)
             told, _ = process.communicate("go on\n", timeout=20)
     assert "late <a> got 1" in told
+
+
+# Teams
+
+
+TWO = '1. wait(x="a")\njoin()'
+
+
+def rival(journal: Journal | str, *more: Any) -> Agent:
+    """One of several agents whose two teams share nothing but the journal."""
+    runtime = acting.Model((TWO,))
+    memory = Memory(admission="none", lease=None)
+    return Agent(more or [wait], runtime=runtime, journal=journal, memory=memory)
+
+
+async def left_behind(url: str, **leases: float) -> None:
+    """The run "r" of two teams, in the middle, and its process gone: its own runs are held by
+    nobody, those in ``leases`` (by team) for so many seconds more, as far as one can see."""
+    begun = asyncio.Event()
+
+    @tool(name="wait")
+    async def hang(x: str) -> str:
+        """Wait."""
+        begun.set()
+        await asyncio.sleep(60)
+        return x
+
+    async with rival(url, hang) as agent, agent.run("Which?", run_id="r", teams=2):
+        await begun.wait()
+        await asyncio.sleep(0.2)
+    async with open_journal(url) as journal:
+        for run in ("r", "r.1", "r.2"):
+            owner, lease = Owner.new(), leases.get(run.replace(".", ""), 0.0)
+            if not lease:
+                owner.end()
+            claim = partial(claimed, run=run, owner=str(owner), lease=lease or 60.0)
+            assert await journal._ask(claim) is not None
+
+
+def claimed(store: Store, run: str, owner: str, lease: float) -> int | None:
+    return store.claim(run, owner, lease)
+
+
+async def test_who_looks_for_a_run_touches_no_team_of_one_that_goes_on(url: str) -> None:
+    """Not for an instant: whoever has just taken the whole run would find its team at work."""
+    await left_behind(url)
+    async with open_journal(url) as first, open_journal(url) as second:
+        taken = await first.claim_orphan()
+        assert taken is not None
+        assert taken[0].id == "r"
+        before = {run.id: await first._ask(partial(_row, run=run.id)) for run in await first.runs()}
+        assert await second.claim_orphan() is None
+        after = {run.id: await first._ask(partial(_row, run=run.id)) for run in await first.runs()}
+        assert before == after
+        await taken[1].leave()
+
+
+def _row(store: Store, run: str) -> RunRow | None:
+    return store.find(run)
+
+
+async def test_of_many_who_look_one_carries_on_all_teams(url: str) -> None:
+    """Each team ends, and the others find nothing to do."""
+    await left_behind(url)
+    agents = [rival(url) for _ in range(4)]
+    found = await asyncio.gather(*(agent.resume_orphan() for agent in agents))
+    for agent in agents:
+        await agent.aclose()
+    [answer] = [one for one in found if one is not None]
+    assert [team.status for team in answer.teams] == ["answered", "answered"]
+
+
+async def test_a_team_whose_lease_ends_last_is_waited_for(url: str) -> None:
+    """The whole run's lease is over, its team's not yet, or another carries on that team alone:
+    whoever has the run takes the team up after that."""
+    await left_behind(url, r1=0.6)
+    async with rival(url) as agent:
+        answer = await agent.resume_orphan()
+    assert answer is not None
+    assert [team.status for team in answer.teams] == ["answered", "answered"]
+    assert answer.error == ""
+
+
+async def test_a_team_of_a_run_that_has_ended_is_an_orphan_like_any_other(url: str) -> None:
+    """Nobody else would carry it on."""
+    await left_behind(url)
+    async with open_journal(url) as journal:
+        taken = await journal.claim_orphan()
+        assert taken is not None
+        await taken[1].close("failed")
+        found = await journal.claim_orphan()
+        assert found is not None
+        assert (found[0].id, found[0].whole) == ("r.1", "r")
+        await found[1].leave()
+
+
+# A run that was lost
 
 
 async def test_a_lost_run_ends_at_once(url: str) -> None:

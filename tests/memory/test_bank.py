@@ -196,6 +196,51 @@ async def test_one_who_gives_up_waiting_for_another_process_holds_nothing(tmp_pa
     await two.stop()
 
 
+async def test_an_attempt_that_was_broken_off_gives_up_no_later_ones_lease(tmp_path: Path) -> None:
+    """Its lease comes after it has gone; the next attempt of the same task has one by then, and
+    what that one finds is kept."""
+    bank = a_bank(tmp_path / "b.db")
+    await bank.start()
+    gate = threading.Event()
+    busy = asyncio.create_task(bank.ask(lambda store: gate.wait(10)))  # both ask behind it
+    like = likeness(look, {"query": "Lima"})
+    first = asyncio.create_task(claim(bank, 1, []))
+    await asyncio.sleep(0.05)
+    first.cancel()
+    await asyncio.wait([first])
+    gone = bank.flight(like)
+    assert gone is not None
+    bank.give_up(gone)
+    second = asyncio.create_task(claim(bank, 1, []))
+    await asyncio.sleep(0.05)
+    gate.set()
+    flight, found = await second
+    await busy
+    await asyncio.sleep(0.1)  # whatever the first one gives up has reached the store
+    assert found is None
+    assert await bank.put(entry(), None, flight.lease) is not None
+    bank.clear(flight)
+    await bank.stop()
+
+
+async def test_who_was_overtaken_while_it_asked_holds_no_lease(tmp_path: Path) -> None:
+    """Another of its process makes the call by then, and need not wait for it."""
+    bank = a_bank(tmp_path / "b.db")
+    await bank.start()
+    gate = threading.Event()
+    busy = asyncio.create_task(bank.ask(lambda store: gate.wait(10)))
+    slow = asyncio.create_task(claim(bank, 1, []))
+    await asyncio.sleep(0.05)
+    told: list[Producer] = []
+    quick = asyncio.create_task(claim(bank, 2, told))
+    await asyncio.sleep(0.05)
+    gate.set()
+    (late, _), (flight, _) = await asyncio.wait_for(asyncio.gather(slow, quick), 5)
+    await busy
+    assert (late.lease, flight.lease is not None) == (None, True)
+    await bank.stop()
+
+
 async def test_a_store_that_does_not_answer_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sharing import QUESTION, Side, together
 
-from agentpar import Agent, Failed, Tool, tool
+from agentpar import Agent, Failed, ScriptedRuntime, Tool, tool
 from agentpar.errors import BackendError, BankError
 from agentpar.events import (
     BankFailed,
@@ -330,8 +330,6 @@ def test_the_agents_own_cache_comes_first(tmp_path: Path) -> None:
     town = Town(cache=60.0)
 
     async def twice() -> list[dict[int, str]]:
-        from agentpar import ScriptedRuntime
-
         texts = [f"{LIMA}\njoin()", "Answer: done"] * 2
         memory = Memory(bank=f"sqlite:///{tmp_path}/b.db", scope="project", admission="all")
         found = []
@@ -642,7 +640,7 @@ def test_all_who_wait_while_one_looks_into_the_bank_are_in_the_ledger(tmp_path: 
     store = open_store(url)
     store.open()
     assert {reading.run_id for reading in store.readings()} == {"R.1", "R.2", "R.3"}
-    assert set(store.revoke("Q").answers) == {"Q.1", "R.1", "R.2", "R.3"}
+    assert set(store.revoke("Q").runs) == {"Q.1", "R.1", "R.2", "R.3"}
     store.close()
 
 
@@ -682,8 +680,7 @@ def test_parents_are_followed_over_the_plan(tmp_path: Path) -> None:
 def test_a_lie_is_withdrawn_with_all_that_came_of_it(tmp_path: Path) -> None:
     """Found through one team, used by another, revoked: not served any more, nor what was made of
     it; and who had used it is known."""
-    lie = {"url": "http://liar.example/lima", "title": "Lima", "text": "Lima is in Chile"}
-    town = Town(2.0, lie)
+    town = Town(2.0, LIE)
     memory = Memory(f"sqlite:///{tmp_path}/b.db", scope="project", admission="all")
     plan = f"{LIMA}\n2. lookup(query=$1.text)"
 
@@ -694,16 +691,102 @@ def test_a_lie_is_withdrawn_with_all_that_came_of_it(tmp_path: Path) -> None:
         store.open()
         revoked = store.revoke("http://liar.example/", "it lies")
         store.close()
-        assert set(revoked.answers) == {"R.1", "R.2"}
+        assert revoked.answers == ("R",)
+        assert set(revoked.runs) == {"R.1", "R.2"}
         assert len(revoked.entries) == 2
         [three] = town.sides(plan)
         await together(three, memory=memory, run="S")
         return [one, two, three]
 
     one, two, three = in_virtual_time(runs())
-    assert one.outcomes[1] == two.outcomes[1] == Ok(lie)
+    assert one.outcomes[1] == two.outcomes[1] == Ok(LIE)
     assert three.outcomes[1] == Ok("all about Lima")
     assert vias(three) == {1: "", 2: ""}
+
+
+LIE = {"url": "http://liar.example/lima", "title": "Lima", "text": "Lima is in Chile"}
+
+
+@pytest.mark.parametrize("admission", ["all", "none"])
+@pytest.mark.parametrize("journaled", [False, True])
+def test_what_a_tool_has_kept_of_a_withdrawn_source_serves_no_more(
+    tmp_path: Path, admission: Any, journaled: bool
+) -> None:
+    """Its ``cache`` gives back what was read, until that is revoked: then the call is made again,
+    and what it brings is kept. Who was served from the cache is among the answers. So it is too
+    where the bank itself has not kept the page."""
+    town = Town(0.0, LIE, cache=3600.0)
+    memory = Memory(f"sqlite:///{tmp_path}/b.db", scope="project", admission=admission)
+    journal = f"sqlite:///{tmp_path}/j.db" if journaled else None
+
+    async def main() -> list[int]:
+        texts = [f"{LIMA}\njoin()", "Answer: done"] * 5
+        runtime = ScriptedRuntime(texts, chunk=10_000)
+        counts = []
+        async with Agent([town.tool], runtime=runtime, memory=memory, journal=journal) as agent:
+            for run in ("one", "two"):
+                await agent.ask(QUESTION, run_id=run)
+                counts.append(len(town.calls))
+            store = open_store(memory.bank)
+            store.open()
+            revoked = store.revoke("http://liar.example/", "it lies")
+            store.close()
+            assert revoked.answers == ("one", "two")
+            for run in ("three", "four"):
+                answer = await agent.ask(QUESTION, run_id=run)
+                counts.append(len(town.calls))
+                assert answer.outcomes[1] == Ok("all about Lima")
+        return counts
+
+    assert asyncio.run(main()) == [1, 1, 2, 2]
+
+
+class Picky:
+    """Refuses pages."""
+
+    name = "picky"
+
+    async def decide(self, proposal: Proposal) -> Decision:
+        return Decision(not isinstance(proposal.entry.value, dict), self.name, 1.0)
+
+
+def test_what_the_bank_did_not_keep_is_found_by_its_source(tmp_path: Path) -> None:
+    """Two teams have read a page that was not admitted; what one made of it was. Revoking the page
+    withdraws that, and both answers are named."""
+    town = Town(2.0, LIE)
+    memory = Memory(f"sqlite:///{tmp_path}/b.db", scope="project", admission="all")
+    plan = f"{LIMA}\n2. lookup(query=$1.text)"
+    one, two = town.sides(plan, LIMA)
+    in_virtual_time(together(one, two, memory=memory, admission=Picky()))
+    [made] = entries_of(memory)
+    assert made.question == "lookup: Lima is in Chile"
+    store = open_store(memory.bank)
+    store.open()
+    revoked = store.revoke(LIE["url"])
+    store.close()
+    assert (revoked.answers, set(revoked.runs)) == (("R",), {"R.1", "R.2"})
+    assert revoked.entries[-1] == made.id
+    assert entries_of(memory) == []
+
+
+def test_a_bank_that_cannot_say_whether_a_source_was_withdrawn_lets_the_call_be_made(
+    tmp_path: Path,
+) -> None:
+    """Rather one call more than a page that was taken back."""
+
+    class Deaf(SqliteStore):
+        def trace(self, entry: Entry) -> bool:
+            raise BankError("gone")
+
+    town = Town(0.0, cache=3600.0)
+    memory = Memory(f"sqlite:///{tmp_path}/b.db", scope="project", admission="all")
+    journal = f"sqlite:///{tmp_path}/j.db"
+    [one] = town.sides(LIMA, journal=journal)
+    [two] = town.sides(LIMA, journal=journal)
+    asyncio.run(together(one, memory=memory, run="Q"))
+    asyncio.run(together(two, memory=memory, run="S", store=Deaf(tmp_path / "b.db")))
+    assert len(town.calls) == 2
+    assert [event.error for event in two.all(BankFailed)] == ["gone"]
 
 
 # Carried on

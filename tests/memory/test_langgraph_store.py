@@ -68,7 +68,22 @@ def url(folder: Path) -> str:
     return f"sqlite:///{folder / 'bank.db'}"
 
 
-@pytest.fixture(params=["memory", "sqlite", "bank"])
+POSTGRES = pytest.param("postgres", marks=pytest.mark.postgres)
+
+
+@pytest.fixture(params=["file", POSTGRES])
+def at(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a new bank, of each kind."""
+    return address(request, tmp_path)
+
+
+def address(request: pytest.FixtureRequest, folder: Path) -> str:
+    if request.param == "postgres":
+        return str(request.getfixturevalue("postgres").new_database())
+    return url(folder)
+
+
+@pytest.fixture(params=["memory", "sqlite", "bank", POSTGRES])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BaseStore]:
     """Each of the stores, empty."""
     match request.param:
@@ -79,18 +94,18 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BaseStore]
                 store.setup()
                 yield store
         case _:
-            with BankStore(url(tmp_path)) as store:
+            with BankStore(address(request, tmp_path)) as store:
                 yield store
 
 
-@pytest.fixture(params=["memory", "bank"])
+@pytest.fixture(params=["memory", "bank", POSTGRES])
 def near(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BaseStore]:
     """Each of the stores that can compare texts here, empty."""
     index: Any = {"embed": letters, "dims": len(string.printable), "fields": ["text"]}
     if request.param == "memory":
         yield InMemoryStore(index=index)
         return
-    with BankStore(url(tmp_path), index=index) as store:
+    with BankStore(address(request, tmp_path), index=index) as store:
         yield store
 
 
@@ -411,10 +426,10 @@ def test_in_an_agent_of_langgraph(near: BaseStore) -> None:
 # What is ours
 
 
-def test_items_outlive_the_process(tmp_path: Path) -> None:
+def test_items_outlive_the_process(at: str) -> None:
     """Their vectors too, and what another process puts or deletes is seen at once."""
     index: Any = {"embed": "hashed", "fields": ["text"]}
-    with BankStore(url(tmp_path), index=index) as store:
+    with BankStore(at, index=index) as store:
         store.put(("t",), "one", {"text": "population of Lima"})
         store.put(("t",), "two", {"text": "population of Quito"})
         assert keys(store.search(("t",), query="Lima", limit=1)) == ["one"]
@@ -424,31 +439,31 @@ def test_items_outlive_the_process(tmp_path: Path) -> None:
             "    assert s.search(('t',), query='Lima')[0].key == 'one'\n"
             "    s.delete(('t',), 'one'); s.put(('t',), 'three', {'text': 'Lima, mayor'})\n"
         )
-        subprocess.run([sys.executable, "-c", script, url(tmp_path)], check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", script, at], check=True, timeout=60)
         assert keys(store.search(("t",), query="Lima")) == ["three", "two"]
-    with BankStore(url(tmp_path)) as store:
+    with BankStore(at) as store:
         item = store.get(("t",), "three")
         assert item is not None
         assert item.value == {"text": "Lima, mayor"}
 
 
-def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
+def test_processes_that_write_at_once_lose_nothing(at: str) -> None:
     """Four of them; of equal places the last write stands, and there is one item."""
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=put_many, args=(url(tmp_path), who)) for who in range(4)]
+    workers = [context.Process(target=put_many, args=(at, who)) for who in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0] * 4
-    with BankStore(url(tmp_path)) as store:
+    with BankStore(at) as store:
         assert len(store.search(("t",), limit=200)) == 100
         assert len(store.search(("shared",), limit=200)) == 25
 
 
-def test_the_latest_comes_first_and_keeps_its_creation(tmp_path: Path, clock: Clock) -> None:
+def test_the_latest_comes_first_and_keeps_its_creation(at: str, clock: Clock) -> None:
     """Without a query the order is that of the last write."""
-    with BankStore(url(tmp_path), clock=clock) as store:
+    with BankStore(at, clock=clock) as store:
         for key in "abc":
             store.put(("t",), key, {})
             clock.now += 1
@@ -459,9 +474,9 @@ def test_the_latest_comes_first_and_keeps_its_creation(tmp_path: Path, clock: Cl
         assert found[0].created_at.tzinfo is not None
 
 
-def test_a_failing_batch_changes_nothing(tmp_path: Path) -> None:
+def test_a_failing_batch_changes_nothing(at: str) -> None:
     """Every operation of a batch, or none."""
-    with BankStore(url(tmp_path)) as store:
+    with BankStore(at) as store:
         store.put(("t",), "a", {"v": 1})
         with pytest.raises(UsageError, match=r"'b' in \('t',\) is no JSON"):
             store.batch([PutOp(("t",), "a", {"v": 2}), PutOp(("t",), "b", {"v": {1, 2}})])
@@ -574,10 +589,23 @@ async def test_entries_through_the_async_door(tmp_path: Path, bank: Store) -> No
 # Time to live
 
 
-def test_an_item_ends_after_its_time(tmp_path: Path, clock: Clock) -> None:
+def vectors_in(at: str) -> int:
+    """How many vectors of items a bank has."""
+    count = "SELECT count(*) FROM {}langgraph_vectors"
+    if at.startswith("postgresql"):
+        import psycopg
+
+        with psycopg.connect(at) as connection:
+            return int(connection.execute(count.format("agentpar_")).fetchone()[0])  # type: ignore[index]
+    return int(
+        sqlite3.connect(at.removeprefix("sqlite:///")).execute(count.format("")).fetchone()[0]
+    )
+
+
+def test_an_item_ends_after_its_time(at: str, clock: Clock) -> None:
     """By the default, by its own, or never; a sweep removes what has ended, vectors included."""
     with BankStore(
-        url(tmp_path),
+        at,
         ttl={"default_ttl": 5, "omit_expired": True},
         index={"embed": "hashed", "fields": ["text"]},
         clock=clock,
@@ -594,15 +622,12 @@ def test_an_item_ends_after_its_time(tmp_path: Path, clock: Clock) -> None:
         assert store.list_namespaces() == [("t",)]
         store.delete(("t",), "never")
         assert store.list_namespaces() == []
-    rows = sqlite3.connect(tmp_path / "bank.db").execute("SELECT count(*) FROM langgraph_vectors")
-    assert rows.fetchone() == (0,)
+    assert vectors_in(at) == 0
 
 
-def test_reading_gives_an_item_more_time(tmp_path: Path, clock: Clock) -> None:
+def test_reading_gives_an_item_more_time(at: str, clock: Clock) -> None:
     """By get and search, unless they say no, or the store does; what has ended stays so."""
-    with BankStore(
-        url(tmp_path), ttl={"default_ttl": 1, "omit_expired": True}, clock=clock
-    ) as store:
+    with BankStore(at, ttl={"default_ttl": 1, "omit_expired": True}, clock=clock) as store:
         for key in ("got", "found", "peeked"):
             store.put((key,), key, {})
         for _ in range(3):
@@ -614,16 +639,16 @@ def test_reading_gives_an_item_more_time(tmp_path: Path, clock: Clock) -> None:
         assert store.get(("peeked",), "peeked") is None
         assert store.get(("peeked",), "peeked", refresh_ttl=False) is None
     still = {"default_ttl": 1, "omit_expired": True, "refresh_on_read": False}
-    with BankStore(url(tmp_path), ttl=still, clock=clock) as store:
+    with BankStore(at, ttl=still, clock=clock) as store:
         clock.now += 40
         assert store.get(("got",), "got") is not None
         clock.now += 40
         assert store.get(("got",), "got") is None
 
 
-def test_what_has_ended_is_there_until_it_is_swept(tmp_path: Path, clock: Clock) -> None:
+def test_what_has_ended_is_there_until_it_is_swept(at: str, clock: Clock) -> None:
     """As LangGraph's stores have it, unless the store omits it; the next write sweeps."""
-    with BankStore(url(tmp_path), clock=clock) as store:
+    with BankStore(at, clock=clock) as store:
         store.put(("t",), "a", {}, ttl=1)
         clock.now += 61
         assert store.get(("t",), "a", refresh_ttl=False) is not None
@@ -697,7 +722,7 @@ def test_a_vector_that_is_none_is_refused(
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("postgresql://me:swordfish@host/db", "take LangGraph's PostgresStore"),
+        ("mysql://me:swordfish@host/db", r"sqlite:///FILE or postgresql://…, got .* 'mysql'"),
         ("bank.db", "sqlite:///FILE"),
         ("sqlite:///:memory:", "take LangGraph's InMemoryStore"),
     ],
@@ -719,7 +744,7 @@ def test_a_file_that_is_none_is_told(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "other.db") as db:
         db.execute("CREATE TABLE theirs (a)")
     db.close()
-    with pytest.raises(BankError, match="of another kind and no bank"):
+    with pytest.raises(BankError, match="of another program and no bank"):
         BankStore(f"sqlite:///{tmp_path / 'other.db'}")
     store = BankStore(url(tmp_path))
     store.close()

@@ -346,8 +346,37 @@ def test_a_run_is_revoked_with_its_teams(store: Store) -> None:
     runs = {"R": 0, "R.1": 1, "R.12": 12, "R2": 0, "R-1": 0, "R.2b": 0, "R.3": 0, "R.4.1": 1}
     for n, (run, team) in enumerate(runs.items()):
         store.put(entry(n, producer=Producer(run, 1, team)))
-    assert set(store.revoke("R").answers) == {"R", "R.1", "R.12"}
+    revoked = store.revoke("R")
+    assert (revoked.answers, revoked.runs) == (("R",), ("R", "R.1", "R.12"))
     assert [one.producer.run_id for one in store.entries()] == list(runs)[3:]
+
+
+def test_touched_answers_are_named_as_users_know_them(store: Store) -> None:
+    """Whoever asked several teams has the answer of R, and finds R.1 and R.3 by it; a run that a
+    user has called R.2 is a run of its own."""
+    store.put(entry(1, producer=Producer("R.3", 1, 3)))
+    store.used(Reading("id1", "R.1", 1, 1))
+    store.used(Reading("id1", "R.2", 1))
+    store.used(Reading("id1", "R.1", 2, 1))
+    revoked = store.revoke("id1")
+    assert revoked.answers == ("R", "R.2")
+    assert revoked.runs == ("R.3", "R.1", "R.2")
+
+
+def test_where_it_comes_from_is_known_of_what_is_not_kept(store: Store) -> None:
+    """Nobody finds it, and its source leads to what was made of it and to whose answers it was in;
+    after that it is known as withdrawn."""
+    page = entry(1, producer=Producer("reader", 1))
+    assert store.trace(page)
+    assert store.trace(entry(1, producer=Producer("cached", 1)))
+    assert store.find("space", "key1", "like1") is None
+    assert list(store.entries()) == []
+    store.put(entry(2, parents=("id1",), producer=Producer("other", 1)))
+    revoked = store.revoke("https://site.example/1")
+    assert revoked.entries == ("id1", "id2")
+    assert revoked.answers == ("reader", "cached", "other")
+    assert not store.trace(page)
+    assert not store.trace(entry(3, parents=("id1",)))
 
 
 def test_revoked_stays_revoked(store: Store) -> None:
@@ -419,19 +448,30 @@ def test_a_percent_sign_is_no_wildcard(store: Store) -> None:
 
 
 def test_one_holds_a_lease_and_the_others_see_who(store: Store) -> None:
-    """Whoever asks again is told the same; when it is given up, the next holder's fence is
-    higher."""
+    """When it is given up, the next holder's fence is higher."""
     held = store.lease("space", "l", "a", 1, 1, 60)
     assert (held.holder, held.namespace, held.like) == (Producer("a", 1, 1), "space", "l")
     assert held.until == pytest.approx(store.now() + 60, abs=5)
     assert store.lease("space", "l", "b", 2, 2, 60) == held
-    assert store.lease("space", "l", "a", 1, 1, 60) == held
     assert store.statistics().leases == 1
     assert store.release(held)
     assert store.statistics().leases == 0
     again = store.lease("space", "l", "b", 2, 2, 60)
     assert again.holder == Producer("b", 2, 2)
     assert again.fence > held.fence
+
+
+def test_a_holder_that_asks_again_has_a_fence_of_its_own(store: Store) -> None:
+    """An attempt that was broken off, or a process that woke up late, gives nothing up and brings
+    nothing of a later attempt's, although both are the same task of the same run."""
+    first = store.lease("space", "l", "a", 1, 1, 60)
+    second = store.lease("space", "l", "a", 1, 1, 60)
+    assert (second.holder, second.fence > first.fence) == (first.holder, True)
+    assert store.renew(first, 60) is None
+    assert not store.release(first)
+    assert store.lease("space", "l", "b", 2, 2, 60) == second
+    assert store.statistics().leases == 1
+    assert store.release(second)
 
 
 def test_leases_on_other_things_are_free(store: Store) -> None:

@@ -70,7 +70,7 @@ def test_a_database_of_another_program_is_left_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "other.db"
     change_new(path, "CREATE TABLE notes (text)")
     before = path.read_bytes()
-    with pytest.raises(BankError, match=r"other\.db' is a database of another kind and no bank"):
+    with pytest.raises(BankError, match=r"other\.db' is a database of another program and no bank"):
         opened(path)
     assert path.read_bytes() == before
     assert not path.with_name("other.db.key").exists()

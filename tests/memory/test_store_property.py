@@ -145,7 +145,7 @@ def check(store: Store, wait: Any, todo: list[tuple[Any, ...]]) -> None:
                 model.readings.append(reading)
             case "revoke":
                 revoked = store.revoke(args[0])
-                assert (set(revoked.entries), set(revoked.answers)) == model.revoke(args[0])
+                assert (set(revoked.entries), set(revoked.runs)) == model.revoke(args[0])
                 order = {id: at for at, id in enumerate(revoked.entries)}
                 assert len(order) == len(revoked.entries)
                 for id, parent in model.parents:
@@ -169,7 +169,7 @@ def check(store: Store, wait: Any, todo: list[tuple[Any, ...]]) -> None:
             case "lease":
                 like, run = args
                 holder, until = model.leases.get(("a", like), ("", 0.0))
-                if until <= model.now:
+                if until <= model.now or holder == run:
                     holder = run
                     model.leases["a", like] = (run, model.now + 15)
                 lease = store.lease("a", like, run, 1, 1, 15)

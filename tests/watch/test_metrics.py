@@ -10,9 +10,10 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from rivals_model import Rivals
 from sample import HOSTILE, events, hostile_events
 
-from agentpar import Agent, ScriptedRuntime, UsageError, tool
+from agentpar import Agent, ScriptedRuntime, Teams, UsageError, tool
 from agentpar.events import (
     ApprovalAsked,
     ApprovalGiven,
@@ -86,6 +87,22 @@ def test_a_run_is_counted() -> None:
     assert of(found, "time_to_first_token_seconds_count", "plan") == 2
     assert of(found, "plan_faults_total") == 1
     assert of(found, "tool_calls_in_flight", "web_fetch") == 0
+    assert of(found, "runs_in_flight") == 0
+
+
+async def test_a_run_of_teams_is_one_run() -> None:
+    """Its teams are counted apart, and the judge's tokens once."""
+    registry = CollectorRegistry()
+    watch = [Prometheus(registry=registry)]
+    async with Agent([double], runtime=Rivals(), name="a", seed=0, watch=watch) as agent:
+        answer = await agent.ask("Which?", teams=Teams(2, "judge"))
+    found = samples(generate_latest(registry).decode())
+    assert of(found, "runs_total", "answered") == 1
+    assert of(found, "team_runs_total", "answered") == 2
+    assert of(found, "run_seconds_sum", "answered") == answer.seconds
+    assert of(found, "tokens_total", "judge", "prompt") == 10
+    tokens = sum(of(found, "tokens_total", one, "prompt") for one in ("plan", "join", "judge"))
+    assert tokens == answer.usage.prompt_tokens
     assert of(found, "runs_in_flight") == 0
 
 

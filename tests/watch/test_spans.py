@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,9 +20,10 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from rivals_model import Rivals
 from sample import HOSTILE, events, hostile_events
 
-from agentpar import Agent, RunFailed, ScriptedRuntime, UsageError, tool
+from agentpar import Agent, RunFailed, ScriptedRuntime, Teams, UsageError, tool
 from agentpar.events import (
     Answered,
     AttemptEnded,
@@ -382,6 +384,52 @@ async def test_a_run_is_the_child_of_the_span_it_begins_in() -> None:
     (root,) = (span for span in tracing.spans if span.name == "invoke_agent agent")
     assert root.parent is not None
     assert root.parent.span_id == request.get_span_context().span_id
+
+
+def answers_of_teams(tracing: Tracing) -> tuple[ReadableSpan, list[ReadableSpan]]:
+    """The last root of all, and the roots of teams below it."""
+    roots = [span for span in tracing.spans if span.name == "invoke_agent agent"]
+    whole = [span for span in roots if "agentpar.teams" in span.attributes][-1]
+    below = [s for s in roots if s.parent and s.parent.span_id == whole.context.span_id]
+    return whole, sorted(below, key=lambda span: span.attributes["agentpar.team"])
+
+
+async def test_a_run_of_teams_is_one_tree() -> None:
+    """The run on top, its teams and the judge below; the judge's tokens are the run's own."""
+    tracing = Tracing()
+    watch = OpenTelemetry(provider=tracing.provider, content=True)
+    async with Agent([double], runtime=Rivals(), seed=0, watch=[watch]) as agent:
+        answer = await agent.ask("Which?", run_id="r", teams=Teams(2, "judge"))
+    assert answer.chosen == 2
+    whole, teams = answers_of_teams(tracing)
+    assert whole.parent is None
+    assert len({span.context.trace_id for span in tracing.spans}) == 1
+    assert [span.attributes["agentpar.run.id"] for span in (whole, *teams)] == ["r", "r.1", "r.2"]
+    assert [span.attributes["agentpar.team"] for span in teams] == [1, 2]
+    assert "Which?" in whole.attributes["gen_ai.input.messages"]
+    chats = [span for span in tracing.spans if span.name.startswith("chat")]
+    judging = [s for s in chats if s.parent and s.parent.span_id == whole.context.span_id]
+    assert (len(chats), len(judging)) == (5, 1)
+    assert whole.attributes["gen_ai.usage.input_tokens"] == 10
+    spent = sum(span.attributes["gen_ai.usage.input_tokens"] for span in (whole, *teams))
+    assert spent == answer.usage.prompt_tokens
+    assert [event.name for event in whole.events][-1] == "team.chosen"
+
+
+async def test_a_run_of_teams_that_is_carried_on_has_its_teams_below_it(tmp_path: Path) -> None:
+    """Although it tells nothing by itself before they do."""
+    tracing = Tracing()
+    watch = OpenTelemetry(provider=tracing.provider)
+    journal = f"sqlite:///{tmp_path}/j.db"
+    for runtime in (Rivals(hang=True), Rivals()):
+        agent = Agent([double], runtime=runtime, seed=0, watch=[watch], journal=journal)
+        async with agent, agent.run("Which?", run_id="r", teams=2) as run:
+            async for event in run:
+                if runtime.hang and isinstance(getattr(event, "told", None), TaskDone):
+                    break
+    whole, teams = answers_of_teams(tracing)
+    assert whole.attributes["agentpar.run.status"] == "answered"
+    assert [span.attributes["agentpar.run.id"] for span in teams] == ["r.1", "r.2"]
 
 
 async def test_a_failed_tool_and_a_failed_model_are_errors_in_the_trace() -> None:

@@ -25,8 +25,12 @@ from agentpar.executor.journal.store import ENDED, EventRow, RunRow, Status, Sto
 from agentpar.executor.journal.writer import Held, Writer
 from agentpar.executor.record import decode, encode
 from agentpar.executor.setup import Setup
+from agentpar.ids import question_run
 
 T = TypeVar("T")
+
+PAUSE = 0.25
+"""Between two looks at a run that is waited for, seconds."""
 
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode  # made once: it costs more than its use
 
@@ -52,6 +56,12 @@ class JournaledRun:
     def ended(self) -> bool:
         """Whether the run has ended, with an answer or without."""
         return self.status in ENDED
+
+    @property
+    def whole(self) -> str | None:
+        """The run of all teams on its question, where it is one team's; else None."""
+        team = 0 if self.setup is None else self.setup.team
+        return question_run(self.id, team) if team else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,12 +271,14 @@ class Journal:
         agent: str = "agent",
         setup: Setup | None = None,
         history: Sequence[Event] = (),
+        wait: bool = False,
     ) -> RunJournal:
         """Hold the run, new or carried on; a new one is kept with ``setup``.
 
         ``history`` is what the caller has of it. The journal may have more, which then holds;
         where the two part ways the caller's holds, and what the journal had becomes a branch
-        that was left. A run that has ended is only read.
+        that was left. A run that has ended is only read. One that is at work elsewhere is waited
+        for if ``wait``, until it has ended there or its holder is gone.
 
         Raises `UsageError` where the run is another question's, or is at work elsewhere.
         """
@@ -274,7 +286,7 @@ class Journal:
         try:
             run = None
             while run is None:  # the run of that id may have been pruned on the way
-                run = await self._begun(run_id, question, agent, setup, history, owner)
+                run = await self._begun(run_id, question, agent, setup, history, owner, wait)
         except BaseException:
             owner.end()
             raise
@@ -290,8 +302,9 @@ class Journal:
         setup: Setup | None,
         history: Sequence[Event],
         owner: Owner,
+        wait: bool,
     ) -> RunJournal | None:
-        """None where the run was there, and is there no more."""
+        """None where to look again: the run was there, and is there no more, or is waited for."""
         kept = "" if setup is None else _text_of(setup.as_dict())
         words = (run_id, _text_of(question), _text_of(agent), self._spec, kept, str(owner))
         epoch = await self._ask(lambda store: store.begin(*words, self._lease))
@@ -315,24 +328,38 @@ class Journal:
         if epoch is None:
             if await self._ask(lambda store: store.find(run_id)) is None:
                 return None
+            if wait:
+                await asyncio.sleep(PAUSE)
+                return None
             raise UsageError(
                 f"run {run_id!r} is at work already, in {await self._holder(run_id)}: wait for it"
             )
         return await self._take(run_id, owner, epoch, found.setup, history)
 
     async def claim_orphan(self, agent: str = "agent") -> tuple[JournaledRun, RunJournal] | None:
-        """Take over the oldest run of ``agent`` whose process is gone; None where there is none."""
+        """Take over the oldest run of ``agent`` whose process is gone; None where there is none.
+
+        A team's run is passed over as long as the run of all teams has not ended: whoever takes
+        that one carries on its teams.
+        """
         owner, name = Owner.new(), _text_of(agent)
         try:
-            found = await self._ask(lambda store: store.claim_orphan(name, str(owner), self._lease))
-            if found is not None:
-                run = await self.find(found[0])
-                return run, await self._take(run.id, owner, found[1], run.setup)
+            for run in map(_run_of, await self._ask(lambda store: store.orphans(name))):
+                if run.whole is not None and await self._goes_on(run.whole):
+                    continue
+                claim = partial(_claim_orphan, run=run.id, owner=str(owner), lease=self._lease)
+                if (epoch := await self._ask(claim)) is not None:
+                    return run, await self._take(run.id, owner, epoch, run.setup)
         except BaseException:
             owner.end()
             raise
         owner.end()
         return None
+
+    async def _goes_on(self, run_id: str) -> bool:
+        """Whether there is such a run that has not ended. One that has never goes on again."""
+        row = await self._ask(lambda store: store.find(run_id))
+        return row is not None and row.status not in ENDED
 
     async def _take(
         self,
@@ -432,6 +459,10 @@ def _event_of(line: str) -> Event:
         return decode(json.loads(line))
     except (ValueError, UsageError) as error:
         raise JournalError(f"a line of the journal cannot be read: {error}: {line:.80}") from None
+
+
+def _claim_orphan(store: Store, *, run: str, owner: str, lease: float) -> int | None:
+    return store.claim_orphan(run, owner, lease)
 
 
 def _remove(store: Store, *, run: str, age: float) -> bool:

@@ -9,26 +9,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
 
-from agentpar.errors import JournalError, MissingPackage, UsageError
+from agentpar.errors import JournalError, UsageError
 from agentpar.executor.journal.host import Owner
 from agentpar.executor.journal.sql import Execute, SqlStore
 from agentpar.executor.journal.store import VERSION, Append, EventRow, Unreachable
-
-if TYPE_CHECKING:
-    import psycopg
+from agentpar.postgres import Database, said
 
 _LOCK = 0x61677072
 """Of the one who makes the tables: "agpr"."""
-# A server that has fallen silent is given up, and one that we fall silent to lets go of our
-# rows, within the time of a lease.
-_CONNECTION: dict[str, Any] = {
-    "application_name": "agentpar",
-    "connect_timeout": 5,
-    "tcp_user_timeout": 10_000,
-}
+# A process that falls silent lets go of its rows within the time of a lease.
 _SETTINGS = (
     "-c synchronous_commit=on -c lock_timeout=10s -c idle_in_transaction_session_timeout=3s "
     "-c client_min_messages=warning"
@@ -66,25 +56,11 @@ class PostgresStore(SqlStore):
     _later = "clock_timestamp() + make_interval(secs => ?)"
     _ago = "clock_timestamp() - make_interval(secs => ?)"
     _lock = " FOR UPDATE"
+    _lock_or_pass = " FOR UPDATE SKIP LOCKED"
 
     def __init__(self, url: str) -> None:
-        try:
-            import psycopg
-        except ImportError:
-            purpose = "a journal in Postgres"
-            raise MissingPackage("psycopg", extra="postgres", purpose=purpose) from None
-        try:
-            known = psycopg.conninfo.conninfo_to_dict(url)
-        except psycopg.Error as error:  # its text may show the password
-            kind = type(error).__name__
-            raise UsageError(
-                "the journal's address is none that Postgres knows "
-                f"({kind}): write postgresql://user@host:5432/database"
-            ) from None
-        self.place = f"{known.get('dbname', '')} on Postgres at {known.get('host', 'localhost')}"
-        options = f"{_SETTINGS} {known.pop('options', None) or ''}"
-        self._url = psycopg.conninfo.make_conninfo(**{**_CONNECTION, **known}, options=options)
-        self._open: psycopg.Connection[Any] | None = None
+        self._database = Database(url, what="journal", settings=_SETTINGS)
+        self.place = self._database.place
 
     def open(self) -> None:
         with self._writing() as execute:
@@ -104,21 +80,9 @@ class PostgresStore(SqlStore):
             )
 
     def close(self) -> None:
-        connection, self._open = self._open, None
-        if connection is not None:
-            connection.close()
+        self._database.close()
 
     # Runs and their events
-
-    def claim_orphan(self, agent: str, owner: str, lease: float) -> tuple[str, int] | None:
-        with self._writing() as execute:
-            row = execute(
-                "SELECT id FROM agentpar_runs WHERE status = 'running' AND agent = ?"
-                f" AND until <= {self._now} ORDER BY created, id LIMIT 1"
-                " FOR UPDATE SKIP LOCKED",
-                agent,
-            ).fetchone()
-            return None if row is None else (row[0], self._take(execute, row[0], owner, lease))
 
     def rows(self, run: str) -> list[EventRow]:
         with self._reading() as execute:
@@ -169,42 +133,22 @@ class PostgresStore(SqlStore):
         """A transaction, on a new connection where there is none; errors in our words."""
         import psycopg
 
-        connection = self._open
         try:
-            if connection is None or connection.closed:
-                connection = self._open = psycopg.connect(self._url)
-            try:
-                yield partial(_execute, connection)
-                connection.commit()
-            except BaseException:
-                if not connection.closed:
-                    with contextlib.suppress(psycopg.Error):
-                        connection.rollback()
-                raise
+            with self._database.transaction() as execute:
+                yield execute
         except psycopg.errors.DiskFull as error:
-            raise JournalError(f"the journal {self.place} is full: {_text(error)}") from error
-        except psycopg.Error as error:
-            # A session that the server has ended (we stood still in it, say) comes as an error of
-            # any kind: what tells is that the connection is closed.
-            if _is_of_the_connection(error) or (connection is not None and connection.closed):
-                raise Unreachable(f"the journal {self.place} is gone: {_text(error)}") from error
             raise JournalError(
-                f"the journal {self.place} cannot be used: {_text(error)}"
+                f"there is no room for more in the journal {self.place} ({said(error)}): what it "
+                "holds is untouched; make room on its disk"
             ) from error
+        except psycopg.errors.ReadOnlySqlTransaction as error:
+            raise JournalError(
+                f"the journal {self.place} cannot be written ({said(error)}): name a server that "
+                "may be written to"
+            ) from error
+        except psycopg.Error as error:
+            if self._database.is_gone(error):
+                raise Unreachable(f"the journal {self.place} is gone: {said(error)}") from error
+            raise JournalError(f"the journal {self.place} cannot be used: {said(error)}") from error
 
     _reading = _writing
-
-
-def _execute(connection: psycopg.Connection[Any], statement: str, *parameters: Any) -> Any:
-    # Without parameters several statements may go at once, and a "%" means itself.
-    return connection.execute(statement.replace("?", "%s"), parameters or None)
-
-
-def _is_of_the_connection(error: psycopg.Error) -> bool:
-    import psycopg
-
-    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-
-
-def _text(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

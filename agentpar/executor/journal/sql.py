@@ -26,7 +26,8 @@ class SqlStore(ABC):
 
     ``_now`` is SQL for the time that leases count on, ``_later`` for the time that is one
     parameter (seconds) after it, ``_ago`` for so long before the time of day. ``_lock`` ends a
-    SELECT whose rows nobody else may change until the transaction ends.
+    SELECT whose rows nobody else may change until the transaction ends; ``_lock_or_pass`` gives
+    none where somebody else has locked them already.
     """
 
     _now: ClassVar[str]
@@ -34,6 +35,7 @@ class SqlStore(ABC):
     _today: ClassVar[str]
     _ago: ClassVar[str]
     _lock: ClassVar[str]
+    _lock_or_pass: ClassVar[str]
 
     place: str
 
@@ -85,13 +87,30 @@ class SqlStore(ABC):
     def claim(self, run: str, owner: str, lease: float) -> int | None:
         with self._writing() as execute:
             row = execute(f"{self._run} WHERE id = ?{self._lock}", run).fetchone()
-            if row is None:
-                return None
-            found = self._run_of(row)
-            if found.owner == owner:  # this very claim, before its connection broke
-                query = "SELECT epoch FROM agentpar_runs WHERE id = ?"
-                return int(execute(query, run).fetchone()[0])
-            return None if found.held else self._take(execute, run, owner, lease)
+            return None if row is None else self._claimed(execute, row, owner, lease)
+
+    def orphans(self, agent: str) -> list[RunRow]:
+        with self._reading() as execute:
+            rows = execute(
+                f"{self._run} WHERE status = 'running' AND agent = ? ORDER BY created, id", agent
+            ).fetchall()
+        return [run for run in map(self._run_of, rows) if not run.held]
+
+    def claim_orphan(self, run: str, owner: str, lease: float) -> int | None:
+        with self._writing() as execute:
+            row = execute(
+                f"{self._run} WHERE id = ? AND status = 'running'{self._lock_or_pass}", run
+            ).fetchone()
+            return None if row is None else self._claimed(execute, row, owner, lease)
+
+    def _claimed(
+        self, execute: Execute, row: Sequence[Any], owner: str, lease: float
+    ) -> int | None:
+        found = self._run_of(row)
+        if found.owner == owner:  # this very claim, before its connection broke
+            query = "SELECT epoch FROM agentpar_runs WHERE id = ?"
+            return int(execute(query, found.id).fetchone()[0])
+        return None if found.held else self._take(execute, found.id, owner, lease)
 
     def _take(self, execute: Execute, run: str, owner: str, lease: float) -> int:
         """The run is ``owner``'s from now on: its new epoch."""

@@ -11,14 +11,23 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from agentpar.errors import JournalError, UsageError
 from agentpar.executor.journal import host
 from agentpar.executor.journal.spill import LIMIT, Spill
 from agentpar.executor.journal.sql import Execute, SqlStore
 from agentpar.executor.journal.store import VERSION, Append, EventRow, Unreachable
-from agentpar.sqlite import stamp, transaction, what_is_left, write_ahead
+from agentpar.sqlite import (
+    cut_off,
+    not_ours,
+    of_another_format,
+    stamp,
+    transaction,
+    trouble,
+    what_is_left,
+    write_ahead,
+)
 
 _MARK = 0x61677072
 """SQLite's application_id of our files: "agpr"."""
@@ -57,7 +66,7 @@ class SqliteStore(SqlStore):
     _later = "lease_clock() + ?"
     _today = "time_of_day()"
     _ago = "time_of_day() - ?"
-    _lock = ""  # a transaction has the whole file
+    _lock = _lock_or_pass = ""  # a transaction has the whole file
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -95,15 +104,9 @@ class SqliteStore(SqlStore):
         with self._told(opening=True):
             mark, version, tables = stamp(self._connection)
         if mark != _MARK and (mark or version or tables):
-            raise UsageError(
-                f"{self.place!r} is a database of another program: name another file for the "
-                "journal"
-            )
+            raise UsageError(not_ours("journal", repr(self.place)))
         if mark == _MARK and version not in (1, VERSION):
-            raise UsageError(
-                f"{self.place!r} is a journal of format {version}, and this agentpar reads format "
-                f"{VERSION}: use the agentpar that wrote it, or name another file"
-            )
+            raise UsageError(of_another_format("journal", repr(self.place), version, VERSION))
         with self._told(opening=True):
             write_ahead(self._connection)
             self._connection.execute("PRAGMA synchronous = FULL")
@@ -135,22 +138,9 @@ class SqliteStore(SqlStore):
 
     def _check_length(self) -> None:
         if (left := what_is_left(self._connection, self.path)) is not None:
-            raise JournalError(
-                f"the journal {self.place!r} is cut off: {left[0]:,} of {left[1]:,} bytes. Put "
-                "a copy in its place, or name another file"
-            )
+            raise JournalError(cut_off("journal", repr(self.place), left))
 
     # Runs and their events
-
-    def claim_orphan(self, agent: str, owner: str, lease: float) -> tuple[str, int] | None:
-        with self._writing() as execute:
-            rows = execute(
-                f"{self._run} WHERE status = 'running' AND agent = ? ORDER BY created, id", agent
-            ).fetchall()
-            for run in map(self._run_of, rows):
-                if not run.held:
-                    return run.id, self._take(execute, run.id, owner, lease)
-        return None
 
     def rows(self, run: str) -> list[EventRow]:
         with self._reading() as execute:
@@ -247,24 +237,9 @@ class SqliteStore(SqlStore):
         try:
             yield
         except sqlite3.Error as error:
-            self._tell(error, opening)
-
-    def _tell(self, error: sqlite3.Error, opening: bool) -> NoReturn:
-        what = getattr(error, "sqlite_errorname", "")
-        if what.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            raise Unreachable(f"the journal {self.place!r} is in use: {error}") from error
-        if what.startswith("SQLITE_NOTADB"):
-            raise UsageError(
-                f"{self.place!r} is no journal (no SQLite database): name another file"
-            ) from error
-        if what.startswith("SQLITE_CORRUPT"):
-            raise JournalError(
-                f"the journal {self.place!r} is damaged ({error}). It is left as it is: put a copy "
-                "in its place, or name another file"
-            ) from error
-        if opening and what.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
-            raise UsageError(
-                f"the journal {self.place!r} cannot be written ({error}): its file and its folder "
-                "must be writable, or name another place"
-            ) from error
-        raise JournalError(f"the journal {self.place!r} cannot be used: {error}") from error
+            kind, text = trouble(error, "journal", repr(self.place), self.path)
+            if kind == "busy":
+                raise Unreachable(text) from error
+            if kind == "foreign" or (opening and kind in ("folder", "shut")):
+                raise UsageError(text) from error
+            raise JournalError(text) from error

@@ -97,8 +97,13 @@ class Store(Protocol):
         """Hold the run: its new epoch. None where another holds it."""
         ...
 
-    def claim_orphan(self, agent: str, owner: str, lease: float) -> tuple[str, int] | None:
-        """Hold the oldest run of ``agent`` whose holder is gone: its id and new epoch."""
+    def orphans(self, agent: str) -> list[RunRow]:
+        """The runs of ``agent`` that are at work and whose holder is gone, oldest first."""
+        ...
+
+    def claim_orphan(self, run: str, owner: str, lease: float) -> int | None:
+        """Hold the run if it is still one of the `orphans`: its new epoch. None where it is not,
+        or where another looks at it just now."""
         ...
 
     def renew(self, held: Sequence[tuple[str, int]], lease: float) -> Collection[str]:

@@ -61,6 +61,12 @@ class Store(Protocol):
         """Keep ``entry``, which gets its time of creation here; one that was revoked stays so."""
         ...
 
+    def trace(self, entry: Entry) -> bool:
+        """Note where ``entry`` comes from and who had it, and keep nothing of it: its source, when
+        it is revoked, leads to what was made of it and to the answers that it touched. False where
+        it was withdrawn, or is made of what was."""
+        ...
+
     def find(self, namespace: str, key: str, like: str) -> Entry | None:
         """The entry that answers a call: of those with this ``key``, else with this ``like``, that
         are neither expired nor revoked, the latest."""
@@ -99,8 +105,9 @@ class Store(Protocol):
     def lease(
         self, namespace: str, like: str, run_id: str, task_id: int, team: int, seconds: float
     ) -> Lease:
-        """The lease on ``like``: a new one for whoever asks, if nobody holds one that has not
-        run out; else the one that is held."""
+        """The lease on ``like``: a new one for whoever asks, if nobody else holds one that has not
+        run out; else the one that is held. A holder that asks again, in another attempt or from
+        another process, has a new one too, and the fence of its earlier one opens nothing more."""
         ...
 
     def renew(self, lease: Lease, seconds: float) -> Lease | None:

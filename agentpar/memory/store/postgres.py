@@ -12,28 +12,20 @@ import contextlib
 import hmac
 from array import array
 from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from agentpar.errors import BankError, MissingPackage, UsageError
+from agentpar.errors import BankError
 from agentpar.memory.entry import Entry
 from agentpar.memory.store import key
 from agentpar.memory.store.mirrored import MirroredStore
 from agentpar.memory.store.rows import COLUMNS, Row, Seals, check_size, escaped, little, packed
 from agentpar.memory.store.sql import VERSION, Execute
-
-if TYPE_CHECKING:
-    import psycopg
+from agentpar.postgres import Database, said
 
 _LOCK = 0x61677062
 """Of the one who makes the tables: "agpb"."""
-_CONNECTION: dict[str, Any] = {
-    "application_name": "agentpar",
-    "connect_timeout": 5,
-    "tcp_user_timeout": 10_000,
-}
 # A power cut may cost the last entries, which can be found again, and nothing else.
-_SETTINGS = (
+SETTINGS = (
     "-c synchronous_commit=off -c lock_timeout=10s -c idle_in_transaction_session_timeout=10s "
     "-c client_min_messages=warning "
     # pgvector's: where a condition leaves too few, its index is looked through further.
@@ -109,24 +101,9 @@ class PostgresStore(MirroredStore):
     _clock = "extract(epoch FROM clock_timestamp())::float8"
 
     def __init__(self, url: str, **limits: Any) -> None:
-        try:
-            import psycopg
-        except ImportError:
-            purpose = "a bank in Postgres"
-            raise MissingPackage("psycopg", extra="postgres", purpose=purpose) from None
         super().__init__(**limits)
-        try:
-            known = psycopg.conninfo.conninfo_to_dict(url)
-        except psycopg.Error as error:  # its text may show the password
-            kind = type(error).__name__
-            raise UsageError(
-                "the bank's address is none that Postgres knows "
-                f"({kind}): write postgresql://user@host:5432/database"
-            ) from None
-        self.place = f"{known.get('dbname', '')} on Postgres at {known.get('host', 'localhost')}"
-        options = f"{_SETTINGS} {known.pop('options', None) or ''}"
-        self._url = psycopg.conninfo.make_conninfo(**{**_CONNECTION, **known}, options=options)
-        self._connected: psycopg.Connection[Any] | None = None
+        self._database = Database(url, what="bank", settings=SETTINGS)
+        self.place = self._database.place
         self._opened = False
         self._pgvector = False
 
@@ -161,11 +138,9 @@ class PostgresStore(MirroredStore):
         self._seals = seals
 
     def close(self) -> None:
-        connection, self._connected = self._connected, None
         self._opened = self._pgvector = False
         self._forget()
-        if connection is not None:
-            connection.close()
+        self._database.close()
 
     def _time(self, execute: Execute) -> float:
         return float(execute(f"SELECT {self._clock}").fetchone()[0])
@@ -238,42 +213,12 @@ class PostgresStore(MirroredStore):
 
     @contextlib.contextmanager
     def _writing(self, *, durable: bool = False) -> Iterator[Execute]:
-        """A transaction, on a new connection where there is none; errors in our words."""
-        import psycopg
-
         if not self._opened:
             raise BankError(f"the bank {self.place} is closed")
-        connection = self._connected
-        try:
-            if connection is None or connection.closed:
-                connection = self._connected = psycopg.connect(self._url)
-            try:
-                if durable:
-                    connection.execute("SET LOCAL synchronous_commit = on")
-                yield partial(_execute, connection)
-                connection.commit()
-            except BaseException:
-                if not connection.closed:
-                    with contextlib.suppress(psycopg.Error):
-                        connection.rollback()
-                raise
-        except psycopg.errors.DiskFull as error:
-            raise BankError(
-                f"there is no room for more in the bank {self.place} ({_text(error)}): what it "
-                "holds is untouched; make room on its disk"
-            ) from error
-        except psycopg.errors.ReadOnlySqlTransaction as error:
-            raise BankError(
-                f"the bank {self.place} cannot be written ({_text(error)}): name a server that may "
-                "be written to"
-            ) from error
-        except psycopg.Error as error:
-            # A session that the server has ended comes as an error of any kind: what tells is
-            # that the connection is closed.
-            lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-            if lost or (connection is not None and connection.closed):
-                raise BankError(f"the bank {self.place} is gone: {_text(error)}") from error
-            raise BankError(f"the bank {self.place} cannot be used: {_text(error)}") from error
+        with told(self._database), self._database.transaction() as execute:
+            if durable:
+                execute("SET LOCAL synchronous_commit = on")
+            yield execute
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Execute]:
@@ -281,9 +226,27 @@ class PostgresStore(MirroredStore):
             yield execute
 
 
-def _execute(connection: psycopg.Connection[Any], statement: str, *parameters: Any) -> Any:
-    # Without parameters several statements may go at once, and a "%" means itself.
-    return connection.execute(statement.replace("?", "%s"), parameters or None)
+@contextlib.contextmanager
+def told(database: Database) -> Iterator[None]:
+    """Postgres's errors in a bank's words."""
+    import psycopg
+
+    place = database.place
+    try:
+        yield
+    except psycopg.errors.DiskFull as error:
+        raise BankError(
+            f"there is no room for more in the bank {place} ({said(error)}): what it holds is "
+            "untouched; make room on its disk"
+        ) from error
+    except psycopg.errors.ReadOnlySqlTransaction as error:
+        raise BankError(
+            f"the bank {place} cannot be written ({said(error)}): name a server that may be "
+            "written to"
+        ) from error
+    except psycopg.Error as error:
+        how = "is gone" if database.is_gone(error) else "cannot be used"
+        raise BankError(f"the bank {place} {how}: {said(error)}") from error
 
 
 def _makes_pgvector(execute: Execute) -> bool:
@@ -312,7 +275,3 @@ def _makes_pgvector(execute: Execute) -> bool:
 def _numbers(vector: bytes) -> str:
     """A vector as pgvector writes it."""
     return f"[{','.join(map(repr, little(array('f', vector))))}]"
-
-
-def _text(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from agentpar.errors import BankError, UsageError
+from agentpar.ids import question_run
 from agentpar.memory.entry import Entry, Lease, Producer, Reading, Revocation
 from agentpar.memory.store.base import Put, Statistics
 from agentpar.memory.store.rows import (
@@ -128,6 +129,15 @@ class SqlStore(ABC):
                 self._withdraw(execute, [entry.id], why, number, now)
                 row = replace(row, revoked=True)
         return Put(row.entry(), new, row.revoked)
+
+    def trace(self, entry: Entry) -> bool:
+        with self._writing() as execute:
+            number, _, now = self._next(execute)
+            self._keep_origin(execute, entry, number)
+            why = self._withdrawn(execute, [entry.id, *entry.parents])
+            if why is not None:
+                self._withdraw(execute, [entry.id], why, number, now)
+        return why is None
 
     def _row(self, execute: Execute, id: str) -> Row | None:
         found = execute(f"SELECT {COLUMNS} FROM agentpar_bank_entries WHERE id = ?", id).fetchone()
@@ -345,10 +355,12 @@ class SqlStore(ABC):
         with contextlib.suppress(_Undo), self._writing(durable=True) as execute:
             number, _, now = self._next(execute)
             entries = self._withdraw(execute, self._of_source(execute, source), why, number, now)
-            answers = self._answers(execute, entries)
+            touched = self._touched(execute, entries)
             if dry_run:
                 raise _Undo
-        return Revocation(tuple(entries), tuple(answers), why)
+        answers = dict.fromkeys(question_run(run, team) for run, team in touched)
+        runs = dict.fromkeys(run for run, _ in touched)
+        return Revocation(tuple(entries), tuple(answers), tuple(runs), why)
 
     def _of_source(self, execute: Execute, source: str) -> list[str]:
         """The entries that come from ``source``."""
@@ -424,34 +436,35 @@ class SqlStore(ABC):
                 self._index(execute, gone)
         return order
 
-    def _answers(self, execute: Execute, ids: Sequence[str]) -> list[str]:
-        """The runs that have brought or used any of ``ids``, in the order in which they did."""
-        first: dict[str, int] = {}
+    def _touched(self, execute: Execute, ids: Sequence[str]) -> list[tuple[str, int]]:
+        """The runs that have brought or used any of ``ids``, each with the number of its team, in
+        the order in which they did."""
+        first: dict[tuple[str, int], int] = {}
         for some in _some(ids):
             for table in ("producers", "readings"):
                 rows = execute(
-                    f"SELECT run, min(number) FROM agentpar_bank_{table}"
-                    f" WHERE entry IN ({_marks(some)}) GROUP BY run",
+                    f"SELECT run, team, min(number) FROM agentpar_bank_{table}"
+                    f" WHERE entry IN ({_marks(some)}) GROUP BY run, team",
                     *some,
                 ).fetchall()
-                for run, number in rows:
-                    first[run] = min(number, first.get(run, number))
-        return [plain(run) for run in sorted(first, key=first.__getitem__)]
+                for run, team, number in rows:
+                    first[run, team] = min(number, first.get((run, team), number))
+        return [(plain(run), team) for run, team in sorted(first, key=first.__getitem__)]
 
     # Leases
 
     def lease(
         self, namespace: str, like: str, run_id: str, task_id: int, team: int, seconds: float
     ) -> Lease:
-        space = escaped(namespace)
+        space, holder = escaped(namespace), Producer(run_id, task_id, team)
         with self._reading() as execute:  # whoever waits looks often, and should block nobody
             held = self._held(execute, namespace, like, self._time(execute))
-        if held is not None:
+        if held is not None and held.holder != holder:
             return held
         with self._writing() as execute:
             fence, _, now = self._next(execute)  # of the whole bank: it grows for each ``like``
             held = self._held(execute, namespace, like, now)
-            if held is not None:
+            if held is not None and held.holder != holder:
                 return held
             execute(
                 "DELETE FROM agentpar_bank_leases WHERE namespace = ? AND likeness = ?", space, like
@@ -461,7 +474,7 @@ class SqlStore(ABC):
                 " until) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 *(space, like, escaped(run_id), task_id, team, fence, now + seconds),
             )
-        return Lease(namespace, like, Producer(run_id, task_id, team), fence, now + seconds)
+        return Lease(namespace, like, holder, fence, now + seconds)
 
     def _held(self, execute: Execute, namespace: str, like: str, now: float) -> Lease | None:
         row = execute(

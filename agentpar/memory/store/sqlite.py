@@ -12,14 +12,23 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from agentpar.errors import BankError
 from agentpar.memory.store import key
 from agentpar.memory.store.mirrored import MirroredStore
 from agentpar.memory.store.rows import Seals
 from agentpar.memory.store.sql import VERSION, Execute
-from agentpar.sqlite import stamp, transaction, what_is_left, write_ahead
+from agentpar.sqlite import (
+    cut_off,
+    not_ours,
+    of_another_format,
+    stamp,
+    transaction,
+    trouble,
+    what_is_left,
+    write_ahead,
+)
 
 _MARK = 0x61677062
 """SQLite's application_id of our files: "agpb"."""
@@ -96,7 +105,7 @@ class SqliteStore(MirroredStore):
                     f"there can be no bank at {self.place} ({error.strerror or error}): name "
                     "another place"
                 ) from None
-        with self._told(opening=True):
+        with self._told():
             # Whoever calls sees to it that there is one at a time; on which thread is all one.
             self._open = sqlite3.connect(
                 self.path or _MEMORY, timeout=10.0, isolation_level=None, check_same_thread=False
@@ -115,22 +124,17 @@ class SqliteStore(MirroredStore):
                 connection.close()
 
     def _prepare(self) -> None:
-        with self._told(opening=True):
+        with self._told():
             mark, version, tables = stamp(self._connection)
         if mark != _MARK and (mark or version or tables):
-            raise BankError(
-                f"{self.place} is a database of another kind and no bank: name another file"
-            )
+            raise BankError(not_ours("bank", self.place))
         if mark == _MARK and version != VERSION:
-            raise BankError(
-                f"the bank {self.place} is of format {version}, and this agentpar reads format "
-                f"{VERSION}: use the agentpar that wrote it, or name another file"
-            )
-        with self._told(opening=True):
+            raise BankError(of_another_format("bank", self.place, version, VERSION))
+        with self._told():
             write_ahead(self._connection)
             # A power cut may cost the last entries, which can be found again, and nothing else.
             self._connection.execute("PRAGMA synchronous = NORMAL")
-        with self._told(opening=True), transaction(self._connection):
+        with self._told(), transaction(self._connection):
             # Asked again: another process may have made the tables meanwhile.
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
             made = version == 0
@@ -159,10 +163,7 @@ class SqliteStore(MirroredStore):
 
     def _check_length(self, path: Path) -> None:
         if (left := what_is_left(self._connection, path)) is not None:
-            raise BankError(
-                f"the bank {self.place} is cut off: {left[0]:,} of {left[1]:,} bytes. Put a "
-                "copy in its place, or name another file"
-            )
+            raise BankError(cut_off("bank", self.place, left))
 
     # The connection
 
@@ -204,38 +205,9 @@ class SqliteStore(MirroredStore):
         return self._connection.execute(statement.replace("agentpar_bank_", ""), parameters)
 
     @contextlib.contextmanager
-    def _told(self, *, opening: bool = False) -> Iterator[None]:
+    def _told(self) -> Iterator[None]:
         """SQLite's errors in our words."""
         try:
             yield
         except sqlite3.Error as error:
-            self._tell(error, opening)
-
-    def _tell(self, error: sqlite3.Error, opening: bool) -> NoReturn:
-        what = getattr(error, "sqlite_errorname", "")
-        if what.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            raise BankError(f"the bank {self.place} is in use: {error}") from error
-        if what.startswith("SQLITE_NOTADB"):
-            raise BankError(
-                f"{self.place} is no bank (no SQLite database): name another file"
-            ) from error
-        if what.startswith("SQLITE_CORRUPT"):
-            raise BankError(
-                f"the bank {self.place} is damaged ({error}). It is left as it is: put a copy in "
-                "its place, or name another file"
-            ) from error
-        if what.startswith("SQLITE_FULL"):
-            raise BankError(
-                f"there is no room for more in the bank {self.place} ({error}): what it holds is "
-                "untouched; make room on the disk"
-            ) from error
-        if self.path is not None and self.path.is_dir():
-            raise BankError(
-                f"the bank {self.place} is a folder: name a file in it, such as sqlite:///bank.db"
-            ) from error
-        if what.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
-            raise BankError(
-                f"the bank {self.place} cannot be written ({error}): its file and its folder must "
-                "be writable, or name another place"
-            ) from error
-        raise BankError(f"the bank {self.place} cannot be used: {error}") from error
+            raise BankError(trouble(error, "bank", self.place, self.path).text) from error
