@@ -80,19 +80,19 @@ def store(
 
 @contextmanager
 def rehearsed(model: Any, folder: Path, **arguments: Any) -> Iterator[tuple[Served, list[int]]]:
-    """An engine that runs our CUDA side, and how many rows each call for the kernel had."""
+    """An engine that runs our CUDA side, and how many rows each group had that was the kernel's."""
     kernel: list[int] = []
-    decode_of = decode.decode_of
+    part_of = decode.part_of
 
-    def counted(group: Any, queries: Any, frequencies: Any) -> Any:
+    def counted(group: Any, queries: Any) -> Any:
         kernel.append(len(queries))
-        return decode_of(group, queries, frequencies)
+        return part_of(group, queries)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flash_attn, "flash_attn_varlen_func", attention, raising=False)
         patch.setattr(flash_attn, "reshape_and_cache_flash", store, raising=False)
         patch.setattr(flash_attn, "get_flash_attn_version", lambda **_: 2)
-        patch.setattr(decode, "decode_of", counted)
+        patch.setattr(decode, "part_of", counted)
         worker = f"{__name__}.{RehearsalWorker.__name__}"
         with served(model, folder, backend=BACKEND, worker_cls=worker, **arguments) as engine:
             yield engine, kernel

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -63,18 +64,36 @@ def test_the_items_of_a_step_are_what_each_worker_sees(
         assert seen == wanted, me
 
 
-@pytest.mark.slow
-def test_the_kernel_computes_plain_attention_and_reads_each_token_once() -> None:
-    """Layouts, 1 to 8 workers, GQA 1 to 8, heads of 32, 64 and 128, unaligned prefixes, in
-    Triton's interpreter."""
+@pytest.fixture(scope="module")
+def interpreted() -> Any:
+    """What `kernel_cases` found in Triton's interpreter."""
     program = Path(__file__).with_name("kernel_cases.py")
     ran = subprocess.run(
         [sys.executable, str(program)], capture_output=True, text=True, check=False, timeout=600
     )
     assert ran.returncode == 0, ran.stderr
-    found = json.loads(ran.stdout)
-    assert len(found) == 10
-    for case, (error, read, each) in found.items():
-        assert error < (1e-6 if "float32" in case else 2e-3), case
+    return json.loads(ran.stdout)
+
+
+@pytest.mark.slow
+def test_the_kernel_computes_plain_attention_and_reads_each_token_once(interpreted: Any) -> None:
+    """Layouts, 1 to 8 workers, GQA 1 to 8, heads of 32, 64 and 128, unaligned prefixes, in
+    float32, float16 and bfloat16."""
+    most = {"float32": 1e-6, "float16": 6e-4, "bfloat16": 5e-3}
+    assert len(interpreted["cases"]) == 16
+    for case, (error, read, each) in interpreted["cases"].items():
+        assert error < most[case.split()[-1]], case
         workers = int(case.split()[1])
         assert read < each or workers == 1, case
+
+
+@pytest.mark.slow
+def test_work_with_room_to_spare_gives_the_same_bits_from_the_same_place(interpreted: Any) -> None:
+    """Over four steps, whole groups, fewer items, none, two groups at once: no tensor moves, and
+    what lies behind the count, set to lead astray, is not looked at."""
+    kept = interpreted["kept"]
+    assert kept["moved"] == []
+    assert kept["equal"] == [True, True, True]
+    assert kept["none"] is True
+    assert max(kept["both"]) < 1e-6
+    assert kept["fits"] == [True, False]
