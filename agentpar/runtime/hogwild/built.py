@@ -132,8 +132,10 @@ def _built(
     copies = Counter(
         int(bits or 32) for bits in re.findall(r"\bLDGSTS\.E(?:\.\D\w*)*(?:\.(\d+))?", instructions)
     )
-    found = [name for op, name in MATRICES.items() if re.search(rf"\b{op}\b", instructions)]
-    return Built(registers, stack, compiled.metadata.shared, warps, " ".join(found), dict(copies))
+    matrices = [name for op, name in MATRICES.items() if re.search(rf"\b{op}\b", instructions)]
+    return Built(
+        registers, stack, compiled.metadata.shared, warps, " ".join(matrices), dict(copies)
+    )
 
 
 def _read(program: bytes) -> tuple[str, str]:

@@ -45,11 +45,13 @@ class SteadyLengths:
     """Before FlashAttention's builder: where graphs are captured, the lengths of rows, some of them
     cut, lie at one place in all steps."""
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        captures = self.use_full_cuda_graph  # type: ignore[attr-defined]
-        rows = self.vllm_config.scheduler_config.max_num_seqs if captures else 0  # type: ignore[attr-defined]
-        self._lengths = torch.zeros(rows, dtype=torch.int32, device=self.device)  # type: ignore[attr-defined]
+    def __init__(
+        self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device
+    ) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)  # type: ignore[call-arg]
+        captures = vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs()
+        rows = vllm_config.scheduler_config.max_num_seqs if captures else 0
+        self._lengths = torch.zeros(rows, dtype=torch.int32, device=device)
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
