@@ -97,3 +97,27 @@ def test_work_with_room_to_spare_gives_the_same_bits_from_the_same_place(interpr
     assert kept["none"] is True
     assert max(kept["both"]) < 1e-6
     assert kept["fits"] == [True, False]
+
+
+@pytest.mark.slow
+def test_the_first_hour_with_a_gpu_is_rehearsed_without_one() -> None:
+    """All of its code runs at toy size; it stops where the kernel is wrong, and says no time."""
+    program = Path(__file__).parents[2] / "bench" / "hogwild_cuda.py"
+    command = [sys.executable, str(program), "--rehearse"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert "no times" in ran.stdout
+    assert [line for line in ran.stdout.splitlines() if line.startswith("## ")] == [
+        "## Right",
+        "## From a graph",
+        "## Attention of a layer",
+        "## Whole steps",
+        "## Attention of a layer, by the tokens of an item",
+    ]
+    timed = ran.stdout.partition("## Attention of a layer")[2].splitlines()
+    rows = [line.split("|")[2:-1] for line in timed if line.startswith("| 40 ")]
+    assert len(rows) == 5
+    for row in rows:
+        assert {cell.strip() for cell in row[-2:]} == {"-"}
+    saved = subprocess.run([*command, "--save"], capture_output=True, text=True, check=False)
+    assert "a rehearsal has no results" in saved.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from agentpar.runtime.hogwild import built
