@@ -25,7 +25,7 @@ EIGHT_BILLION = Shape(heads=32, kv_heads=8, width=128, block=16, chunk=256)
         (EIGHT_BILLION, 4, "bf16"),
         (EIGHT_BILLION, 16, "fp16"),
         (EIGHT_BILLION, 32, "bf16"),
-        (Shape(heads=14, kv_heads=2, width=64, block=16, chunk=256), 2, "bf16"),
+        (Shape(heads=14, kv_heads=2, width=64, block=16, chunk=256), 18, "bf16"),
         (Shape(heads=8, kv_heads=8, width=32, block=16, chunk=256), 2, "bf16"),
     ],
     ids=["16 lanes", "64 lanes", "128 lanes", "64 numbers", "32 numbers"],

@@ -68,7 +68,7 @@ def sizes(lanes: int, width: int, bits: int) -> Sizes:
     """
     if bits == 32:  # no tensor cores, and vLLM stores none on CUDA: only to prove the kernel
         return Sizes(tile=32, warps=8, stages=3)
-    return Sizes(tile=64, warps=8 if lanes * width > 64 * 128 else 4, stages=3)
+    return Sizes(tile=64, warps=8 if lanes > 64 and width > 32 else 4, stages=3)
 
 
 @dataclass(frozen=True, slots=True)
