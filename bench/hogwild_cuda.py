@@ -395,8 +395,14 @@ def chunks(here: Here, size: Size) -> Iterator[str]:
 
 def compiled() -> Iterator[str]:
     """What the compiler makes of the kernel, in the shapes that vLLM would start."""
-    yield "| sm | numbers | head | lanes | warps | registers | spilled, B | shared, B | mma |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield (
+        "Copies: how many bits one brings; 32 are the numbers of blocks, the others keys and "
+        "values."
+    )
+    yield ""
+    heads = "sm", "numbers", "head", "lanes", "warps", "registers", "spilled, B", "shared, B"
+    yield f"| {' | '.join((*heads, 'mma', 'copies'))} |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for architecture in (80, 90, 100, 89, 120):
         kinds = ("bf16", "fp16", "fp32") if architecture in (80, 90, 100) else ("bf16",)
         for dtype in kinds:
@@ -408,7 +414,7 @@ def compiled() -> Iterator[str]:
                     yield (
                         f"| {architecture} | {dtype} | {width} | {lanes} | {one.warps} "
                         f"| {one.registers} | {one.spilled} | {one.shared}{over} "
-                        f"| {one.matrices or '-'} |"
+                        f"| {one.matrices or '-'} | {' '.join(map(str, sorted(one.copies)))} |"
                     )
 
 
