@@ -7,6 +7,7 @@ but those that ``agentpar serve --hogwild`` starts. Light: must never load vLLM 
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 from agentpar.errors import CannotShare, UsageError
 
@@ -20,7 +21,22 @@ WAIT = "AGENTPAR_HOGWILD_WAIT"
 CUDA = "AGENTPAR_HOGWILD_CUDA"
 """Environment variable: ``1`` lets the plugin start on CUDA, where it has never run so far."""
 
+GRAPHS = "AGENTPAR_HOGWILD_GRAPHS"
+"""Environment variable: what a server on CUDA captures in CUDA graphs. Unset: nothing. ``pieces``:
+what lies between attention. ``decode``: steps with one token a request whole, too."""
+
 _HOME = "agentpar.runtime.hogwild.plugin"
+
+
+def graphs() -> Literal["", "pieces", "decode"]:
+    """What `GRAPHS` says, "" for nothing; raises `UsageError` for a word that it does not know."""
+    match os.environ.get(GRAPHS, ""):
+        case "" | "pieces" | "decode" as what:
+            return what
+        case other:
+            raise UsageError(
+                f"{GRAPHS} is {other!r}: it can be 'pieces' or 'decode', or not be set (no graphs)"
+            )
 
 
 def runs_on(device: str) -> bool:
@@ -64,7 +80,7 @@ def engine_args(device: str = "cpu") -> dict[str, str | bool]:
         "worker_cls": f"{_HOME}.cuda.worker.HogwildCUDAWorker",
         **scheduler,
         "attention_backend": "CUSTOM",
-        "enforce_eager": True,
+        "enforce_eager": not graphs(),
         "async_scheduling": False,
     }
 

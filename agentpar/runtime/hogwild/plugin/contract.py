@@ -46,6 +46,8 @@ class Hook:
 _SCHEDULER = "vllm.v1.core.sched.scheduler"
 _MANAGER = "vllm.v1.core.kv_cache_manager"
 _CPU = "vllm.v1.attention.backends.cpu_attn"
+_RUNNER = "vllm.v1.worker.gpu_model_runner"
+_ATTENTION = "vllm.v1.attention.backend"
 _FLASH = "vllm.v1.attention.backends.flash_attn"
 
 
@@ -211,7 +213,7 @@ COMMON: tuple[Hook, ...] = (
         "the account is kept step by step",
     ),
     _hook(
-        "vllm.v1.worker.gpu_model_runner",
+        _RUNNER,
         "GPUModelRunner._build_attention_metadata",
         "self num_tokens num_reqs max_query_len",
         "the tokens of a step are in place when it builds attention metadata",
@@ -241,7 +243,7 @@ COMMON: tuple[Hook, ...] = (
         "ours takes the place of another backend",
     ),
     _hook(
-        "vllm.v1.attention.backend",
+        _ATTENTION,
         "CommonAttentionMetadata",
         "query_start_loc_cpu seq_lens num_actual_tokens",
         "tells where each row's queries are",
@@ -329,7 +331,39 @@ CUDA: tuple[Hook, ...] = (
         _FLASH,
         "FlashAttentionMetadataBuilder.get_cudagraph_support",
         "vllm_config kv_cache_spec",
-        "no CUDA graph is captured over attention",
+        "says over which attention a CUDA graph is captured",
+    ),
+    _hook(
+        _FLASH,
+        "FlashAttentionMetadataBuilder.build_for_cudagraph_capture",
+        "self common_attn_metadata",
+        "a CUDA graph captures what answers groups",
+    ),
+    _hook(
+        _ATTENTION,
+        "AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE",
+        "",
+        "of steps with one token a request",
+    ),
+    _hook(
+        "vllm.config",
+        "CUDAGraphMode.has_full_cudagraphs",
+        "self",
+        "tells whether any is",
+    ),
+    _hook(
+        "vllm.v1.worker.utils",
+        "AttentionGroup",
+        "metadata_builders",
+        "they are told what to capture",
+        fields=True,
+    ),
+    _hook(_RUNNER, "GPUModelRunner._attn_group_iterator", "self", "finds these"),
+    _hook(
+        _RUNNER,
+        "GPUModelRunner._determine_batch_execution_and_padding",
+        "self max_num_scheduled_tokens force_eager",
+        "a step that a graph has no room for runs without one",
     ),
     _hook(
         _FLASH,
@@ -350,7 +384,13 @@ CUDA: tuple[Hook, ...] = (
         "must be off",
         fields=True,
     ),
-    _hook("vllm.config", "ModelConfig", "enforce_eager", "must be on", fields=True),
+    _hook(
+        "vllm.config",
+        "ModelConfig",
+        "enforce_eager",
+        "must be on where no graphs are asked for",
+        fields=True,
+    ),
 )
 """Where the plugin is the backend ``CUSTOM``, over FlashAttention."""
 
@@ -383,6 +423,7 @@ ATTRIBUTES: dict[Where, tuple[str, ...]] = {
         "input_batch.num_computed_tokens_cpu",
         "input_batch.req_ids",
         "input_ids.cpu",
+        "query_start_loc.cpu",
         "requests",
     ),
 }

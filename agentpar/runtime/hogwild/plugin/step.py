@@ -36,9 +36,11 @@ class Answer(Protocol):
         """Overwrite the group's rows of ``output``; `Plan.attend` has the shapes."""
 
 
-Planner = Callable[[Group, Sequence[Queries]], Answer | None]
-"""Makes a group's answer to its queries, which its board has written already; None where vLLM's own
-kernel is right."""
+Asked = tuple[Group, tuple[Queries, ...]]
+"""Queries of a group in a step, which its board has written already."""
+Planner = Callable[[Sequence[Asked]], Sequence[Answer | None]]
+"""Makes the answer for each group of a step, one for several where these are answered together;
+None where vLLM's own kernel is right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def answered(batch: Any) -> tuple[Any, Answers]:
     step = current()
     if step is None:
         return batch, NONE
-    plans = step.plans(batch)
+    plans = step.plans(batch.query_start_loc_cpu)
     if not step.answered:
         return batch, Answers(plans)
     lengths = batch.seq_lens.clone()
@@ -115,15 +117,14 @@ class RunningStep:
             _running.remove(self)
         self._groups.end()
 
-    def plans(self, batch: Any) -> tuple[Answer, ...]:
-        """The answers of this step; ``batch`` is vLLM's ``CommonAttentionMetadata``."""
+    def plans(self, begins: torch.Tensor) -> tuple[Answer, ...]:
+        """The answers of this step; ``begins`` [rows + 1]: where each row of the batch does."""
         if self._plans is None:  # the builders of all layers share them
-            self._plans = self._made(batch)
+            self._plans = self._made(begins.tolist())
         return self._plans
 
-    def _made(self, batch: Any) -> tuple[Answer, ...]:
+    def _made(self, bounds: Sequence[int]) -> tuple[Answer, ...]:
         runner = self._runner
-        bounds = batch.query_start_loc_cpu.tolist()
         computed = runner.input_batch.num_computed_tokens_cpu
         tokens = runner.input_ids.cpu
         chunks, row_of = [], {}
@@ -145,15 +146,15 @@ class RunningStep:
         fresh = [b for c in chunks for b in c.blocks[-(-c.start // size) : -(-c.stop // size)]]
         for cache in self._caches if fresh else ():
             cache[fresh] = 0
-        plans = []
-        for group, queries in self._groups.begin(chunks):
-            plan = self._planner(group, queries) if queries else None
+        asked = [(group, queries) for group, queries in self._groups.begin(chunks) if queries]
+        plans: dict[Answer, None] = {}
+        for (_, queries), plan in zip(asked, self._planner(asked), strict=True):
             if plan is None:
                 continue
-            plans.append(plan)
-            for asked in queries:
+            plans[plan] = None
+            for one in queries:
                 # Keyed by where a chunk begins: one that starts in the prefix is not all ours.
-                row, count = row_of.get(asked.offset, (-1, 0))
-                if count == asked.stop - asked.start:
+                row, count = row_of.get(one.offset, (-1, 0))
+                if count == one.stop - one.start:
                     self.answered[row] = count
         return tuple(plans)

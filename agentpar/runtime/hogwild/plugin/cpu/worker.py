@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from vllm.v1.worker.cpu_worker import CPUWorker
@@ -28,4 +27,4 @@ class HogwildCPUWorker(GroupWorker, CPUWorker):  # type: ignore[misc]
         return only(found)
 
     def planner(self, rope: Rope, cache: Cache) -> Planner:
-        return partial(plan_of, rope=rope, cache=cache)
+        return lambda asked: [plan_of(*one, rope, cache) for one in asked]

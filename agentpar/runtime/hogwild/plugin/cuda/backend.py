@@ -8,6 +8,7 @@ with torch in the place of FlashAttention's two CUDA functions and Triton's inte
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,9 +20,13 @@ from vllm.v1.attention.backends.flash_attn import (
 )
 
 from agentpar.errors import CannotShare
+from agentpar.runtime.hogwild.plugin import graphs
 from agentpar.runtime.hogwild.plugin.attention import Cache
 from agentpar.runtime.hogwild.plugin.backend import AnswersGroups, AttendsToGroups
+from agentpar.runtime.hogwild.plugin.cuda.decode import Standing
 from agentpar.runtime.hogwild.plugin.layout import Layout
+from agentpar.runtime.hogwild.plugin.notice import ATTRIBUTE
+from agentpar.runtime.hogwild.plugin.step import Answers
 
 
 class HogwildCUDABackend(FlashAttentionBackend):  # type: ignore[misc]
@@ -36,13 +41,48 @@ class HogwildCUDABackend(FlashAttentionBackend):  # type: ignore[misc]
         return Builder
 
 
-class Builder(AnswersGroups, FlashAttentionMetadataBuilder):  # type: ignore[misc]
-    """Makes a step's answers beside vLLM's own metadata, if a group runs in it."""
+class SteadyLengths:
+    """Before FlashAttention's builder: where graphs are captured, the lengths of rows, some of them
+    cut, lie at one place in all steps."""
+
+    def __init__(
+        self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device
+    ) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)  # type: ignore[call-arg]
+        captures = vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs()
+        rows = vllm_config.scheduler_config.max_num_seqs if captures else 0
+        self._lengths = torch.zeros(rows, dtype=torch.int32, device=device)
+
+    def build(
+        self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
+    ) -> Any:
+        lengths = common_attn_metadata.seq_lens
+        if 0 < len(lengths) <= len(self._lengths):
+            steady = self._lengths[: len(lengths)].copy_(lengths)
+            common_attn_metadata = replace(common_attn_metadata, seq_lens=steady)
+        return super().build(common_prefix_len, common_attn_metadata, fast_build)  # type: ignore[misc]
+
+
+class Builder(AnswersGroups, SteadyLengths, FlashAttentionMetadataBuilder):  # type: ignore[misc]
+    """Makes a step's answers beside vLLM's own metadata, if a group runs in it.
+
+    ``standing``: what a graph captures as the answer to groups, where any is captured.
+    """
+
+    standing: Standing | None = None
 
     @classmethod
     def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> AttentionCGSupport:
-        """None: what a group reads has another shape in each step."""
+        """Of steps with one token a request, if that is asked for; else of none."""
+        if graphs() == "decode":
+            return AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE
         return AttentionCGSupport.NEVER
+
+    def build_for_cudagraph_capture(self, common_attn_metadata: Any) -> Any:
+        metadata = super().build_for_cudagraph_capture(common_attn_metadata)
+        if self.standing is not None:
+            setattr(metadata, ATTRIBUTE, Answers((self.standing,)))
+        return metadata
 
 
 class Impl(AttendsToGroups, FlashAttentionImpl):  # type: ignore[misc]
