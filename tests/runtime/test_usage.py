@@ -119,13 +119,16 @@ async def test_limits_hold_on_a_server_that_tells_nothing(
     assert len(wire.requests) == 1
 
 
-async def test_a_model_that_writes_on_behind_join_is_stopped(wire: Any) -> None:
+async def test_a_model_that_writes_on_behind_join_is_stopped(
+    wire: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Soon, and what it took is an estimate of what came: not nothing, and not what it would have
     written. Nobody waits for the end of what nobody reads."""
+    monkeypatch.setattr("agentpar.planner.planner.LAST_WORD", 60.0)  # for servers that are quiet
     answers_by(wire, writes_on, saying(ANSWER, prompt_tokens=500, completion_tokens=10))
     began = time.monotonic()
     answer = await ask(wire)
-    assert time.monotonic() - began < 0.9  # LAST_WORD is for servers that are quiet
+    assert time.monotonic() - began < 30
     plan, _ = wire.requests
     await asyncio.wait_for(plan.gone.wait(), 20)
     usage = answer.usage
@@ -156,9 +159,9 @@ async def test_an_answer_that_the_deadline_cuts_off_is_counted(wire: Any) -> Non
         await request.gone.wait()
 
     answers_by(wire, saying(PLAN, **TOLD), slow)
-    answer = await ask(wire, deadline=0.8, max_answer_tokens=50)
+    answer = await ask(wire, deadline=1.5, max_answer_tokens=50)
     usage = answer.usage
-    assert usage.stopped_by == "deadline=0.8 s"
+    assert usage.stopped_by == "deadline=1.5 s"
     assert (usage.calls, usage.estimated) == (2, True)
     read = usage.prompt_tokens - 900
     assert len(prompt_of(wire.requests[1])) / 5 < read < len(prompt_of(wire.requests[1])) / 2
@@ -206,12 +209,15 @@ async def test_the_call_of_a_run_that_is_cancelled_is_counted(wire: Any, begun: 
 async def test_teams_that_are_stopped_have_spent_what_they_have(wire: Any) -> None:
     """The first verified answer stops the others in the middle of their calls."""
     plans = 0
+    all_ask = asyncio.Event()
 
     async def plan(request: Any) -> None:
         nonlocal plans
         plans += 1
+        if plans == 3:
+            all_ask.set()
         if plans == 1:
-            await asyncio.sleep(0.2)
+            await all_ask.wait()
             await saying(PLAN, **TOLD)(request)
         else:
             await said(request, "1. popul")
@@ -314,7 +320,7 @@ async def test_workers_that_are_stopped_are_counted(wire: Any) -> None:
         await request.gone.wait()
 
     answers_by(wire, saying(PLAN, **TOLD), slow)
-    answer = await ask(wire, deadline=1.0, workers=2)
+    answer = await ask(wire, deadline=1.5, workers=2)
     joins = len(wire.requests) - 1
     assert joins >= 1
     assert answer.usage.calls == 1 + joins
