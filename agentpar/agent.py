@@ -61,7 +61,7 @@ from agentpar.thinking import think_tool
 from agentpar.tools.base import Tool, ToolSource
 from agentpar.tools.function import toolbox
 from agentpar.watchers import Watchers
-from agentpar.workers import Group, Workers
+from agentpar.workers import Group, Workers, workers_of
 
 if TYPE_CHECKING:  # langgraph costs two seconds of import; fuzzing loads when it is asked for
     from langgraph.graph.state import CompiledStateGraph
@@ -99,9 +99,9 @@ class Agent:
     taken. Team 1 is the agent as it is, the others plan with a seed, an outline and an order of
     tools of their own. Tools that write or send have no place there: each team would call them.
 
-    With ``workers``, several think about what was found, each reading what the others write as
-    they write it, before the answer is written; and plans may call ``think(question, given)``,
-    which has them think about a question of its own. See `Workers`.
+    With ``workers`` (a number, or `Workers`), several think about what was found, each reading
+    what the others write as they write it, before the answer is written; and plans may call
+    ``think(question, given)``, which has them think about a question of its own.
 
     ``prefill``: while tools still run, the model reads the results that are there, so that
     the answer begins sooner. None: where the runtime is known to keep what it has read (vLLM);
@@ -156,7 +156,7 @@ class Agent:
         prefill: bool | None = None,
         temperature: float = 0.0,
         seed: int | None = None,
-        workers: Workers | None = None,
+        workers: Workers | int | None = None,
         teams: Teams | int | None = None,
         max_plan_tokens: int = 768,
         max_plan_lines: int = 24,
@@ -224,6 +224,7 @@ class Agent:
         self._given = tuple(tools)
         self._tools: dict[str, Tool] | None = None
         given = toolbox(thing for thing in self._given if not isinstance(thing, ToolSource))
+        workers = workers_of(workers)
         if workers is not None and "think" in given:
             raise UsageError(_TWO_THINK)
         self._model = model

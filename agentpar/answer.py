@@ -103,6 +103,7 @@ class Answer:
                 "steps": self.usage.steps,
                 "cost_usd": round(self.usage.cost_usd, 6),
                 "stopped_by": self.usage.stopped_by,
+                "estimated": self.usage.estimated,
                 "prefill": {
                     "prompt_tokens": self.prefill.prompt_tokens,
                     "completion_tokens": self.prefill.completion_tokens,

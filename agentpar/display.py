@@ -104,6 +104,7 @@ class TerminalDisplay:
         # Keeps a frame, drawn by rich's refresh thread, from reading a half-told story.
         self._lock = threading.Lock()
         self._last_event = time.monotonic()
+        self._told = ""  # the last failure that has a line of its own
 
     @property
     def live(self) -> bool:
@@ -144,6 +145,8 @@ class TerminalDisplay:
             self._last_event = time.monotonic()
         if self._live is None and not self._quiet and (line := _event_line(event, self._story)):
             self._print_plain(line)
+            if isinstance(event, PlanFailed | JoinFailed):
+                self._told = event.error
 
     # --- live -------------------------------------------------------------------------
 
@@ -338,7 +341,8 @@ class TerminalDisplay:
                 self._console.print(self._text(*line), **wide)  # type: ignore[arg-type]
         if story.status != "answered" and story.run_id:
             what = story.status if story.status != "running" else "stopped"
-            reason = f": {one_line(story.error, 1000)}" if story.error else ""
+            told = story.error in ("", self._told)
+            reason = "" if told else f": {one_line(story.error, 1000)}"
             reason += "" if story.answer else " (no finished answer)"
             self._console.print(self._text(("bold red", what + reason)), **wide)  # type: ignore[arg-type]
         if not self._quiet and story.run_id:
@@ -375,8 +379,9 @@ class TerminalDisplay:
             if (gain := round(story.speedup(), 2)) > 1:
                 parts[-1] += f", {gain:.2f}× faster than one after another"
         if usage.calls:
+            about = "about " if usage.estimated else ""
             parts.append(
-                f"tokens: {usage.prompt_tokens:,} read, {usage.completion_tokens:,} written"
+                f"tokens: {about}{usage.prompt_tokens:,} read, {usage.completion_tokens:,} written"
             )
         if self.folder is not None:
             parts.append(str(self.folder))

@@ -24,7 +24,9 @@ class Usage:
     cost together.
 
     ``cut``: a text ended at its request's ``max_tokens``, not where the model would have.
-    ``stopped_by`` names the limit that ended the run early, if one did.
+    ``stopped_by`` names the limit that ended the run early, if one did. ``estimated``: a server
+    did not say what a call took, or could not, as the call was broken off. Its tokens are then
+    counted from the text that came; limits and ``cost_usd`` count the most that it may have taken.
     """
 
     prompt_tokens: int = 0
@@ -35,6 +37,7 @@ class Usage:
     steps: int = 0
     cost_usd: float = 0.0
     stopped_by: str = ""
+    estimated: bool = False
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -46,6 +49,7 @@ class Usage:
             self.steps + other.steps,
             self.cost_usd + other.cost_usd,
             self.stopped_by or other.stopped_by,
+            self.estimated or other.estimated,
         )
 
 
@@ -431,8 +435,8 @@ class ModelUsed:
     "judge" is the choice between the answers of several teams.
 
     "prefill" is a call whose text nobody reads: the server has read ahead what the joiner
-    will be asked. ``error`` says why such a call came to nothing; then its tokens are not
-    known, as the server tells them at the end.
+    will be asked. ``error`` says why a call was broken off; then its tokens are an estimate, as
+    the server tells them at the end.
     """
 
     purpose: Literal["plan", "join", "prefill", "think", "judge"]

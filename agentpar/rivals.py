@@ -291,13 +291,14 @@ class Rivals:
         elif "grammar" in able:
             request = replace(request, grammar=judge_grammar(n))
         text = ""
-        async with asking(self._runtime, request, self._clock) as reply:
+        async with asking(self._runtime, request, self._clock, self._judge_took, "judge") as reply:
             async for piece in reply:
                 text += piece
-        used = replace(reply.used("judge", 0), at=self._now())
-        self._judge = used.usage
-        self._tell(used, True)
         return text
+
+    def _judge_took(self, used: ModelUsed) -> None:
+        self._judge = (self._judge or Usage()) + used.usage
+        self._tell(replace(used, at=self._now()), True)
 
     # What comes of it
 

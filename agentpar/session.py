@@ -156,7 +156,9 @@ class Session:
             beside=self._beside if warmer else None,
             redact=redactor.data if redactor else None,
         )
-        ledger.emit = lambda event: self.driver.emit(replace(event, at=self.driver.clock.now()))
+        ledger.emit = lambda event: self.driver.emit_in_time(
+            replace(event, at=self.driver.clock.now())
+        )
         if seat is not None:
             seat.tools = tools
             seat.redact = redactor.data

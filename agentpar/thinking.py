@@ -17,7 +17,7 @@ from agentpar.ports import Message
 from agentpar.tools.base import Tool
 from agentpar.tools.call import current_call
 from agentpar.tools.function import tool
-from agentpar.workers import NAMES, OpenGroup, Workers, think_and_answer
+from agentpar.workers import NAMES, Group, OpenGroup, Workers, think_and_answer
 
 MAX_GIVEN = 20_000  # characters of what a call is given to think about
 TIMEOUT = 600.0  # seconds; on a CPU a few hundred tokens take a minute
@@ -59,14 +59,18 @@ def think_tool(open_group: OpenGroup, settings: Workers) -> Tool:
         text, first = "", 0.0
         each = max(1, settings.n * settings.max_tokens // workers)
         team = replace(settings, n=workers, max_tokens=each)
-        async with open_group(_messages(question, given), team) as group:
-            answer = think_and_answer(group, call.tell, max_tokens=settings.max_tokens)
-            async with aclosing(answer) as pieces:
-                async for said in pieces:
-                    first = first or time.monotonic() - began
-                    text += said
-        took = time.monotonic() - began
-        call.tell(ModelUsed("think", 0, group.usage, first, took))
+        group: Group | None = None
+        try:
+            async with open_group(_messages(question, given), team) as group:
+                answer = think_and_answer(group, call.tell, max_tokens=settings.max_tokens)
+                async with aclosing(answer) as pieces:
+                    async for said in pieces:
+                        first = first or time.monotonic() - began
+                        text += said
+        finally:  # a group that was stopped has written, too
+            if group is not None and group.usage.calls:
+                took = time.monotonic() - began
+                call.tell(ModelUsed("think", 0, group.usage, first, took))
         if not text.strip():
             raise ModelServerError("the workers came to no answer")
         return text.strip()

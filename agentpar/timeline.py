@@ -159,6 +159,7 @@ def _totals(story: Story) -> Iterator[tuple[str, str, str]]:
     if usage.calls:
         cached = f", {usage.cached_tokens:,} cached" if usage.cached_tokens else ""
         note = f"{usage.prompt_tokens:,} read{cached}, {usage.completion_tokens:,} written"
+        note += ", estimated in part" if usage.estimated else ""
         yield "Tokens", f"{usage.prompt_tokens + usage.completion_tokens:,}", note
     counts: dict[str, int] = {}
     for part, task in story.all_tasks():

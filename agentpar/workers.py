@@ -67,6 +67,15 @@ class Workers:
         return NAMES[: self.n]
 
 
+def workers_of(said: Workers | int | None) -> Workers | None:
+    """What a caller says of workers; None for none."""
+    if isinstance(said, int) and not isinstance(said, bool):
+        return Workers(said)
+    if said is not None and not isinstance(said, Workers):
+        raise UsageError(f"workers must be a number or Workers(2, max_tokens=256), got {said!r}")
+    return said
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """``worker`` has written ``text``."""

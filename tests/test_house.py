@@ -29,6 +29,7 @@ FLOORS = (
         "net",
         "tools",
         "cache",
+        "estimate",
         "ids",
         "plaintext",
         "fingerprint",

@@ -142,10 +142,9 @@ async def test_the_answer_that_most_teams_came_to() -> None:
 
 
 async def test_usage_is_that_of_all_teams() -> None:
-    """Two model calls and one tool call each; of a plan that is stopped at join() no server says
-    how many tokens it took."""
+    """Two model calls and one tool call each."""
     answer = await agent_of(answers(RIGHT, RIGHT)).ask("Chile?", teams=Teams(2))
-    assert (answer.usage.calls, answer.usage.prompt_tokens, answer.usage.steps) == (4, 20, 2)
+    assert (answer.usage.calls, answer.usage.prompt_tokens, answer.usage.steps) == (4, 40, 2)
     assert [team.usage.calls for team in answer.teams] == [2, 2]
     data = json.loads(json.dumps(answer.as_dict()))
     assert (data["chosen"], data["why"], len(data["teams"])) == (1, "2 of 2 came to it", 2)

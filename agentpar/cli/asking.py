@@ -7,6 +7,7 @@ waiting goes to stderr.
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
@@ -193,13 +194,22 @@ def show(answer: Answer, wish: Wish, folder: Path, *, printed: bool = False) -> 
         data = {**answer.as_dict(), "folder": str(folder)}
         typer.echo(as_json(data))
     if answer.status != "answered":
-        seen = wish.output == "view" and sys.stdout.isatty()  # the view ends with the reason
+        seen = wish.output == "view" and _is_one_screen()  # the view has told the reason
         reason = "" if seen else f": {visible(answer.error)}"
         typer.echo(f"agentpar: the run failed{reason} (record: {folder})", err=True)
         return 1
     if wish.output == "quiet" and not printed:
         _print_quietly(folder)
     return 0
+
+
+def _is_one_screen() -> bool:
+    """Whether stdout and stderr go to one place, read together."""
+    try:
+        out, err = os.fstat(sys.stdout.fileno()), os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):  # they are no files: nobody knows who reads them
+        return False
+    return (out.st_dev, out.st_ino) == (err.st_dev, err.st_ino)
 
 
 def _print_quietly(folder: Path) -> None:

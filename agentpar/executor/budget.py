@@ -19,7 +19,10 @@ class Budget:
         self.steps = 0
         self.tokens = 0
         self.cost = 0.0
-        self._reserved: dict[str, tuple[int, float]] = {}  # by purpose or slot: tokens, USD
+        # By purpose or slot, the tokens of a prompt and of what is written to it: of calls that go
+        # on, and of those that broke off and may yet tell what they took.
+        self._reserved: dict[str, tuple[int, int]] = {}
+        self._forfeited: dict[str, tuple[int, int]] = {}
         self._prompt: dict[str, int] = {}  # tokens that the last prompt of a purpose had
 
     def take_step(self, cost: float) -> str:
@@ -38,7 +41,7 @@ class Budget:
         """A model call was begun anew after a crash, whatever the limits: what was set aside for
         the one that broke off counts as spent."""
         self.forfeit(slot or purpose)
-        self._reserved[slot or purpose] = self._wanted(purpose, completion)
+        self._set_aside(purpose, completion, slot)
 
     def take_again(self, cost: float) -> None:
         """An attempt was begun anew after a crash, whatever the limits: it is spent twice."""
@@ -59,31 +62,36 @@ class Budget:
         """
         if limit := self.forbids(purpose, completion, beside=beside):
             return limit
-        self._reserved[slot or purpose] = self._wanted(purpose, completion)
+        self._set_aside(purpose, completion, slot)
         return ""
 
     def forbids(self, purpose: str, completion: int, *, beside: int = 0) -> str:
         """The limit that `reserve` would name now."""
         limits = self._limits
-        tokens, cost = self._wanted(purpose, completion)
-        held = sum(tokens for tokens, _ in self._reserved.values())
+        prompt = self._prompt.get(purpose, 0)
+        held = sum(sum(tokens) for tokens in self._reserved.values())
         if limits.max_tokens is not None and (
-            self.tokens + held + tokens + beside > limits.max_tokens
+            self.tokens + held + prompt + completion + beside > limits.max_tokens
         ):
             return f"max_tokens={limits.max_tokens}"
-        left_over = limits.price.of(0, beside)
         if limits.max_cost_usd is not None and (
-            self._cost_with(cost + left_over) > limits.max_cost_usd
+            self._cost_with(limits.price.of(prompt, completion + beside)) > limits.max_cost_usd
         ):
             return f"max_cost_usd={limits.max_cost_usd:g}"
         return ""
 
     def settle(self, purpose: str, usage: Usage, *, slot: str = "") -> None:
-        """A model call has ended and took ``usage``; what was reserved for it is free again."""
-        self.release(slot or purpose)
+        """A model call has ended and took ``usage``; what was reserved for it is free again, and
+        so is what it had forfeited. Of an estimate the whole text that was set aside counts: more
+        may have been written than has come."""
+        held = self._reserved.pop(slot or purpose, None)
+        if held is None and (held := self._forfeited.pop(slot or purpose, None)) is not None:
+            self._spend(-held[0], -held[1])
+        written = usage.completion_tokens
+        if usage.estimated and held is not None:
+            written = max(written, held[1])
         self._prompt[purpose] = usage.prompt_tokens
-        self.tokens += usage.prompt_tokens + usage.completion_tokens
-        self.cost += self._limits.price.of(usage.prompt_tokens, usage.completion_tokens)
+        self._spend(usage.prompt_tokens, written)
 
     def add_cost(self, usage: Usage) -> None:
         """A model call for which nothing was reserved took ``usage``: its price counts."""
@@ -94,14 +102,21 @@ class Budget:
         self._reserved.pop(slot, None)
 
     def forfeit(self, slot: str) -> None:
-        """A model call broke off and told no usage: all that was set aside counts as spent."""
-        tokens, cost = self._reserved.pop(slot, (0, 0.0))
-        self.tokens += tokens
-        self.cost += cost
+        """A model call broke off: all that was set aside counts as spent, until `settle` is told
+        what it took."""
+        if (held := self._reserved.pop(slot, None)) is not None:
+            self._forfeited[slot] = held
+            self._spend(*held)
 
-    def _wanted(self, purpose: str, completion: int) -> tuple[int, float]:
-        prompt = self._prompt.get(purpose, 0)
-        return prompt + completion, self._limits.price.of(prompt, completion)
+    def _set_aside(self, purpose: str, completion: int, slot: str) -> None:
+        self._forfeited.pop(slot or purpose, None)  # whoever forfeited it tells nothing any more
+        self._reserved[slot or purpose] = self._prompt.get(purpose, 0), completion
+
+    def _spend(self, prompt: int, completion: int) -> None:
+        self.tokens += prompt + completion
+        self.cost += self._limits.price.of(prompt, completion)
 
     def _cost_with(self, more: float) -> float:
-        return self.cost + sum(cost for _, cost in self._reserved.values()) + more
+        return (
+            self.cost + sum(self._limits.price.of(*held) for held in self._reserved.values()) + more
+        )

@@ -32,6 +32,7 @@ from agentpar.events import (
     AttemptFailed,
     Event,
     JoinFailed,
+    ModelUsed,
     PlanFailed,
     RunFinished,
     TaskDone,
@@ -176,6 +177,7 @@ class Driver:
         self._seconds: Alarms[Key]  # of attempts that have so many and no more
         self._plain_tasks = False  # whether `create_task` only makes an `asyncio.Task`
         self._over: asyncio.Future[None] | None = None  # while the run may start things
+        self._told_all = False  # nothing more is told but the run's end
 
     async def run(self, *events: Event, due: Iterable[Command] = ()) -> None:
         """Perform ``due``, take in ``events`` and do what follows, until all is quiet.
@@ -245,6 +247,11 @@ class Driver:
             raise _Broken from error
         finally:
             self._draining = False
+
+    def emit_in_time(self, event: Event) -> None:
+        """`emit` for who may outlive the run, behind whose end nothing is told."""
+        if not self._told_all:
+            self.emit(event)
 
     def fail(self, error: Exception) -> None:
         """End the run: `run` raises ``error``. To be called inside the event loop; without
@@ -393,6 +400,7 @@ class Driver:
                 cancelled = True  # by the caller, once more: we are at it
         self._seconds.close()
         self._unwanted.update(self._work)  # what they bring comes too late to be told
+        self._told_all = True
         if cancelled:
             raise asyncio.CancelledError
         return list(self._work)
@@ -494,11 +502,14 @@ class Driver:
             )
 
     def _unless_unwanted(self, key: Key) -> Emit:
-        """`emit`, deaf once what runs under ``key`` was cancelled by the machine."""
+        """`emit`, deaf once what runs under ``key`` was cancelled by the machine, but for what a
+        model call took: that was spent all the same."""
 
         def emit(event: Event) -> None:
             if key not in self._unwanted:
                 self.emit(event)
+            elif isinstance(event, ModelUsed):
+                self.emit_in_time(event)
 
         return emit
 

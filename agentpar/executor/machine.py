@@ -331,7 +331,7 @@ class Machine:
         admission = self._admission
         if admission.waiting and admission.running < admission.slots and self.finished is None:
             commands += self._admit()
-        if self._lingering:
+        if self._lingering and self.finished is None:
             commands += self._look_whether_stuck()
         return commands
 
@@ -512,7 +512,7 @@ class Machine:
             return []
         slot = "" if event.task_id is None else _slot(event.task_id, event.attempt)
         self.budget.settle(event.purpose, event.usage, slot=slot)
-        if event.purpose == "join":
+        if event.purpose == "join" and not event.error:
             self.latency.of(JOIN).add(event.seconds)
         return []
 
@@ -1279,7 +1279,8 @@ class Machine:
 
     def _finish(self, command: Finish) -> list[Command]:
         self.finished = command
-        self._handlers = {}  # no fact decides anything any more
+        # No fact decides anything any more; what was broken off still tells what it took.
+        self._handlers = {ModelUsed: self._model_used}
         return [command]
 
 

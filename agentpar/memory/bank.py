@@ -183,6 +183,8 @@ class Bank:
         if self._thread is None:
             raise BankError("the bank is closed")
         future = asyncio.wrap_future(self._thread.call(partial(work, self._store)))
+        # Whoever is cancelled, or gives up waiting, does not ask how it went.
+        future.add_done_callback(lambda future: future.cancelled() or future.exception())
         done, _ = await asyncio.wait((future,), timeout=PATIENCE)
         if not done:
             raise BankError(f"the bank has given no answer within {PATIENCE:g} s")

@@ -20,6 +20,7 @@ from agentpar.events import (
     Event,
     JoinStarted,
     JoinText,
+    ModelUsed,
     PlanFault,
     ReplanAsked,
     Source,
@@ -29,7 +30,7 @@ from agentpar.plan import Outcome, Task
 from agentpar.planner.prompts import join_messages
 from agentpar.planner.reply import reading
 from agentpar.ports import Clock, ModelRequest, Runtime
-from agentpar.workers import OpenGroup, Workers, think_and_answer
+from agentpar.workers import Group, OpenGroup, Workers, think_and_answer
 
 
 class Checked(Protocol):
@@ -107,14 +108,20 @@ class Joiner:
         )
         text = ""
         shown = 0  # characters passed on; the first line waits until it is known not to be Replan
-        stream = self._pieces(request.round, asked, emit, clock)
-        async with reading(stream, clock) as reply:
+        groups: list[Group] = []
+        stream = self._pieces(request.round, asked, emit, clock, groups)
+
+        def tell(used: ModelUsed) -> None:
+            if groups:  # it knows, though it was cancelled, what its workers took
+                used = replace(used, usage=groups[0].usage)
+            emit(used)
+
+        async with reading(stream, asked, clock, tell, "join", request.round) as reply:
             async for piece in reply:
                 text += piece
                 if shown or not may_replan(text):
                     emit(JoinText(request.round, text[shown:], clock.now()))
                     shown = len(text)
-        emit(reply.used("join", request.round))
         why = replan_reason(text)
         if why is not None and not request.final:
             emit(ReplanAsked(request.round, why, clock.now()))
@@ -134,15 +141,22 @@ class Joiner:
         emit(Answered(request.round, answer, checked.citations, checked.unsupported, clock.now()))
 
     async def _pieces(
-        self, round: int, asked: ModelRequest, emit: Callable[[Event], None], clock: Clock
+        self,
+        round: int,
+        asked: ModelRequest,
+        emit: Callable[[Event], None],
+        clock: Clock,
+        groups: list[Group],
     ) -> AsyncGenerator[str | Usage, None]:
-        """The answer as the model writes it, by itself or when workers have thought."""
+        """The answer as the model writes it, by itself or when workers have thought; their group
+        is put into ``groups``."""
         if self._workers is None or self._open_group is None:
             async with aclosing(self._runtime.stream(asked)) as pieces:
                 async for piece in pieces:
                     yield piece
             return
         async with self._open_group(asked.messages, self._workers) as group:
+            groups.append(group)
             answer = think_and_answer(
                 group,
                 lambda event: emit(replace(event, round=round, at=clock.now())),

@@ -35,6 +35,12 @@ STOP = ("\njoin()",)
 """Where a plan ends: models like to write on behind it."""
 
 
+LAST_WORD = 1.0
+"""Seconds that a server has, behind join(), to end by itself and say what the call took."""
+AFTERWORD = 16
+"""Characters that may come in them: a fence, a full stop. One that writes more goes on writing."""
+
+
 Line = TaskPlanned | TaskReplaced | TaskCancelled | PlanFault
 """What one line of a plan comes to."""
 
@@ -130,19 +136,20 @@ class Planner:
         """One model call: its text, its tasks as they come, and what it took. False where it is
         not the plan that stands."""
         reading = _Reading(request, self._tools, emit, clock)
-        async with asking(self._runtime, asked, clock) as reply:
+        async with asking(self._runtime, asked, clock, emit, "plan", request.round) as reply:
             async for piece in reply:
                 emit(PlanText(request.round, piece, clock.now()))
                 reading.feed(piece)
-                if reading.differs or (reading.ended and asked.grammar is None):
-                    # join() is written, and closing the stream stops the model. Under a
-                    # grammar it stops by itself, and the server still counts its tokens.
+                if reading.differs:
+                    break  # and closing the stream stops the model
+                if reading.ended and asked.grammar is None:
+                    # join() is written, and not every model ends there. Under a grammar it does.
+                    await reply.let_end(seconds=LAST_WORD, characters=AFTERWORD)
                     break
-        reading.close()
-        if reply.usage.cut and not reading.ended:
-            message = f"the plan was cut off after {asked.max_tokens} tokens (max_plan_tokens)"
-            emit(PlanFault(request.round, message, at=clock.now()))
-        emit(reply.used("plan", request.round))
+            reading.close()
+            if reply.usage.cut and not reading.ended:
+                message = f"the plan was cut off after {asked.max_tokens} tokens (max_plan_tokens)"
+                emit(PlanFault(request.round, message, at=clock.now()))
         return not reading.differs
 
     async def _request(self, request: PlanRequest) -> ModelRequest:

@@ -7,8 +7,8 @@ never change what the joiner asks, and nothing of the run waits for it.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from inspect import CORO_CLOSED, getcoroutinestate
 from typing import Any, Protocol
 
@@ -115,20 +115,22 @@ class Warmer:
             return
         while messages is not None:
             self._read = (run.round, _length(messages))
-            usage, error = Usage(calls=1), ""
-            started = clock.now()
+            told: list[ModelUsed] = []
             try:
-                usage = await self._ask(messages, clock)
-            except asyncio.CancelledError:
-                error = "the run went on without waiting for it"
-                raise
+                request = ModelRequest(messages, max_tokens=1, background=True)
+                asked = asking(self._runtime, request, clock, told.append, "prefill", run.round)
+                async with asked as reply:
+                    async for _ in reply:
+                        pass
             except Exception as problem:
                 error = str(problem) or type(problem).__name__
+                nothing = ModelUsed("prefill", run.round, Usage(calls=1), error=error)
+                told = told or [replace(nothing, at=clock.now())]
                 self._gave_up = True
                 return
             finally:
-                took = 0.0 if error else clock.now() - started
-                emit(ModelUsed("prefill", run.round, usage, took, took, clock.now(), error))
+                for used in told:
+                    emit(used)
             messages = self._news(run)
 
     async def _is_able(self) -> bool:
@@ -136,13 +138,6 @@ class Warmer:
             return "prefill" in await self._runtime.capabilities()
         except Exception:  # planner and joiner, who need the runtime, will say what is wrong
             return False
-
-    async def _ask(self, messages: tuple[Message, ...], clock: Clock) -> Usage:
-        request = ModelRequest(messages, max_tokens=1, background=True)
-        async with asking(self._runtime, request, clock) as reply:
-            async for _ in reply:
-                pass
-        return reply.usage
 
     def _news(self, run: RunView) -> tuple[Message, ...] | None:
         """What can be read now, where that is enough more than was read, and in time."""

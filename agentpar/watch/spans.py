@@ -85,6 +85,7 @@ RUN: Final = "agentpar.run.id"
 STATUS: Final = "agentpar.run.status"
 ROUND: Final = "agentpar.round"
 ATTEMPT: Final = "agentpar.task.attempt"
+ESTIMATED: Final = "agentpar.usage.estimated"
 VIA: Final = "agentpar.task.via"
 NEEDS: Final = "agentpar.task.needs"
 BECAUSE: Final = "agentpar.task.because"
@@ -429,6 +430,7 @@ def _tokens(usage: Usage) -> dict[str, Value]:
         INPUT_TOKENS: usage.prompt_tokens,
         OUTPUT_TOKENS: usage.completion_tokens,
         CACHED_TOKENS: usage.cached_tokens,
+        **({ESTIMATED: True} if usage.estimated else {}),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,18 @@ def test_a_reason_cannot_steer_the_terminal(
     told = capsys.readouterr()
     assert "the run failed: no ␛[2Jsuch" in told.err
     assert not {"\x1b", "\x9b", "\u202e"} & set(told.out + told.err)
+
+
+@pytest.mark.parametrize("one_screen", [True, False])
+def test_the_view_has_told_the_reason(
+    one_screen: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not told a second time on the same screen; who reads stderr alone is told."""
+    out, err = tmp_path / "out", tmp_path / ("out" if one_screen else "err")
+    with out.open("a") as stdout, err.open("a") as stderr:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        monkeypatch.setattr(sys, "stderr", stderr)
+        wish = Wish(Path("agent.yaml"), "?", None, None, "view", Path("runs"))
+        assert show(Answer("r", "?", status="failed", error="gone"), wish, Path("runs/r")) == 1
+    reason = "" if one_screen else ": gone"
+    assert err.read_text() == f"agentpar: the run failed{reason} (record: runs/r)\n"

@@ -726,6 +726,34 @@ def test_a_model_call_that_is_made_again_after_a_crash_counts_again() -> None:
     assert not machine.budget.forbids("plan", 2000)
 
 
+def test_a_call_that_was_stopped_may_tell_later_what_it_took() -> None:
+    """Until then all that was set aside counts. Then its prompt does, and of an estimate still the
+    whole text, since more may have been written than came; of what a server says, just that. Also
+    behind the end of the run."""
+    price = Price(1.0, 10.0)
+    for usage, tokens in ((Usage(300, 20, estimated=True), 1300), (Usage(300, 20), 320)):
+        machine = Machine(Limits(deadline=1.0, plan_tokens=1000, answer_tokens=100, price=price))
+        for event in [RunStarted("run", "?"), PlanStarted(1), Woke(0.8)]:
+            machine.handle(event)
+        assert machine.budget.tokens == 1000
+        machine.handle(Answered(1, "nothing is known"))
+        assert machine.finished is not None
+        assert machine.handle(ModelUsed("plan", 1, usage)) == []
+        assert machine.budget.tokens == tokens
+        assert machine.budget.cost == pytest.approx((300 + 10 * (tokens - 300)) / 1e6)
+
+
+def test_a_server_that_tells_nothing_has_taken_all_that_was_set_aside() -> None:
+    """No estimate of a text is a bound on it: not where the model thinks unseen, nor where it
+    writes on behind what was read."""
+    machine = Machine(Limits(max_tokens=2000, plan_tokens=1000, answer_tokens=600))
+    machine.handle(RunStarted("run", "?"))
+    machine.handle(ModelUsed("plan", 1, Usage(300, 20, estimated=True)))
+    assert machine.budget.tokens == 1300
+    assert not machine.budget.forbids("join", 600)
+    assert machine.budget.forbids("join", 701)
+
+
 @pytest.mark.parametrize(("begun", "spent"), [(True, 1), (False, 0)])
 def test_a_write_that_a_crash_left_open_has_been_paid_for(begun: bool, spent: int) -> None:
     """It is not made again, but it may have been made; what the journal knows from a branch that

@@ -114,6 +114,20 @@ async def test_a_timeline_has_a_lane_for_each_worker(tmp_path: Path) -> None:
     assert "<dt>Alice</dt><dd>one &lt;b&gt;</dd>" in page
 
 
+async def test_workers_may_be_a_number() -> None:
+    """As in YAML, and as teams may; anything else is said to be none."""
+    runtime = ScriptedRuntime([])
+    for workers in (2, Workers(2)):
+        async with Agent([population], runtime=runtime, workers=workers) as agent:
+            assert "think" in await agent.tools()
+    for wrong in (0, 9):
+        with pytest.raises(UsageError, match=f"n is {wrong}; a group has 1 to 8 workers"):
+            Agent([population], runtime=runtime, workers=wrong)
+    for odd in (True, "2", [2]):
+        with pytest.raises(UsageError, match=r"workers must be a number or Workers\("):
+            Agent([population], runtime=runtime, workers=odd)  # type: ignore[arg-type]
+
+
 async def test_a_record_with_workers_replays(tmp_path: Path) -> None:
     """Their events decide nothing, and are there."""
     runtime = ScriptedRuntime([PLAN, "one", "two", "19.6 million [1]."])

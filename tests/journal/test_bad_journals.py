@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import select
 import shutil
@@ -337,6 +338,34 @@ async def test_a_postgres_that_stays_away_ends_the_run(postgres: Postgres, tmp_p
     async with waiting_agent(url, world, lambda: None, patience=5.0) as agent:
         assert "after <a> got 1" in (await agent.resume("run")).text
     assert world.payments("raw") == ["after <a> 1"]
+
+
+@pytest.mark.postgres
+async def test_a_wait_that_was_cancelled_leaves_no_error_behind(postgres: Postgres) -> None:
+    """A call that was stopped while it waited for its begin to be on disk hears no more of it, and
+    asyncio prints nothing about a future whose error nobody took."""
+    printed: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: printed.append(told))
+
+    async def cancelled() -> None:
+        async with open_journal(postgres.new_database(), patience=0.3) as journal:
+            run = await journal.begin("run", "?")
+            await run.flush()
+            postgres.stop()
+            run.append(RunStarted("run", "?"))
+            wait = asyncio.ensure_future(run.flush())
+            await asyncio.sleep(0)
+            wait.cancel()
+            with pytest.raises(JournalError, match="is gone"):
+                await run.flush()
+            await run.leave()
+
+    try:
+        await cancelled()
+    finally:
+        postgres.start()
+    gc.collect()
+    assert printed == []
 
 
 @pytest.mark.postgres

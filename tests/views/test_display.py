@@ -21,6 +21,7 @@ from agentpar.events import (
     FromTeam,
     JoinStarted,
     JoinText,
+    PlanFailed,
     PlanStarted,
     RunFinished,
     RunResumed,
@@ -227,6 +228,17 @@ def test_a_failed_run_says_why() -> None:
     for quiet in (True, False):
         text = shown(run, console(terminal=False), quiet)
         assert "failed: the server went away (no finished answer)" in text
+
+
+def test_a_failure_that_has_its_line_is_not_told_again() -> None:
+    """A line for each event says it; where no such lines are shown, the end does."""
+    gone = PlanFailed(1, "no server answers", 1.0)
+    run = [RunStarted("r", "q"), PlanStarted(1), gone, RunFinished("failed", gone.error, 1.0)]
+    for quiet in (True, False):
+        text = shown(run, console(terminal=False), quiet)
+        assert text.count("no server answers") == 1
+        assert ("planning failed: no server" in text) is not quiet
+    assert shown(run, console(terminal=True), False).count("failed: no server answers") == 1
 
 
 @pytest.mark.parametrize("terminal", [True, False])

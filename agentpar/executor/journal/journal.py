@@ -494,4 +494,7 @@ def _run_of(row: RunRow) -> JournaledRun:
 
 async def _result(future: Future[T]) -> T:
     """Wait for the writer; a wait that is cancelled takes nothing back."""
-    return await asyncio.shield(asyncio.wrap_future(future))
+    done = asyncio.wrap_future(future)
+    # Of a wait that was cancelled, nobody asks how it went: whoever holds the run is told that.
+    done.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(done)

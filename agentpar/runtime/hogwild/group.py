@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from agentpar.errors import BackendError, UsageError
+from agentpar.estimate import known, prompt_of
 from agentpar.events import Usage
 from agentpar.ports import Message, ModelRequest, Runtime
 from agentpar.runtime.hogwild import prompts
@@ -146,12 +147,33 @@ class WorkerGroup(ABC):
             temperature=temperature,
             seed=seed,
         )
-        async with aclosing(self._runtime.stream(request)) as pieces:
+        prompt = prompt_of(request.messages)
+        stream = self._counted(self._runtime.stream(request), prompt, answers=True)
+        async with aclosing(stream) as pieces:
             async for piece in pieces:
-                if isinstance(piece, Usage):
-                    self._spent(piece, cut=piece.cut)
-                else:
+                if isinstance(piece, str):
                     yield piece
+
+    async def _counted(
+        self, stream: AsyncGenerator[str | Usage, None], prompt: int, *, answers: bool = False
+    ) -> AsyncGenerator[str | Usage, None]:
+        """What ``stream`` brings. What it took goes to `usage` however it ends; a request that was
+        refused, before any text, took nothing."""
+        told, text, refused = Usage(calls=1), "", False
+        try:
+            async with aclosing(stream) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, Usage):
+                        told = piece
+                    else:
+                        text += piece
+                    yield piece
+        except Exception:
+            refused = not text
+            raise
+        finally:
+            if not refused:
+                self._spent(known(told, prompt, text), cut=answers and told.cut)
 
     def _seed(self, number: int) -> int | None:
         """What worker ``number`` samples with."""

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from agentpar.estimate import prompt_of
 from agentpar.events import Usage
 from agentpar.ports import Message, ModelRequest, Runtime
 from agentpar.redact import RedactedStream, Redactor
@@ -138,7 +139,8 @@ class LogGroup(WorkerGroup):
         usage = Usage(calls=1)
         said = self._texts[name] = _Said(name, prompts.head(name))
         telling = self._telling.setdefault(name, self._redactor.stream())
-        async with aclosing(self._runtime.stream(request)) as pieces:
+        stream = self._counted(self._runtime.stream(request), prompt_of(request.messages))
+        async with aclosing(stream) as pieces:
             async for piece in pieces:
                 if leads:
                     self._warm.set()
@@ -148,7 +150,6 @@ class LogGroup(WorkerGroup):
                     said.text += piece
                     if told := telling.feed(piece):
                         self._wrote(name, told)
-        self._spent(usage)
         return usage
 
     async def _next_round(self, name: str) -> None:

@@ -133,14 +133,13 @@ class RowGroup(WorkerGroup):
         try:
             row = await self._row("answer", prompts.finish(instruction), max_tokens)
             row = replace(row, hold=0.0, temperature=temperature, seed=seed)
-            async with aclosing(self._server.write(row)) as pieces:
+            stream = self._counted(self._server.write(row), len(row.tokens), answers=True)
+            async with aclosing(stream) as pieces:
                 async for piece in pieces:
                     if not begun:
                         begun = True
                         await self._stop()  # not before this row holds the group
-                    if isinstance(piece, Usage):
-                        self._spent(piece, cut=piece.cut)
-                    else:
+                    if isinstance(piece, str):
                         yield piece
         except BackendError as error:
             if begun:
@@ -175,14 +174,13 @@ class RowGroup(WorkerGroup):
 
     async def _stream(self, name: str, row: Row) -> Usage:
         usage = Usage(calls=1)
-        async with aclosing(self._server.write(row)) as pieces:
+        async with aclosing(self._counted(self._server.write(row), len(row.tokens))) as pieces:
             async for piece in pieces:
                 self._begun.set()
                 if isinstance(piece, Usage):
                     usage = piece
                 else:
                     self._wrote(name, piece)
-        self._spent(usage)
         return usage
 
     def _wrote(self, worker: str, text: str) -> None:
