@@ -179,7 +179,7 @@ def check(
     for reading in read.values():
         reading.trace(read)
     everything = _Facts.union(reading.facts for reading in read.values())
-    denied = any(_DENIED.search(source.text) for source in known.values())
+    denied = any(reading.denies(reading.source.text) for reading in read.values())
     for sentence in split_sentences(text):
         marks = _marks(sentence)
         bare = unmarked(sentence)
@@ -348,6 +348,10 @@ class _Reading:
             return frozenset(), frozenset()
         return (_MORE if ">" in title else _LESS), frozenset()
 
+    def denies(self, passage: str) -> bool:
+        """Whether ``passage`` says that something is not so, or the title does."""
+        return any(map(_DENIED.search, (passage, self.source.title)))
+
     def judges(self, sentence: str) -> bool:
         """Whether it says which is more, and that is what this call has found out."""
         return bool(self.choice) and any(_says(sentence, words) for words in self.tells)
@@ -416,7 +420,7 @@ def _problem(sentence: str, said: _Facts, cited: list[_Reading]) -> str:
         if problem := reading.against(sentence):
             return problem
     if _denies(sentence) and not any(
-        _DENIED.search(reading.passage(sentence, said.words)) or reading.judges(sentence)
+        reading.denies(reading.passage(sentence, said.words)) or reading.judges(sentence)
         for reading in cited
     ):
         return "the cited result denies nothing"

@@ -356,6 +356,19 @@ def test_the_opposite_of_what_a_tool_has_worked_out_is_found_out(
     assert trouble(sentence)
 
 
+def test_a_denial_needs_one_that_was_read() -> None:
+    """Beside what the sentence speaks of, not somewhere on the page; uncited, anywhere."""
+    page = "Peru is not in Europe.\n" + "Other things are said. " * 20 + "\nChile is in America."
+    known = {1: Source(1, 1, "http://a", "Atlas", page)}
+    assert not check("Peru is not in Europe [1].", known).unsupported
+    assert check("Chile is not in America [1].", known).unsupported
+    assert not check("Peru isn't in Europe.", known).unsupported
+    known = {1: Source(1, 1, "http://a", "Atlas", "Chile is in America.")}
+    assert check("Chile is not in America.", known).unsupported
+    known = {1: Source(1, 1, "calc(not a, 0)", "calc(not a, 0)", "true")}
+    assert not check("calc(not a, 0): true [1]", known).unsupported
+
+
 @pytest.mark.parametrize(
     ("said", "read", "same"),
     [
