@@ -58,7 +58,8 @@ class Source:
     """Something the run has read, ``[n]`` in an answer: a page, or the result of a call.
 
     ``origin`` is the page's address, or the call as text. A task that read several pages
-    brings several sources.
+    brings several sources. ``about`` are the names of a call's arguments; ``made_of`` numbers
+    the results that a call which is no page had in them, one for each task.
     """
 
     n: int
@@ -66,6 +67,8 @@ class Source:
     origin: str
     title: str
     text: str
+    about: str = ""
+    made_of: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

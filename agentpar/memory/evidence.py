@@ -2,8 +2,9 @@
 
 Pure text work: an answer's ``[n]`` marks are checked against the results of the run by
 program, never by a model. A sentence is supported when every number and every proper
-name in it, and most of its other content words, stand in what it cites. That proves where
-a statement comes from, not that the source is right.
+name in it, and most of its other content words, stand in what it cites, and when it does not
+say the opposite of a choice that a program has made. That proves where a statement comes from,
+not that the source is right.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from agentpar.tools.page import is_page, pages_of
 WORDS_NEEDED = 0.6
 """Share of a sentence's content words that its sources must contain."""
 
+_SHORT = 80
+"""Characters of a result that is one value; a longer one speaks for itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class Checked:
@@ -38,19 +42,26 @@ def sources(tasks: Mapping[int, Task], outcomes: Mapping[int, Outcome]) -> dict[
     A page (see `pages_of`) is a source by its address, and so is each of its ``others``; any
     value without a ``url`` by its tool call, whose arguments then count as read.
     """
+    brought = [
+        (id, value)
+        for id in sorted(tasks)
+        if isinstance(outcome := outcomes.get(id), Ok)
+        for value in pages_of(outcome.value) or [outcome.value]
+    ]
+    numbers: dict[int, int] = {}
+    for n, (id, _) in enumerate(brought, 1):
+        numbers.setdefault(id, n)
     found: dict[int, Source] = {}
-    for id in sorted(tasks):
-        outcome = outcomes.get(id)
-        if not isinstance(outcome, Ok):
-            continue
-        args = fill(tasks[id].args, outcomes).values()
-        given = ", ".join(cut(as_text(arg).replace("\n", " "), 200) for arg in args)
+    for n, (id, value) in enumerate(brought, 1):
+        args = fill(tasks[id].args, outcomes)
+        given = ", ".join(cut(as_text(arg).replace("\n", " "), 200) for arg in args.values())
         call = f"{tasks[id].tool}({given})"
-        for value in pages_of(outcome.value) or [outcome.value]:
-            page: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
-            origin, title = str(page.get("url") or call), str(page.get("title") or call)
-            n = len(found) + 1
-            found[n] = Source(n, id, origin, title, as_text(value))
+        page: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
+        origin, title = str(page.get("url") or call), str(page.get("title") or call)
+        made_of: tuple[int, ...] = ()
+        if origin == call:
+            made_of = tuple(numbers[need] for need in tasks[id].needs if need in numbers)
+        found[n] = Source(n, id, origin, title, as_text(value), " ".join(args), made_of)
     return found
 
 
@@ -105,10 +116,40 @@ _SUBJECT = re.compile(
 )
 # What was not found cannot be looked up.
 _ABSENCE = re.compile(
-    r"\bnot (?:found|known|given|stated|available)\b|\bno (?:page|information|result|source|data)\b"
-    r"|\b(?:do|does|did) not (?:say|hold|give|state|mention|contain|provide|include)\b",
+    r"\bnot (?:be )?(?:found|known|given|stated|available|determined)\b"
+    r"|\bno (?:page|information|result|source|data)\b"
+    r"|\b(?:do|does|did)(?: not|n['’]t) (?:say|hold|give|state|mention|contain|provide|include)\b",
     re.IGNORECASE,
 )
+_DENIAL = re.compile(r"\b(?:not|never|cannot|neither|nor)\b|n['’]t\b", re.IGNORECASE)
+_DENIED = re.compile(rf"{_DENIAL.pattern}|\b(?:no|none|nothing|without|false)\b", re.IGNORECASE)
+_DISAGREE = frozenset("disagree disagrees differ differs".split())
+_MORE = frozenset(
+    "more most larger largest bigger biggest greater greatest higher highest older oldest longer "
+    "longest taller tallest deeper deepest wider widest heavier heaviest faster fastest".split()
+)
+_LESS = frozenset(
+    "less least fewer fewest smaller smallest lower lowest younger youngest shorter shortest "
+    "narrower narrowest lighter lightest slower slowest".split()
+)
+_COMPARING = _MORE | _LESS
+# What a program does with figures, of which no result of it tells.
+_COMBINED = frozenset("total sum combined together altogether average difference".split())
+# Who has read a length writes that something is so long.
+_MEASURES = {
+    word: measure
+    for measure, words in {
+        "length": "long longer longest",
+        "height": "high tall taller tallest",
+        "depth": "deep deeper deepest",
+        "width": "wide wider widest",
+        "weight": "weigh weighs weighed heavy heavier heaviest",
+        "speed": "fast faster fastest",
+        "age": "old",
+        "population": "populous",
+    }.items()
+    for word in words.split()
+}
 _COMMON = frozenset(
     "the and has have had was were are is be been its it of in on at to for from with by as than "
     "that this these those which who whose what when where not no so but or an more less most "
@@ -116,6 +157,7 @@ _COMMON = frozenset(
     "approximately around roughly over under into out up down while therefore thus because since "
     "answer question result results source sources according based on compared there their they "
     "he she his her also only same different between people inhabitants total number "
+    "another other say says "
     "thousand million billion trillion".split()
 )
 
@@ -134,7 +176,10 @@ def check(
     citations: list[Citation] = []
     unsupported: list[str] = []
     read = {n: _Reading(source) for n, source in known.items()}
+    for reading in read.values():
+        reading.trace(read)
     everything = _Facts.union(reading.facts for reading in read.values())
+    denied = any(reading.denies(reading.source.text) for reading in read.values())
     for sentence in split_sentences(text):
         marks = _marks(sentence)
         bare = unmarked(sentence)
@@ -142,7 +187,7 @@ def check(
         if not said.numbers and (not said.words or _ABSENCE.search(bare)):
             continue
         if marks:
-            problem = _missing(bare, _Facts.union(read[n].facts for n in marks if n in read))
+            problem = _problem(bare, said, [read[n] for n in marks if n in read])
             found = [
                 Citation(n, bare, "", supported=False, problem=_absent(n, outcomes or {}))
                 if n not in read
@@ -153,6 +198,7 @@ def check(
             supported = all(citation.supported for citation in found)
         else:
             supported = not _missing(bare, everything)
+            supported &= denied or not _denies(bare)
         if supported:
             everything = _Facts.union((everything, said))
         else:
@@ -175,14 +221,20 @@ def _absent(n: int, outcomes: Mapping[int, Outcome]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What can be looked up in a text: its numbers, and its content words' stems."""
+    """What can be looked up in a text: its numbers, its content words' stems, and what its
+    words are as names (`_forms`)."""
 
     numbers: frozenset[float] = frozenset()
     words: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+    free: frozenset[str] = frozenset()
+    """Words that nobody need have read."""
 
     @classmethod
     def of(cls, text: str) -> _Facts:
-        return cls(frozenset(value for value, _ in _numbers(text)), frozenset(_content(text)))
+        words = {word.casefold() for word in _WORD.findall(text)}
+        names = frozenset(form for word in words for form in _forms(word))
+        return cls(frozenset(value for value, _ in _numbers(text)), _content(text), names)
 
     @classmethod
     def union(cls, all_facts: Iterable[_Facts]) -> _Facts:
@@ -190,6 +242,8 @@ class _Facts:
         return cls(
             frozenset().union(*(part.numbers for part in parts)),
             frozenset().union(*(part.words for part in parts)),
+            frozenset().union(*(part.names for part in parts)),
+            frozenset().union(*(part.free for part in parts)),
         )
 
 
@@ -198,7 +252,127 @@ class _Reading:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.facts = _Facts.of(f"{source.title}\n{source.text}")
+        self.own = _Facts.of(f"{source.title}\n{source.text}")
+        self.facts = _Facts.union((self.own, _Facts(words=_content(source.about))))
+        self.leaves: list[_Reading] = []
+        """What a call with one short result has made it of: that which was not made itself."""
+        self.taken: frozenset[float] = frozenset()
+        """The numbers that went into it, through calls of its kind."""
+
+    def trace(self, read: Mapping[int, _Reading]) -> None:
+        """Find the leaves among what was ``read``."""
+        if len(self.source.text) > _SHORT:
+            return
+        leaves: dict[int, _Reading] = {}
+        ahead, seen = [self], {self.source.n}
+        while ahead:
+            call = ahead.pop()
+            self.taken |= call.own.numbers
+            for n in call.source.made_of:
+                if n in read and n not in seen:
+                    seen.add(n)
+                    if read[n].source.made_of:
+                        ahead.append(read[n])
+                    else:
+                        leaves[n] = read[n]
+        self.leaves = list(leaves.values())
+
+    @cached_property
+    def title(self) -> _Facts:
+        return _Facts.of(self.source.title)
+
+    def carrying(self, sentence: str, said: _Facts) -> _Facts:
+        """What ``sentence`` may find here.
+
+        A result that was worked out says little by itself, so what went into it lends its words:
+        of a page, those beside the figure that was taken. It lends the names in its titles too,
+        but not to a comparison, for which of them is more is not in a figure, and not where the
+        sentence names some of what a figure was made of, and not the rest.
+        """
+        if self.choice:
+            return _Facts.union((self.lent, _Facts(free=_stems(frozenset().union(*self.tells)))))
+        if not self.leaves or _says(sentence, _COMPARING):
+            return self.facts
+        named = [bool(said.words & title.words) for title in self.titles]
+        if any(named) and not all(named):
+            return self.facts
+        owners = _Facts.union(self.titles)
+        if len(self.leaves) > 1:  # so many names would outweigh what is said of them
+            owners = _Facts(names=owners.names, free=owners.words)
+        return _Facts.union((self.lent, owners, _Facts(free=_stems(_COMBINED))))
+
+    @cached_property
+    def lent(self) -> _Facts:
+        beside = (leaf.beside(self.taken) for leaf in self.leaves)
+        return _Facts.union((self.facts, *beside))
+
+    @cached_property
+    def titles(self) -> list[_Facts]:
+        """What the title of each leaf has and not those of all leaves: whose figure it is."""
+        whole = [leaf.title for leaf in self.leaves]
+        shared = frozenset.intersection(*(title.words for title in whole))
+        return [
+            _Facts(words=title.words - shared if len(whole) > 1 else title.words, names=title.names)
+            for title in whole
+        ]
+
+    def beside(self, numbers: frozenset[float]) -> _Facts:
+        """The words of a call and its result, or those of a page that stand beside ``numbers``."""
+        if self.source.origin == self.source.title:
+            return _Facts(words=self.facts.words)
+        near = (facts.words for _, facts in self.pieces if facts.numbers & numbers)
+        return _Facts(words=frozenset().union(*near))
+
+    @cached_property
+    def choice(self) -> tuple[str, ...]:
+        """The names in quotes of which this call has chosen one, that first; () if it has not."""
+        source = self.source
+        if source.origin != source.title or not re.match(r"[^\W\d_]", source.text):
+            return ()
+        quoted = re.findall(r"'([^'\n]+)'|\"([^\"\n]+)\"", source.title)
+        names = dict.fromkeys(single or double for single, double in quoted)
+        if source.text not in names or len(names) < 2:
+            return ()
+        return (source.text, *(name for name in names if name != source.text))
+
+    @property
+    def tells(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Words of comparison that fit what was chosen, and those that fit what was not.
+
+        Of ``'Nile' if a > b`` it is not known whether a is the Nile's, so the second are none.
+        """
+        title = self.source.title
+        if "argmax" in title or "argmin" in title:
+            return (_LESS, _MORE) if "argmin" in title else (_MORE, _LESS)
+        if (">" in title) == ("<" in title):
+            return frozenset(), frozenset()
+        return (_MORE if ">" in title else _LESS), frozenset()
+
+    def denies(self, passage: str) -> bool:
+        """Whether ``passage`` says that something is not so, or the title does."""
+        return any(map(_DENIED.search, (passage, self.source.title)))
+
+    def judges(self, sentence: str) -> bool:
+        """Whether it says which is more, and that is what this call has found out."""
+        return bool(self.choice) and any(_says(sentence, words) for words in self.tells)
+
+    def against(self, sentence: str) -> str:
+        """What in ``sentence`` is the opposite of what this call has worked out."""
+        if self.source.text == "false" and not _DENIED.search(sentence):
+            return "the cited result is false"
+        if not self.choice:
+            return ""
+        chosen, *others = self.choice
+        right = chosen
+        if self.judges(sentence):
+            subject = _subject(sentence, self.choice)
+            turned = not _says(sentence, self.tells[0])
+            if turned != _denies(sentence):
+                right = others[0] if len(others) == 1 else ""
+        else:
+            named = _named(sentence, self.choice)
+            subject = chosen if chosen in named else "".join(named[-1:])
+        return f"the cited result is {chosen!r}" if subject and subject != right else ""
 
     @cached_property
     def pieces(self) -> list[tuple[str, _Facts]]:
@@ -211,10 +385,54 @@ class _Reading:
         return best[0]
 
 
+def _named(text: str, names: Iterable[str]) -> list[str]:
+    """Those of ``names`` that stand in ``text``, in its order; of one in another the longer."""
+    known = {name.casefold(): name for name in sorted(names, key=len, reverse=True)}
+    found = re.findall(rf"(?<!\w)(?:{'|'.join(map(re.escape, known))})(?!\w)", text.casefold())
+    return [known[name] for name in found]
+
+
+def _subject(sentence: str, names: Iterable[str]) -> str:
+    """Of which of ``names`` a comparison says something, "" if of none of them: the last before
+    "than", or before the word that compares, or of all."""
+    end = re.search(r"\bthan\b", sentence) or re.search(
+        rf"\b(?:{'|'.join(_COMPARING)})\b", sentence, re.IGNORECASE
+    )
+    before = _named(sentence[: end.start()], names) if end else []
+    return (before or _named(sentence, names) or [""])[-1]
+
+
+def _says(sentence: str, words: frozenset[str]) -> bool:
+    return not words.isdisjoint(map(str.casefold, _WORD.findall(sentence)))
+
+
+def _denies(sentence: str) -> bool:
+    """Whether it says that something is not so; that it was not found is another matter."""
+    return bool(_DENIAL.search(sentence)) and not _ABSENCE.search(sentence)
+
+
+def _problem(sentence: str, said: _Facts, cited: list[_Reading]) -> str:
+    """What speaks against ``sentence`` in what it cites, all taken together; "" if nothing."""
+    known = _Facts.union(reading.carrying(sentence, said) for reading in cited)
+    if problem := _missing(sentence, known):
+        return problem
+    for reading in cited:
+        if problem := reading.against(sentence):
+            return problem
+    if _denies(sentence) and not any(
+        reading.denies(reading.passage(sentence, said.words)) or reading.judges(sentence)
+        for reading in cited
+    ):
+        return "the cited result denies nothing"
+    return ""
+
+
 def _citation(sentence: str, said: _Facts, reading: _Reading, problem: str) -> Citation:
     """One mark: ``problem`` is what all the sentence's sources together lack."""
     source = reading.source
-    if not problem and not _shared(_numbers(sentence), said.words, reading.facts):
+    if not problem and not _shared(
+        _numbers(sentence), said.words, reading.carrying(sentence, said)
+    ):
         problem = "nothing of this sentence is in the cited result"
     return Citation(
         n=source.n,
@@ -287,20 +505,47 @@ def _missing(sentence: str, known: _Facts) -> str:
         if not _written(number, known.numbers):
             return f"the number {number[0]:,.15g} is not in the cited result"
     for name in (*_SUBJECT.findall(sentence), *_NAME.findall(sentence)):
-        if name[0].isupper() and not _content(name) <= known.words:
+        if name[0].isupper() and _content(name) and not _forms(name.casefold()) & known.names:
             return f"the name {name!r} is not in the cited result"
-    words = _content(sentence)
+    words = _content(sentence) - known.free
+    if len(_numbers(sentence)) > 1:
+        words -= _stems(_DISAGREE)  # both figures were looked up, and they are not the same
     absent = words - known.words
     if len(absent) > (1 - WORDS_NEEDED) * len(words):
-        listed = ", ".join(repr(word) for word in sorted(absent)[:4])
+        said = {word.casefold() for word in _WORD.findall(sentence)}
+        listed = ", ".join(repr(word) for word in sorted(said) if _content(word) & absent)
         return f"the cited result does not mention {listed}"
     return ""
 
 
-def _content(text: str) -> set[str]:
-    """Content words, folded to lower case and to their first six letters (a light stem)."""
-    words = (word.casefold() for word in _WORD.findall(text))
-    return {word[:6] for word in words if len(word) > 2 and word not in _COMMON}
+def _content(text: str) -> frozenset[str]:
+    """Content words, folded to lower case and to their stems."""
+    words = {word.casefold() for word in _WORD.findall(text)}
+    return _stems(word for word in words if len(word) > 2 and word not in _COMMON)
+
+
+def _stems(words: Iterable[str]) -> frozenset[str]:
+    return frozenset(map(_stem, words))
+
+
+def _stem(word: str) -> str:
+    """A light stem: without an ending of the plural, and at most six letters."""
+    word = _MEASURES.get(word, word)
+    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        word = word[:-1]
+        if word.endswith("ie") and len(word) > 4:
+            word = f"{word[:-2]}y"
+        elif word.endswith(("xe", "che", "she", "sse", "zze")):
+            word = word[:-1]
+    return word[:6]
+
+
+def _forms(name: str) -> frozenset[str]:
+    """What a name is looked up by: itself, or without up to three letters of an ending.
+
+    "Brazilian" is found in "Brazil"; but of what begins alike, Mauritius is not Mauritania.
+    """
+    return frozenset(name[:end] for end in range(max(6, len(name) - 3), len(name))) | {name}
 
 
 def _numbers(text: str) -> list[tuple[float, float]]:
