@@ -25,10 +25,11 @@ pytestmark = [
     not importlib.metadata.entry_points(group="vllm.general_plugins", name="agentpar_hogwild"),
     reason="worker processes find the plugin by its entry point: install the package",
 )
-def test_two_ranks_write_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_ranks_write_what_one_does(tmp_path: Path) -> None:
     """Exactly; both keep the account of groups, and one of them leaves the transcript."""
-    with serving(tmp_path / "records"):
-        monkeypatch.delenv("VLLM_PLUGINS")
+    # In this order, so that what `serving` sets is set again before it is taken back.
+    with serving(tmp_path / "records"), pytest.MonkeyPatch.context() as patch:
+        patch.delenv("VLLM_PLUGINS")
         engine = Served(
             tiny(dtype=torch.float32),
             tmp_path,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import multiprocessing
 import re
 import sqlite3
@@ -13,33 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openers import open_all, open_bank, open_record
 
 from agentpar.errors import BankError, JournalError, UsageError
-from agentpar.executor.journal import open_journal
 from agentpar.executor.journal.sqlite import SqliteStore as JournalFile
-from agentpar.langgraph_store import BankStore
 from agentpar.memory.store.sqlite import SqliteStore as BankFile
 
-PROCESSES, FILES = 4, 25
-
-
-def open_bank(address: str) -> None:
-    with BankStore(address):
-        pass
-
-
-def open_record(address: str) -> None:
-    async def main() -> None:
-        async with open_journal(address):
-            pass
-
-    asyncio.run(main())
-
-
-def open_all(together: Any, folder: Path, opens: Any) -> None:
-    for number in range(FILES):
-        together.wait(100)
-        opens(f"sqlite:///{folder}/{number}.db")
+PROCESSES = 4
 
 
 @pytest.mark.parametrize("opens", [open_bank, open_record])
