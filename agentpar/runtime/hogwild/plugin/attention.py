@@ -10,7 +10,7 @@ know vLLM.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from math import gcd
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from agentpar.runtime.hogwild.plugin.groups import Group, Queries
-from agentpar.runtime.hogwild.plugin.layout import Layout, first, place
+from agentpar.runtime.hogwild.plugin.layout import Layout, beginning, place
 from agentpar.runtime.hogwild.rope import Rope
 from agentpar.runtime.hogwild.spans import Span, rotation
 
@@ -75,17 +75,16 @@ class Turn:
         sin[..., first] = -sin[..., second]
         partners = np.arange(numbers)
         partners[first], partners[second] = partners[second].copy(), partners[first].copy()
-        tables = (torch.from_numpy(table.astype(np.float32)).to(device) for table in (cos, sin))
-        return cls(*tables, torch.from_numpy(partners).to(device))
+        return cls(
+            torch.from_numpy(cos.astype(np.float32)).to(device),
+            torch.from_numpy(sin.astype(np.float32)).to(device),
+            torch.from_numpy(partners).to(device),
+        )
 
-    def __mul__(self, factor: float) -> Turn:
-        """The rotation, of what is scaled by ``factor``."""
-        return Turn(self.cos * factor, self.sin * factor, self.partners)
-
-    def of(self, x: torch.Tensor, axis: int = -1) -> torch.Tensor:
-        """``x`` turned, whose numbers lie along ``axis``; tables and ``x`` broadcast."""
+    def write(self, x: torch.Tensor, axis: int, out: torch.Tensor) -> None:
+        """``x`` turned, whose numbers lie along ``axis``, into ``out``; tables broadcast."""
         partner = x.index_select(axis, self.partners)
-        return torch.mul(x, self.cos).addcmul_(partner, self.sin)
+        torch.mul(x, self.cos, out=out).addcmul_(partner, self.sin)
 
 
 def _pairs(rope: Rope) -> tuple[slice, slice]:
@@ -136,7 +135,7 @@ class Plan:
         self._stretches = tuple(stretches)
         self._deltas = deltas
         self._shifts = shifts
-        self._tables: _Tables | None = None
+        self._layers: _Layers | None = None
 
     @property
     def slots(self) -> int:
@@ -151,73 +150,108 @@ class Plan:
         ``query``, ``output``: [tokens, heads, numbers]. ``kv_cache``: [blocks, kv heads, block
         size, twice the numbers], one layer's. All layers have the same ``scale``.
         """
-        if self._tables is None:
-            self._tables = self._made(query.shape, kv_cache, scale)
-        tables = self._tables
-        keys, values = tables.reader.read(kv_cache)
-        if tables.keys is not None:
-            keys = tables.keys.of(keys, axis=1)
-        for piece in tables.pieces:
-            # A slice is free, and so is the way back into it.
-            asked = query[piece.where].unflatten(1, (len(keys), -1)).transpose(0, 1)
-            found = self._attend(piece.asked.copy_(asked), keys, values, piece)
-            if isinstance(piece.where, slice):
-                output[piece.where].unflatten(1, (len(keys), -1)).copy_(found.transpose(0, 1))
-            else:
-                output[piece.where] = found.transpose(0, 1).flatten(1, 2).to(output.dtype)
+        if self._layers is None:
+            self._layers = self._made(query.shape, kv_cache, scale)
+        self._layers.answer(query, kv_cache, output)
 
-    def _attend(
-        self, asked: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, piece: _Piece
-    ) -> torch.Tensor:
-        """What is ``asked`` [kv heads, queries, heads of one, numbers], and what is found."""
-        kv, count, shared, numbers = asked.shape
-        # [ways, kv heads, queries of all its heads, numbers]
-        ways = piece.ways.of(asked[None]).view(-1, kv, count * shared, numbers)
-        scores = torch.cat(
-            [torch.bmm(ways[s.way], keys[:, :, s.start : s.stop]) for s in self._stretches], dim=2
-        )
-        scores.view(kv, count, shared, -1).add_(piece.bias)
-        return torch.bmm(torch.softmax(scores, dim=2), values).view(asked.shape)
-
-    def _made(self, shape: torch.Size, kv_cache: torch.Tensor, scale: float) -> _Tables:
+    def _made(self, shape: torch.Size, kv_cache: torch.Tensor, scale: float) -> _Layers:
         _, heads, numbers = shape
-        device = self._cache.device
+        device, kv = self._cache.device, kv_cache.shape[1]
         reader = _Reader(self._cache, kv_cache, self._runs, numbers)
-        keys = None
+        keys, turn = reader.keys, None
         if self._shifts is not None:
             turn = Turn.by(self._shifts, self._rope, numbers, device)
-            keys = Turn(turn.cos.T.contiguous(), turn.sin.T.contiguous(), turn.partners)
-        pieces, most = [], max(1, MAX_SCORES // (heads * self.slots))
-        for start in range(0, len(self._positions), most):
-            part = slice(start, start + most)
-            # For queries [kv heads, Q, heads of one, numbers]: tables [ways, 1, Q, 1, numbers].
-            deltas = self._deltas[part].T[:, None, :, None]
-            ways = Turn.by(deltas, self._rope, numbers, device) * scale
-            where = _where(self._positions[part], device)
-            kv = kv_cache.shape[1]
-            asked = torch.empty(kv, deltas.shape[2], heads // kv, numbers, device=device)
-            pieces.append(_Piece(where, asked, self._bias[part, None], ways))
-        return _Tables(reader, keys, tuple(pieces))
+            turn = Turn(turn.cos.T.contiguous(), turn.sin.T.contiguous(), turn.partners)
+            keys = torch.empty_like(keys)
+        # For queries [kv heads, Q, heads of one, numbers]: tables [ways, 1, Q, 1, numbers].
+        ways = Turn.by(self._deltas.T[:, None, :, None], self._rope, numbers, device)
+        ways = Turn(ways.cos * scale, ways.sin * scale, ways.partners)
+
+        def made(part: slice) -> _Piece:
+            where = self._positions[part]
+            return _Piece(
+                _where(where, device),
+                torch.empty(kv, len(where), heads // kv, numbers, device=device),
+                Turn(ways.cos[:, :, part], ways.sin[:, :, part], ways.partners),
+                self._stretches,
+                keys,
+                reader.values,
+                self._bias[part, None],
+            )
+
+        most = max(1, MAX_SCORES // (heads * self.slots))
+        if len(self._positions) <= most:
+            return _Layers(reader, turn, keys, (made(slice(None)),).__iter__)
+        # Not kept: all of them would hold the scores of a whole prompt.
+        parts = [slice(start, start + most) for start in range(0, len(self._positions), most)]
+        return _Layers(reader, turn, keys, lambda: map(made, parts))
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    """Queries that are answered at once: where they are in a batch, room for them, the bias
-    [Q, 1, slots], and the rotations of each way, the scale of the scores in them."""
-
-    where: slice | torch.Tensor
-    asked: torch.Tensor
-    bias: torch.Tensor
-    ways: Turn
-
-
-@dataclass(frozen=True, slots=True)
-class _Tables:
-    """What a layer needs and the next needs again; ``keys``: tables [numbers, slots]."""
+class _Layers:
+    """A plan in the shapes of a layer. ``turn``: from the reader's keys to ``keys``, if need be."""
 
     reader: _Reader
-    keys: Turn | None
-    pieces: tuple[_Piece, ...]
+    turn: Turn | None
+    keys: torch.Tensor
+    pieces: Callable[[], Iterator[_Piece]]
+
+    def answer(self, query: torch.Tensor, kv_cache: torch.Tensor, output: torch.Tensor) -> None:
+        self.reader.read(kv_cache)
+        if self.turn is not None:
+            self.turn.write(self.reader.keys, 1, self.keys)
+        for piece in self.pieces():
+            piece.answer(query, output)
+
+
+class _Piece:
+    """Queries that are answered at once, and room for what is between them and their answers.
+
+    ``where`` they are in a batch. ``asked`` [kv heads, queries, heads of one, numbers]: room for
+    them. ``ways``: the tables that turn these, the scale of the scores in them. ``keys`` [kv heads,
+    numbers, slots] and ``values`` [kv heads, slots, numbers]: where those of a layer will be.
+    """
+
+    def __init__(
+        self,
+        where: slice | torch.Tensor,
+        asked: torch.Tensor,
+        ways: Turn,
+        stretches: Sequence[Stretch],
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        bias: torch.Tensor,
+    ) -> None:
+        kv, count, shared, numbers = asked.shape
+        self._where, self._asked, self._turn, self._bias = where, asked, ways, bias
+        self._ways = asked.new_empty(len(ways.cos), *asked.shape)
+        queries = self._ways.view(-1, kv, count * shared, numbers)
+        # Views of the same memory in all layers: making them takes as long as small products do.
+        self._products = [
+            (queries[s.way], keys[:, :, s.start : s.stop], keys.new_empty(kv, count * shared, n))
+            for s in stretches
+            if (n := s.stop - s.start)
+        ]
+        self._parts = [part for _, _, part in self._products]
+        self._scores = keys.new_empty(kv, count * shared, keys.shape[2])
+        self._biased = self._scores.view(kv, count, shared, -1)
+        self._values = values
+
+    def answer(self, query: torch.Tensor, output: torch.Tensor) -> None:
+        kv, count, shared, numbers = self._asked.shape
+        by_heads = count, kv, shared, numbers
+        self._asked.copy_(query[self._where].view(by_heads).transpose(0, 1))
+        self._turn.write(self._asked, -1, self._ways)
+        for asked, keys, part in self._products:
+            torch.bmm(asked, keys, out=part)
+        torch.cat(self._parts, dim=2, out=self._scores)
+        self._biased.add_(self._bias)
+        found = torch.bmm(torch.softmax(self._scores, dim=2), self._values)
+        found = found.view(kv, count, shared, numbers).transpose(0, 1)
+        if isinstance(self._where, slice):  # then a view: written at once
+            output[self._where].view(by_heads).copy_(found)
+        else:
+            output[self._where] = found.flatten(1, 2).to(output.dtype)
 
 
 def _where(positions: np.ndarray, device: torch.device) -> slice | torch.Tensor:
@@ -229,7 +263,11 @@ def _where(positions: np.ndarray, device: torch.device) -> slice | torch.Tensor:
 
 
 class _Reader:
-    """Reads the runs of a group in one layer after the other, into the same memory."""
+    """Reads the runs of a group in one layer after the other, into the same memory.
+
+    ``keys`` [kv heads, numbers, slots] and ``values`` [kv heads, slots, numbers] of the layer that
+    was read last, in float32.
+    """
 
     def __init__(
         self, cache: Cache, kv_cache: torch.Tensor, runs: np.ndarray, numbers: int
@@ -247,23 +285,22 @@ class _Reader:
             cache.values, cache.behind, kv_cache, runs, run, numbers, tokens_last=False
         )
 
-    def read(self, kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys [kv heads, numbers, slots] and values [kv heads, slots, numbers], good until the
-        next layer is read.
+        self.keys, self.values = self._keys.floats, self._values.floats
 
-        Slots without a token hold zeros or another row's numbers (see `RunningStep`): whatever it
-        is, it is finite, and the bias makes it count for nothing.
-        """
+    def read(self, kv_cache: torch.Tensor) -> None:
+        """Slots without a token hold zeros or another row's numbers (see `RunningStep`): whatever
+        it is, it is finite, and the bias makes it count for nothing."""
         if self._blocks is not None:
             kv_cache = kv_cache.index_select(0, self._blocks)
-        return self._keys.read(kv_cache), self._values.read(kv_cache)
+        self._keys.read(kv_cache)
+        self._values.read(kv_cache)
 
 
 class _Half:
     """Reads the keys of runs, or their values.
 
     What lies side by side in a run is a unit: one `index_select` takes all units of a layer, in the
-    order in which they are wanted, and one copy makes floats of them.
+    order in which they are wanted, and one copy makes ``floats`` of them.
     """
 
     def __init__(
@@ -285,10 +322,11 @@ class _Half:
             + np.array([place(layout.tokens, part * run) for part in range(parts)])[runs % parts]
         )
         # Axes by name, as places: those of a head first, all others in the order that is wanted.
-        tokens = [("runs", len(runs), 0), *(("token", *a) for a in first(layout.tokens, run))]
+        tokens = [("runs", len(runs), 0), *(("token", *a) for a in beginning(layout.tokens, run))]
         across = [("number", *axis) for axis in layout.numbers]
         wanted = [("heads", kv, head), *(across + tokens if tokens_last else tokens + across)]
-        unit, within = 1, []
+        unit = 1
+        within: list[tuple[str, int, int]] = []
         for axis in sorted((a for a in wanted if a[0] in {"token", "number"}), key=lambda a: a[2]):
             if axis[2] != unit:
                 break
@@ -304,7 +342,7 @@ class _Half:
         stored = outside + within
         slots = len(runs) * run
         floats = torch.empty([count for _, count, _ in wanted], device=kv_cache.device)
-        self._floats = floats.view((kv, numbers, slots) if tokens_last else (kv, slots, numbers))
+        self.floats = floats.view((kv, numbers, slots) if tokens_last else (kv, slots, numbers))
         self._target = floats.permute([wanted.index(axis) for axis in stored])
         self._source = self._found.view([count for _, count, _ in stored])
         self._pairs = kv_cache.dtype == torch.bfloat16 and stored[-1][1:] == PAIR
@@ -312,8 +350,8 @@ class _Half:
             self._source = self._source.view(torch.int32).squeeze(-1)
             self._target = self._target.view(torch.int32)
 
-    def read(self, kv_cache: torch.Tensor) -> torch.Tensor:
-        """In the order that is wanted, in float32."""
+    def read(self, kv_cache: torch.Tensor) -> None:
+        """Into ``floats``, in the order that is wanted."""
         units = kv_cache.view(-1, self._found.shape[1])
         torch.index_select(units, 0, self._units, out=self._found)
         if self._pairs:
@@ -323,7 +361,6 @@ class _Half:
             torch.bitwise_and(self._source, -(1 << 16), out=self._target[..., 1])
         else:
             self._target.copy_(self._source)
-        return self._floats
 
 
 PAIR = (2, 1)

@@ -77,7 +77,7 @@ def place(pairs: Axis, index: int) -> int:
     return found
 
 
-def first(pairs: Axis, count: int) -> Axis:
+def beginning(pairs: Axis, count: int) -> Axis:
     """The axis of the first ``count`` indices; ``count`` divides the axis, digit by digit."""
     kept: list[tuple[int, int]] = []
     for size, stride in reversed(pairs):
