@@ -146,6 +146,7 @@ def expected(rows: Rows, group: Any, asked: Queries, query: torch.Tensor) -> tor
     piece=st.sampled_from([1, 1 << 24]),
     run=st.sampled_from([2, 4, 32]),
     strided=st.booleans(),
+    gap=st.sampled_from([0, 2]),
 )
 def test_each_query_finds_what_its_view_holds(
     layout: Layout,
@@ -158,9 +159,10 @@ def test_each_query_finds_what_its_view_holds(
     piece: int,
     run: int,
     strided: bool,
+    gap: int,
 ) -> None:
     """Whoever writes how much in which step, in blocks of any order and layout, read in whatever
-    runs, and where a block's heads do not lie one behind the other."""
+    runs, where a block's heads do not lie one behind the other, and with others between."""
     cache = Cache(SIZE, keys, values, NUMBERS if keys is PACKED else SIZE * NUMBERS)
     rows = Rows(prefix, rope, dtype, cache)
     groups = Groups()
@@ -183,7 +185,7 @@ def test_each_query_finds_what_its_view_holds(
             rows.write(row, lengths[row], lengths[row] + count)
             chunks.append(Chunk(row, offset, lengths[row], tokens, rows.blocks[row]))
             lengths[row] += count
-            offset += count
+            offset += count + gap
         ((group, queries),) = groups.begin(chunks)
         query = torch.randn(offset, HEADS, NUMBERS, generator=rows._draw).to(dtype)
         output = torch.full_like(query, 7)
@@ -194,8 +196,10 @@ def test_each_query_finds_what_its_view_holds(
             plan = plan_of(group, queries, rope, cache)
             if plan is not None:
                 plan.attend(query, kv, output, 0.25)
-        if plan is not None:
-            assert (output[:3] == 7).all()
+        others = torch.ones(offset, dtype=torch.bool)
+        for chunk in chunks:
+            others[chunk.offset : chunk.offset + len(chunk.tokens)] = False
+        assert (output[others] == 7).all()
         for asked in queries:
             part = slice(asked.offset, asked.offset + asked.stop - asked.start)
             wanted = expected(rows, group, asked, query[part])

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from math import gcd
+from math import gcd, prod
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -111,8 +112,8 @@ class Plan:
     which way is for which slots. ``shifts`` [slots]: positions by which keys are turned, where it
     is simpler to turn these.
 
-    A step decodes a token a row, in many layers: what takes time then is less the numbers than the
-    ops. So all that a layer needs and another would need again is made with the first.
+    A step of one token a row in each of many layers takes as long as its ops are many. So what one
+    layer needs and the next needs again is made with the first: indices, tables, memory, views.
     """
 
     def __init__(
@@ -148,9 +149,9 @@ class Plan:
         """Overwrite the group's rows of ``output``.
 
         ``query``, ``output``: [tokens, heads, numbers]. ``kv_cache``: [blocks, kv heads, block
-        size, twice the numbers], one layer's. All layers have the same ``scale``.
+        size, twice the numbers], one layer's.
         """
-        if self._layers is None:
+        if self._layers is None or self._layers.scale != scale:
             self._layers = self._made(query.shape, kv_cache, scale)
         self._layers.answer(query, kv_cache, output)
 
@@ -181,16 +182,18 @@ class Plan:
 
         most = max(1, MAX_SCORES // (heads * self.slots))
         if len(self._positions) <= most:
-            return _Layers(reader, turn, keys, (made(slice(None)),).__iter__)
+            return _Layers(scale, reader, turn, keys, (made(slice(None)),).__iter__)
         # Not kept: all of them would hold the scores of a whole prompt.
         parts = [slice(start, start + most) for start in range(0, len(self._positions), most)]
-        return _Layers(reader, turn, keys, lambda: map(made, parts))
+        return _Layers(scale, reader, turn, keys, lambda: map(made, parts))
 
 
 @dataclass(frozen=True, slots=True)
 class _Layers:
-    """A plan in the shapes of a layer. ``turn``: from the reader's keys to ``keys``, if need be."""
+    """A plan in the shapes of a layer. ``turn``: from the reader's keys to ``keys``, if need be.
+    ``pieces``: of all its queries, which share ``scale``."""
 
+    scale: float
     reader: _Reader
     turn: Turn | None
     keys: torch.Tensor
@@ -321,30 +324,27 @@ class _Half:
             runs // parts * kv * head
             + np.array([place(layout.tokens, part * run) for part in range(parts)])[runs % parts]
         )
-        # Axes by name, as places: those of a head first, all others in the order that is wanted.
-        tokens = [("runs", len(runs), 0), *(("token", *a) for a in beginning(layout.tokens, run))]
-        across = [("number", *axis) for axis in layout.numbers]
-        wanted = [("heads", kv, head), *(across + tokens if tokens_last else tokens + across)]
-        unit = 1
-        within: list[tuple[str, int, int]] = []
-        for axis in sorted((a for a in wanted if a[0] in {"token", "number"}), key=lambda a: a[2]):
-            if axis[2] != unit:
-                break
-            unit *= axis[1]
-            within.insert(0, axis)
+        tokens = [_Axis("runs", len(runs), 0)]
+        tokens += [_Axis("token", *axis) for axis in beginning(layout.tokens, run)]
+        across = [_Axis("number", *axis) for axis in layout.numbers]
+        heads = _Axis("heads", kv, head)
+        wanted = [heads, *across, *tokens] if tokens_last else [heads, *tokens, *across]
+        within = _unit([axis for axis in wanted if axis.name in {"token", "number"}])
+        unit = prod(axis.size for axis in within)
         outside = [axis for axis in wanted if axis not in within]
         begins = np.full((1,) * len(outside), offset)
-        for number, (name, count, stride) in enumerate(outside):
-            along = run_begins if name == "runs" else np.arange(count) * stride
+        for number, axis in enumerate(outside):
+            along = run_begins if axis.name == "runs" else np.arange(axis.size) * axis.stride
             begins = begins + along.reshape(-1, *(1,) * (len(outside) - 1 - number))
         self._units = torch.from_numpy(begins.reshape(-1) // unit).to(kv_cache.device)
         self._found = kv_cache.new_empty((len(self._units), unit))
-        stored = outside + within
+        floats = torch.empty([axis.size for axis in wanted], device=kv_cache.device)
         slots = len(runs) * run
-        floats = torch.empty([count for _, count, _ in wanted], device=kv_cache.device)
         self.floats = floats.view((kv, numbers, slots) if tokens_last else (kv, slots, numbers))
+        # The same numbers twice, by the axes in which they are found.
+        stored = outside + within
+        self._source = self._found.view([axis.size for axis in stored])
         self._target = floats.permute([wanted.index(axis) for axis in stored])
-        self._source = self._found.view([count for _, count, _ in stored])
         self._pairs = kv_cache.dtype == torch.bfloat16 and stored[-1][1:] == PAIR
         if self._pairs:
             self._source = self._source.view(torch.int32).squeeze(-1)
@@ -361,6 +361,23 @@ class _Half:
             torch.bitwise_and(self._source, -(1 << 16), out=self._target[..., 1])
         else:
             self._target.copy_(self._source)
+
+
+class _Axis(NamedTuple):
+    """An axis of what is read, and how far its neighbours lie apart in the cache."""
+
+    name: Literal["heads", "number", "runs", "token"]
+    size: int
+    stride: int
+
+
+def _unit(axes: Sequence[_Axis]) -> list[_Axis]:
+    """Those of ``axes`` whose numbers lie one after the other, the slowest first."""
+    found: list[_Axis] = []
+    for axis in sorted(axes, key=lambda axis: axis.stride):
+        if axis.stride == prod(inner.size for inner in found):
+            found.insert(0, axis)
+    return found
 
 
 PAIR = (2, 1)
