@@ -28,6 +28,7 @@ COLUMNS = BlockLayout(tokens=((SIZE, 1),), numbers=((NUMBERS, SIZE),))
 PAIRS = BlockLayout(tokens=((SIZE, 2),), numbers=((NUMBERS // 2, 2 * SIZE), (2, 1)))
 PACKED = BlockLayout(tokens=((SIZE, 2 * NUMBERS),), numbers=((NUMBERS, 1),))
 TOKEN_PAIRS = BlockLayout(tokens=((SIZE // 2, 2 * NUMBERS), (2, 1)), numbers=((NUMBERS, 2),))
+TILES = BlockLayout(tokens=((SIZE // 4, 4 * NUMBERS), (4, 2)), numbers=((NUMBERS // 2, 8), (2, 1)))
 ROWS = ("Alice", "Bob", "Carol", "Dora")
 STEP, OTHER = 1, 2  # tokens: the first ends a step
 
@@ -131,13 +132,22 @@ def expected(rows: Rows, group: Any, asked: Queries, query: torch.Tensor) -> tor
     [
         (torch.float32, COLUMNS, PLAIN),
         (torch.bfloat16, PAIRS, TOKEN_PAIRS),
+        (torch.bfloat16, TILES, PLAIN),
         (torch.bfloat16, PLAIN, PLAIN),
         (torch.bfloat16, PACKED, PACKED),
     ],
-    ids=["columns", "pairs", "plain half", "packed half"],
+    ids=["columns", "pairs", "tiles", "plain half", "packed half"],
 )
 @settings(deadline=None, max_examples=25)
-@given(played=moves, rope=ropes, prefix=st.integers(1, 20), piece=st.sampled_from([1, 1 << 24]))
+@given(
+    played=moves,
+    rope=ropes,
+    prefix=st.integers(1, 20),
+    piece=st.sampled_from([1, 1 << 24]),
+    run=st.sampled_from([2, 4, 32]),
+    strided=st.booleans(),
+    gap=st.sampled_from([0, 2]),
+)
 def test_each_query_finds_what_its_view_holds(
     layout: Layout,
     dtype: torch.dtype,
@@ -147,8 +157,12 @@ def test_each_query_finds_what_its_view_holds(
     rope: Rope,
     prefix: int,
     piece: int,
+    run: int,
+    strided: bool,
+    gap: int,
 ) -> None:
-    """Whoever writes how much in which step, in blocks of any order and layout."""
+    """Whoever writes how much in which step, in blocks of any order and layout, read in whatever
+    runs, where a block's heads do not lie one behind the other, and with others between."""
     cache = Cache(SIZE, keys, values, NUMBERS if keys is PACKED else SIZE * NUMBERS)
     rows = Rows(prefix, rope, dtype, cache)
     groups = Groups()
@@ -171,16 +185,21 @@ def test_each_query_finds_what_its_view_holds(
             rows.write(row, lengths[row], lengths[row] + count)
             chunks.append(Chunk(row, offset, lengths[row], tokens, rows.blocks[row]))
             lengths[row] += count
-            offset += count
+            offset += count + gap
         ((group, queries),) = groups.begin(chunks)
-        plan = plan_of(group, queries, rope, cache)
         query = torch.randn(offset, HEADS, NUMBERS, generator=rows._draw).to(dtype)
         output = torch.full_like(query, 7)
-        if plan is not None:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(attention, "MAX_SCORES", piece)
-                plan.attend(query, rows.kv, output, 0.25)
-            assert (output[:3] == 7).all()
+        kv = rows.kv.transpose(0, 1).contiguous().transpose(0, 1) if strided else rows.kv
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(attention, "MAX_SCORES", piece)
+            patch.setattr(attention, "RUN", run)
+            plan = plan_of(group, queries, rope, cache)
+            if plan is not None:
+                plan.attend(query, kv, output, 0.25)
+        others = torch.ones(offset, dtype=torch.bool)
+        for chunk in chunks:
+            others[chunk.offset : chunk.offset + len(chunk.tokens)] = False
+        assert (output[others] == 7).all()
         for asked in queries:
             part = slice(asked.offset, asked.offset + asked.stop - asked.start)
             wanted = expected(rows, group, asked, query[part])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 
 from agentpar.errors import CannotShare
-from agentpar.runtime.hogwild.plugin.layout import layout_of, place
+from agentpar.runtime.hogwild.plugin.layout import Axis, beginning, layout_of, place
 
 
 def pairs_first(t: int, c: int, tokens: int, numbers: int) -> int:
@@ -34,6 +35,21 @@ def test_strides_are_found(name: str, tokens: int, numbers: int) -> None:
     for t in range(tokens):
         for c in range(numbers):
             assert place(found.tokens, t) + place(found.numbers, c) == layout(t, c, tokens, numbers)
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 32, 64])
+@pytest.mark.parametrize("axis", [((64, 3),), ((4, 96), (16, 2)), ((32, 96), (2, 1))])
+def test_the_beginning_of_an_axis_lies_where_it_did(axis: Axis, count: int) -> None:
+    """Its first indices alone, in the same places; of one index nothing is left."""
+    found = beginning(axis, count)
+    assert [place(found, i) for i in range(count)] == [place(axis, i) for i in range(count)]
+    assert math.prod(size for size, _ in found) == count
+
+
+def test_a_beginning_that_cuts_a_tile_unevenly_is_refused() -> None:
+    """Six indices of tiles of four: no axis has a half of it."""
+    with pytest.raises(CannotShare, match="6 tokens are no whole part"):
+        beginning(((4, 8), (4, 1)), 6)
 
 
 def test_numbers_that_are_lost_are_refused() -> None:

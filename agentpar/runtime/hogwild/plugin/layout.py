@@ -75,3 +75,16 @@ def place(pairs: Axis, index: int) -> int:
         index, digit = divmod(index, size)
         found += digit * stride
     return found
+
+
+def beginning(pairs: Axis, count: int) -> Axis:
+    """The axis of the first ``count`` indices; ``count`` divides the axis, digit by digit."""
+    kept: list[tuple[int, int]] = []
+    for size, stride in reversed(pairs):
+        part = min(size, count)
+        if size % part or count % part:
+            raise CannotShare(f"{count} tokens are no whole part of a block in the layout {pairs}")
+        if part > 1:
+            kept.insert(0, (part, stride))
+        count //= part
+    return tuple(kept)
