@@ -248,9 +248,10 @@ def fill(args: Mapping[str, Any], outcomes: Mapping[int, Outcome]) -> dict[str, 
 
     Raises `PlanError` where a path does not exist in the value.
     """
-    filled = {}
+    filled = dict(args)
     for name, value in args.items():
-        filled[name] = value if type(value) in _LITERALS else _fill(value, outcomes)
+        if type(value) not in _LITERALS:
+            filled[name] = _fill(value, outcomes)
     return filled
 
 

@@ -3,8 +3,8 @@
     python bench/executor.py [--repeat N] [--only KEYS] [--llmcompiler PATH] [--save]
 
 Every executor runs the same shapes (`shapes.py`), in turns, so that a noisy machine troubles all
-alike, and each in a process of its own, so that none pays for what another has left in the memory.
-Printed are median (lowest-highest) over the repetitions:
+alike, and each shape in a process of its own, so that none pays for what another has left in the
+memory. Printed are median (lowest-highest) over the repetitions:
 wall seconds, CPU microseconds a task, and these as a multiple of the hand-written loop's (which
 carries further than microseconds do: machines differ); for shapes that sleep the wall time as a
 multiple of the critical path; and the seconds an executor took to build its graph beforehand.
@@ -220,22 +220,20 @@ def main() -> int:
 
     report = [*machine_facts.lines(["langgraph", "haystack-ai", "distributed"])]
     gates: list[tuple[str, bool]] = []
-    with ExitStack() as stack:
-        present = [
-            stack.enter_context(Runner(name, given.llmcompiler))
-            for name in names(given.llmcompiler)
-        ]
-        for shape in (shape for shape in SHAPES if shape.key in given.only):
-            runs: dict[str, list[Run]] = {runner.name: [] for runner in present}
+    present = list(names(given.llmcompiler))
+    for shape in (shape for shape in SHAPES if shape.key in given.only):
+        runs: dict[str, list[Run]] = {name: [] for name in present}
+        with ExitStack() as stack:
+            runners = [stack.enter_context(Runner(name, given.llmcompiler)) for name in present]
             for turn in range(given.repeat):
-                for runner in present:
+                for runner in runners:
                     done = runs[runner.name]
                     # A second for a whole run is enough to see; repeat what is quick to repeat.
                     slow = done and done[0].wall > 20 * shape.critical_path + 1
                     if runner.name in GATED or (turn < 3 and not slow):
                         done.append(runner.measure(shape))
-            report += rows(shape, runs)
-            gates.append(gate(shape, runs))
+        report += rows(shape, runs)
+        gates.append(gate(shape, runs))
     cost = statistics.median(event_cost() for _ in range(given.repeat))
     gates.append((f"machine: {cost * 1e6:.1f} µs CPU an event, at most 10", cost <= EVENT_GATE))
 

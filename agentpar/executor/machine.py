@@ -117,6 +117,10 @@ class _Open:
             self.dependants.remove(one)
 
 
+_NONE_RUN: dict[int, float] = {}
+"""Of all calls that wait to begin, of which there are many; nothing is ever put into it."""
+
+
 class _Call:
     """A task whose needs have ended and which has not: waiting, running, or between attempts."""
 
@@ -146,7 +150,7 @@ class _Call:
         self.policy = policy
         self.lane = lane
         self.began = 0.0
-        self.attempts: dict[int, float] = {}  # running: when each began
+        self.attempts = _NONE_RUN  # those that run: when each began
         self.last = 0  # number of the attempt that began last
         self.seen = 0  # number of the attempt that was told last to have begun
         self.tries = 0  # attempts that were no hedges
@@ -430,10 +434,9 @@ class Machine:
 
     def _await_needs(self, one: _Open) -> list[Command]:
         """The task waits for what it needs, or starts where that has ended."""
-        task, waits_for = one.task, []
+        task, waits_for, planned = one.task, [], self._open
         for need in task.needs:
-            other = self._open.get(need)
-            if other is not None and other is not one:
+            if (other := planned.get(need)) is not None and other is not one:
                 waits_for.append(other)
             elif (outcome := self.outcomes.get(need)) is None:
                 error = f"refers to ${need}, which is not planned before task {task.id}"
@@ -743,7 +746,10 @@ class Machine:
         attempt = call.last = call.last + 1
         if not call.tries:
             call.began = self._now
-        call.attempts[attempt] = self._now
+        if call.attempts:
+            call.attempts[attempt] = self._now
+        else:
+            call.attempts = {attempt: self._now}
         if not call.hedging:
             call.tries += 1
         if not (policy.hedge or policy.retries):
