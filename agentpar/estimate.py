@@ -31,11 +31,13 @@ def prompt_of(messages: Iterable[Message]) -> int:
     return sum(AROUND + tokens_of(message.content) for message in messages)
 
 
-def known(told: Usage, prompt: int, written: str) -> Usage:
-    """``told`` where it has any tokens; else an estimate, marked as one, for a call with
-    ``prompt`` tokens that brought ``written``."""
+def known(told: Usage, prompt: int | Iterable[Message], written: str) -> Usage:
+    """``told`` where it has any tokens; else an estimate, marked as one, for a call whose
+    ``prompt`` has so many tokens, or is a chat of these, and that brought ``written``."""
     if told.prompt_tokens or told.completion_tokens:
-        return told
+        return told  # nothing need be counted
+    if not isinstance(prompt, int):
+        prompt = prompt_of(prompt)
     return replace(
         told,
         prompt_tokens=prompt,

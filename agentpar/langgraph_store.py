@@ -311,7 +311,9 @@ class BankStore(BaseStore):  # type: ignore[misc]  # langgraph is not read by th
 
 
 def _file(url: str) -> Path:
-    name = url.removeprefix(_SQLITE).partition("?")[0] if url.startswith(_SQLITE) else ""
+    from agentpar.sqlite import file_in
+
+    name = file_in(url)
     if not name:
         kind = url.partition(":")[0]  # the rest may hold a password
         raise UsageError(

@@ -47,6 +47,7 @@ class Database:
                 f"the {what}'s address is none that Postgres knows "
                 f"({kind}): write postgresql://user@host:5432/database"
             ) from None
+        self._what = what
         self.place = f"{known.get('dbname', '')} on Postgres at {known.get('host', 'localhost')}"
         options = f"{settings} {known.pop('options', None) or ''}"
         self._url = psycopg.conninfo.make_conninfo(**{**_CONNECTION, **known}, options=options)
@@ -74,7 +75,20 @@ class Database:
                     connection.rollback()
             raise
 
-    def is_gone(self, error: Exception) -> bool:
+    def trouble(self, error: psycopg.Error) -> tuple[str, bool]:
+        """What is wrong and what to do about it, in words, and whether the server is gone."""
+        from psycopg import errors
+
+        it, why = f"the {self._what} {self.place}", said(error)
+        if isinstance(error, errors.DiskFull):
+            text = f"there is no room for more in {it} ({why}): what it holds is untouched; "
+            return text + "make room on its disk", False
+        if isinstance(error, errors.ReadOnlySqlTransaction):
+            return f"{it} cannot be written ({why}): name a server that may be written to", False
+        gone = self._is_gone(error)
+        return f"{it} {'is gone' if gone else 'cannot be used'}: {why}", gone
+
+    def _is_gone(self, error: Exception) -> bool:
         """Whether the server cannot be reached, or has ended our session: that comes as an error of
         any kind, and what tells is that the connection is closed."""
         import psycopg

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+_URL = "sqlite:///"
+
 Kind = Literal["busy", "foreign", "damaged", "full", "folder", "shut", "other"]
 """What is wrong: another has it locked; it is no database, or another's; it is damaged; the disk is
 full; it is a folder; it cannot be opened or written; something else."""
@@ -54,6 +56,22 @@ def trouble(error: sqlite3.Error, what: str, place: str, path: Path | None) -> T
             "writable, or name another place",
         )
     return Trouble("other", f"the {what} {place} cannot be used: {error}")
+
+
+def file_in(url: str) -> str:
+    """The name of the file that ``sqlite:///FILE`` names; nothing where ``url`` is no such."""
+    return url.removeprefix(_URL).partition("?")[0] if url.startswith(_URL) else ""
+
+
+def no_address(what: str, url: str) -> str:
+    """What is told of a ``url`` that is no address of a ``what``, without any password in it."""
+    kind = url.partition(":")[0]
+    wrong = f"got an address of {kind!r}"
+    if kind == "sqlite":
+        wrong = "got 'sqlite:' without three slashes and the name of a file"
+    elif kind == url:
+        wrong = f"got {url!r}: write 'sqlite:///{url}'"
+    return f"a {what} is at sqlite:///FILE or postgresql://…, {wrong}"
 
 
 def not_ours(what: str, place: str) -> str:

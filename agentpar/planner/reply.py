@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from typing import Literal, Self
 
-from agentpar.estimate import known, prompt_of
+from agentpar.estimate import known
 from agentpar.events import ModelUsed, Usage
 from agentpar.ports import Clock, ModelRequest, Runtime
 
@@ -45,7 +45,7 @@ class Reply:
     @property
     def usage(self) -> Usage:
         """What the call took up to now, an estimate until the server has said it."""
-        return known(self._told, prompt_of(self._request.messages), "".join(self._text))
+        return known(self._told, self._request.messages, "".join(self._text))
 
     @property
     def begun(self) -> bool:

@@ -15,7 +15,6 @@ from agentpar.executor.journal.store import Store
 
 __all__ = ["Journal", "JournaledRun", "Pruned", "RunJournal", "open_journal"]
 
-_SQLITE = "sqlite:///"
 _POSTGRES = ("postgresql://", "postgres://")
 
 
@@ -32,8 +31,10 @@ def open_journal(
     ``sqlite:///runs/j.db`` is a file below the current folder, ``sqlite:////var/j.db`` one
     from the root, ``postgresql://user@host/database`` needs the ``postgres`` extra.
     """
+    from agentpar.sqlite import file_in, no_address
+
     store: Store
-    if url.startswith(_SQLITE) and (name := url.removeprefix(_SQLITE).partition("?")[0]):
+    if name := file_in(url):
         if name == ":memory:":
             raise UsageError("a journal in memory outlives nothing: name a file")
         from agentpar.executor.journal.sqlite import SqliteStore
@@ -44,11 +45,5 @@ def open_journal(
 
         store = PostgresStore(url)
     else:
-        kind = url.partition(":")[0]  # the rest may hold a password
-        wrong = f"got an address of {kind!r}"
-        if kind == "sqlite":
-            wrong = "got 'sqlite:' without three slashes and the name of a file"
-        elif kind == url:
-            wrong = f"got {url!r}: write 'sqlite:///{url}'"
-        raise UsageError(f"a journal is at sqlite:///FILE or postgresql://…, {wrong}")
+        raise UsageError(no_address("journal", url))
     return Journal(store, lease=lease, patience=patience, keep=keep, spec=spec)

@@ -14,7 +14,7 @@ from agentpar.errors import JournalError, UsageError
 from agentpar.executor.journal.host import Owner
 from agentpar.executor.journal.sql import Execute, SqlStore
 from agentpar.executor.journal.store import VERSION, Append, EventRow, Unreachable
-from agentpar.postgres import Database, said
+from agentpar.postgres import Database
 
 _LOCK = 0x61677072
 """Of the one who makes the tables: "agpr"."""
@@ -136,19 +136,8 @@ class PostgresStore(SqlStore):
         try:
             with self._database.transaction() as execute:
                 yield execute
-        except psycopg.errors.DiskFull as error:
-            raise JournalError(
-                f"there is no room for more in the journal {self.place} ({said(error)}): what it "
-                "holds is untouched; make room on its disk"
-            ) from error
-        except psycopg.errors.ReadOnlySqlTransaction as error:
-            raise JournalError(
-                f"the journal {self.place} cannot be written ({said(error)}): name a server that "
-                "may be written to"
-            ) from error
         except psycopg.Error as error:
-            if self._database.is_gone(error):
-                raise Unreachable(f"the journal {self.place} is gone: {said(error)}") from error
-            raise JournalError(f"the journal {self.place} cannot be used: {said(error)}") from error
+            text, gone = self._database.trouble(error)
+            raise (Unreachable if gone else JournalError)(text) from error
 
     _reading = _writing

@@ -12,7 +12,6 @@ from agentpar.memory.store.base import Put, Statistics, Store
 
 __all__ = ["Put", "Statistics", "Store", "open_store"]
 
-_SQLITE = "sqlite:///"
 _POSTGRES = ("postgresql://", "postgres://")
 
 
@@ -31,6 +30,8 @@ def open_store(
     ``max_entries`` (None: no limit). ``tell`` is told in words of each entry that another program
     has changed, which is not used.
     """
+    from agentpar.sqlite import file_in, no_address
+
     name = None
     if url is not None and url.startswith(_POSTGRES):
         from agentpar.memory.store.postgres import PostgresStore
@@ -39,15 +40,9 @@ def open_store(
             url, max_entry_bytes=max_entry_bytes, max_entries=max_entries, tell=tell
         )
     if url is not None:
-        name = url.removeprefix(_SQLITE).partition("?")[0] if url.startswith(_SQLITE) else ""
+        name = file_in(url)
         if not name:
-            kind = url.partition(":")[0]  # the rest may hold a password
-            wrong = f"got an address of {kind!r}"
-            if kind == "sqlite":
-                wrong = "got 'sqlite:' without three slashes and the name of a file"
-            elif kind == url:
-                wrong = f"got {url!r}: write 'sqlite:///{url}'"
-            raise UsageError(f"a bank is at sqlite:///FILE or postgresql://…, {wrong}")
+            raise UsageError(no_address("bank", url))
     from agentpar.memory.store.sqlite import SqliteStore
 
     return SqliteStore(

@@ -20,7 +20,7 @@ from agentpar.memory.store import key
 from agentpar.memory.store.mirrored import MirroredStore
 from agentpar.memory.store.rows import COLUMNS, Row, Seals, check_size, escaped, little, packed
 from agentpar.memory.store.sql import VERSION, Execute
-from agentpar.postgres import Database, said
+from agentpar.postgres import Database
 
 _LOCK = 0x61677062
 """Of the one who makes the tables: "agpb"."""
@@ -231,22 +231,10 @@ def told(database: Database) -> Iterator[None]:
     """Postgres's errors in a bank's words."""
     import psycopg
 
-    place = database.place
     try:
         yield
-    except psycopg.errors.DiskFull as error:
-        raise BankError(
-            f"there is no room for more in the bank {place} ({said(error)}): what it holds is "
-            "untouched; make room on its disk"
-        ) from error
-    except psycopg.errors.ReadOnlySqlTransaction as error:
-        raise BankError(
-            f"the bank {place} cannot be written ({said(error)}): name a server that may be "
-            "written to"
-        ) from error
     except psycopg.Error as error:
-        how = "is gone" if database.is_gone(error) else "cannot be used"
-        raise BankError(f"the bank {place} {how}: {said(error)}") from error
+        raise BankError(database.trouble(error)[0]) from error
 
 
 def _makes_pgvector(execute: Execute) -> bool:

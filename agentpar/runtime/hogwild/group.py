@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from agentpar.errors import BackendError, UsageError
-from agentpar.estimate import known, prompt_of
+from agentpar.estimate import known
 from agentpar.events import Usage
 from agentpar.ports import Message, ModelRequest, Runtime
 from agentpar.runtime.hogwild import prompts
@@ -147,15 +147,18 @@ class WorkerGroup(ABC):
             temperature=temperature,
             seed=seed,
         )
-        prompt = prompt_of(request.messages)
-        stream = self._counted(self._runtime.stream(request), prompt, answers=True)
+        stream = self._counted(self._runtime.stream(request), request.messages, answers=True)
         async with aclosing(stream) as pieces:
             async for piece in pieces:
                 if isinstance(piece, str):
                     yield piece
 
     async def _counted(
-        self, stream: AsyncGenerator[str | Usage, None], prompt: int, *, answers: bool = False
+        self,
+        stream: AsyncGenerator[str | Usage, None],
+        prompt: int | Iterable[Message],
+        *,
+        answers: bool = False,
     ) -> AsyncGenerator[str | Usage, None]:
         """What ``stream`` brings. What it took goes to `usage` however it ends; a request that was
         refused, before any text, took nothing."""

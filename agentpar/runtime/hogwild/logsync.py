@@ -13,7 +13,6 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from agentpar.estimate import prompt_of
 from agentpar.events import Usage
 from agentpar.ports import Message, ModelRequest, Runtime
 from agentpar.redact import RedactedStream, Redactor
@@ -139,7 +138,7 @@ class LogGroup(WorkerGroup):
         usage = Usage(calls=1)
         said = self._texts[name] = _Said(name, prompts.head(name))
         telling = self._telling.setdefault(name, self._redactor.stream())
-        stream = self._counted(self._runtime.stream(request), prompt_of(request.messages))
+        stream = self._counted(self._runtime.stream(request), request.messages)
         async with aclosing(stream) as pieces:
             async for piece in pieces:
                 if leads:
