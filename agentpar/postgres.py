@@ -1,6 +1,6 @@
 """What our Postgres databases have in common: an address, one connection, a transaction.
 
-It must never know what lies in a database, nor whose words its errors are told in.
+It must never know what lies in a database, nor which errors its users raise: it says what is wrong.
 """
 
 from __future__ import annotations
